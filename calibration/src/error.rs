@@ -1,0 +1,61 @@
+//! The one error type of this crate. Each message is one line: what, where, expected, got.
+
+use std::fmt::Display;
+use std::io;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{}: {cause}", path.display())]
+    Io { path: PathBuf, cause: io::Error },
+
+    /// `looked_for` lists every place that was tried.
+    #[error("{what} not found: looked for {looked_for}")]
+    NotFound { what: String, looked_for: String },
+
+    /// A command-line value that does not parse.
+    #[error("{what}: expected {expected}, got `{got}`")]
+    Parse { what: &'static str, expected: &'static str, got: String },
+
+    /// A file (or embedded text) that can be read but not understood. `at` is its path or name, with the line
+    /// or row where one is known.
+    #[error("{at}: {problem}")]
+    Malformed { at: String, problem: String },
+
+    #[error(
+        "HOME is not set, and neither are HF_HUB_CACHE, HF_HOME or XDG_CACHE_HOME: no place for the hub cache"
+    )]
+    NoHome,
+
+    #[error("the tokenizer cannot {action}: {cause}")]
+    Tokenizer { action: &'static str, cause: String },
+
+    #[error(
+        "{at}: no chat template (expected chat_template.jinja, or `chat_template` in tokenizer_config.json)"
+    )]
+    NoChatTemplate { at: String },
+
+    /// The template does not compile, failed, or refused the messages through `raise_exception`.
+    #[error("chat template: {0}")]
+    ChatTemplate(minijinja::Error),
+
+    #[error(
+        "the text is too short: {asked} distinct windows of {seq_len} tokens asked, {fit} fit in {tokens} tokens"
+    )]
+    TextTooShort { asked: usize, fit: usize, seq_len: usize, tokens: usize },
+
+    #[error("{0} must be at least 1, got 0")]
+    Zero(&'static str),
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |cause| Self::Io { path: path.to_path_buf(), cause }
+    }
+
+    pub(crate) fn malformed(at: impl Display, problem: impl Display) -> Self {
+        Self::Malformed { at: at.to_string(), problem: problem.to_string() }
+    }
+}

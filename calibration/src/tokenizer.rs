@@ -1,0 +1,251 @@
+//! Text to token ids and back, by the model's own tokenizer.json.
+
+use std::collections::HashSet;
+use std::fmt::Display;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::text_stream::TextStream;
+use crate::tokenizer_config::{self, TokenizerConfig};
+
+/// A tokenizer; a clone shares its tables.
+#[derive(Clone)]
+pub struct Tokenizer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    inner: tokenizers::Tokenizer,
+    vocab_size: usize,
+    special: HashSet<u32>,
+    bos_token: Option<String>,
+    eos_token: Option<String>,
+}
+
+impl Tokenizer {
+    /// Reads tokenizer.json, and tokenizer_config.json where there is one, from a model's folder.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        let json = fs::read(&path).map_err(Error::io(&path))?;
+        Self::new(&json, &path.display().to_string(), TokenizerConfig::load(folder)?)
+    }
+
+    /// The same from the files' contents.
+    pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config_json: Option<&[u8]>) -> Result<Self> {
+        let config = match tokenizer_config_json {
+            Some(json) => TokenizerConfig::parse(json, tokenizer_config::FILE_NAME)?,
+            None => TokenizerConfig::default(),
+        };
+        Self::new(tokenizer_json, "tokenizer.json", config)
+    }
+
+    fn new(json: &[u8], at: &str, config: TokenizerConfig) -> Result<Self> {
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(json).map_err(|cause| Error::malformed(at, one_line(cause)))?;
+        // Settings left from training would cut or pad the text without a word.
+        inner.with_truncation(None).map_err(|cause| Error::malformed(at, one_line(cause)))?;
+        inner.with_padding(None);
+        let added = inner.get_added_tokens_decoder();
+        let special = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
+        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let TokenizerConfig { bos_token, eos_token, .. } = config;
+        Ok(Self { shared: Arc::new(Shared { inner, vocab_size, special, bos_token, eos_token }) })
+    }
+
+    /// Encodes the whole text in one call. `add_special` adds what the model expects around a text (such as
+    /// `<s>` in front); a rendered chat template has brought these itself. Special tokens spelled out in the
+    /// text become their ids either way.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = self.shared.inner.encode_fast(text, add_special).map_err(failed("encode the text"))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`. Bytes that are no UTF-8 become U+FFFD; ids outside the vocabulary have no text.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.shared.inner.decode(ids, skip_special).map_err(failed("decode the ids"))
+    }
+
+    /// An incremental decoder for generated ids.
+    pub fn stream(&self, skip_special: bool) -> TextStream {
+        TextStream::new(self.clone(), skip_special)
+    }
+
+    /// The highest id plus one, added tokens included: an embedding needs at least this many rows.
+    pub fn vocab_size(&self) -> usize {
+        self.shared.vocab_size
+    }
+
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.shared.inner.token_to_id(token)
+    }
+
+    /// Whether `skip_special` leaves this id out.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.shared.special.contains(&id)
+    }
+
+    /// The id of tokenizer_config.json's `bos_token`.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.token_id(self.shared.bos_token.as_deref()?)
+    }
+
+    /// The id of tokenizer_config.json's `eos_token`.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.token_id(self.shared.eos_token.as_deref()?)
+    }
+}
+
+fn failed(action: &'static str) -> impl Fn(tokenizers::Error) -> Error {
+    move |cause| Error::Tokenizer { action, cause: one_line(cause) }
+}
+
+fn one_line(cause: impl Display) -> String {
+    cause.to_string().replace('\n', " ")
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use serde_json::{Map, Value, json};
+
+    use super::Tokenizer;
+
+    /// A byte-level BPE without merges: one id a byte (`!` is 0, `a` is 64), then `<|end|>` (256, special).
+    pub fn bytes() -> Tokenizer {
+        // GPT-2's spelling of bytes: the printable ones as themselves, the others as U+0100 onwards.
+        let mut printable: Vec<u32> = (0x21..=0x7e).chain(0xa1..=0xac).chain(0xae..=0xff).collect();
+        printable.extend(0x100..0x100 + 256 - printable.len() as u32);
+        let spelled = printable.into_iter().filter_map(char::from_u32);
+        let vocab: Map<String, Value> =
+            spelled.enumerate().map(|(id, c)| (c.to_string(), json!(id))).collect();
+        let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true});
+        tokenizer(&json!({
+            "version": "1.0",
+            "added_tokens": [special(256, "<|end|>")],
+            "pre_tokenizer": byte_level,
+            "decoder": byte_level,
+            "model": {"type": "BPE", "vocab": vocab, "merges": []},
+        }))
+    }
+
+    /// The kind of Llama 2: words that begin with `▁`, a leading space that decoding strips, bytes as a
+    /// fallback. Ids: `<unk>` 0, `<s>` 1, `▁` 2, `▁a` 3, `▁b` 4, `b` 5, then the bytes 0..=255 from 6 on.
+    pub fn byte_fallback() -> Tokenizer {
+        let tokens = ["<unk>", "<s>", "▁", "▁a", "▁b", "b"].map(str::to_owned);
+        let bytes = (0..=255).map(|byte| format!("<0x{byte:02X}>"));
+        let vocab: Map<String, Value> =
+            tokens.into_iter().chain(bytes).enumerate().map(|(id, token)| (token, json!(id))).collect();
+        let metaspace =
+            json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false});
+        tokenizer(&json!({
+            "version": "1.0",
+            // Left from training: 4 tokens at most, padded to 8.
+            "truncation": {"max_length": 4, "stride": 0, "strategy": "LongestFirst", "direction": "Right"},
+            "padding": {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
+                "pad_type_id": 0, "pad_token": "<unk>"},
+            "added_tokens": [special(0, "<unk>"), special(1, "<s>")],
+            "pre_tokenizer": metaspace,
+            "post_processor": {"type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+            "decoder": {"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ]},
+            "model": {"type": "BPE", "vocab": vocab, "merges": [["▁", "b"]], "byte_fallback": true,
+                "unk_token": "<unk>"},
+        }))
+    }
+
+    fn special(id: u32, content: &str) -> Value {
+        json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false})
+    }
+
+    fn tokenizer(json: &Value) -> Tokenizer {
+        let config = br#"{"bos_token": "<s>", "eos_token": "<|end|>"}"#;
+        Tokenizer::from_bytes(json.to_string().as_bytes(), Some(config)).unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::{DatasetRoots, HubCache, Join, dataset};
+
+    #[test]
+    fn text_survives_the_round_trip_and_special_tokens_are_recognised() {
+        let tokenizer = testing::bytes();
+        let text = "a \n\t€ \u{1F600}<|end|>é";
+        let ids = tokenizer.encode(text, true).unwrap();
+        assert_eq!(ids.len(), text.len() - "<|end|>".len() + 1, "one id a byte");
+        assert_eq!(ids[0], 64);
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), text.replace("<|end|>", ""));
+    }
+
+    #[test]
+    fn the_vocabulary_is_known_with_its_special_tokens() {
+        let tokenizer = testing::bytes();
+        assert_eq!(tokenizer.vocab_size(), 257);
+        assert_eq!(tokenizer.token_id("<|end|>"), Some(256));
+        assert_eq!(tokenizer.token_id("ab"), None);
+        assert!(tokenizer.is_special(256) && !tokenizer.is_special(64) && !tokenizer.is_special(9999));
+        assert_eq!((tokenizer.eos_id(), tokenizer.bos_id()), (Some(256), None));
+        assert_eq!(testing::byte_fallback().bos_id(), Some(1));
+    }
+
+    #[test]
+    fn truncation_and_padding_left_in_the_file_are_ignored() {
+        let tokenizer = testing::byte_fallback();
+        assert_eq!(tokenizer.encode("b", false).unwrap(), [4]);
+        assert_eq!(tokenizer.encode("bbbbbbbbbb", false).unwrap(), [4, 5, 5, 5, 5, 5, 5, 5, 5, 5]);
+    }
+
+    #[test]
+    fn the_texts_frame_is_added_on_request_only() {
+        let tokenizer = testing::byte_fallback();
+        assert_eq!(tokenizer.encode("b", true).unwrap(), [1, 4]);
+        assert_eq!(tokenizer.encode("b", false).unwrap(), [4]);
+        assert_eq!(tokenizer.encode("", true).unwrap(), [1]);
+    }
+
+    #[test]
+    fn ids_out_of_the_vocabulary_have_no_text() {
+        assert_eq!(testing::bytes().decode(&[64, 9999, 65], false).unwrap(), "ab");
+    }
+
+    #[test]
+    fn malformed_files_are_named() {
+        let message = |result: Result<Tokenizer>| result.err().unwrap().to_string();
+        assert!(message(Tokenizer::from_bytes(b"{}", None)).starts_with("tokenizer.json: "));
+        let folder = tempfile::tempdir().unwrap();
+        assert!(message(Tokenizer::load(folder.path())).contains("tokenizer.json: No such file"));
+        fs::write(folder.path().join("tokenizer.json"), "[").unwrap();
+        assert!(message(Tokenizer::load(folder.path())).contains("/tokenizer.json: "));
+    }
+
+    #[test]
+    fn a_real_tokenizer_encodes_a_real_text_in_one_call() {
+        let Some(shared) = std::env::var_os("GPTQ_SHARED") else {
+            eprintln!("skipped: GPTQ_SHARED is not set");
+            return;
+        };
+        let shared = Path::new(&shared);
+        let roots =
+            DatasetRoots { datasets: Some(shared.join("data")), hub: HubCache { root: shared.join("hub") } };
+        let text = dataset::load(&"wikitext2:validation".parse().unwrap(), &roots).unwrap().join(Join::Raw);
+        let tokenizer = Tokenizer::load(&shared.join("models/wiki20m")).unwrap();
+        let start = Instant::now();
+        let ids = tokenizer.encode(&text, false).unwrap();
+        eprintln!("{} bytes, {} tokens in {:.2?}", text.len(), ids.len(), start.elapsed());
+        assert!(ids.len() >= 64 * 1024);
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+    }
+}

@@ -1,0 +1,104 @@
+//! `y = x W^T + bias` for any weight that can give its rows as f32: dense halves and GPTQ codes share it.
+
+use std::ops::Range;
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef};
+use rayon::prelude::*;
+
+use super::{all_cores, dot};
+
+/// Up to this many input rows a weight row is widened and used at once; above, a chunk of rows is
+/// widened and handed to the blocked product.
+const GEMV_ROWS: usize = 8;
+
+/// Elements of the widened chunk (128 MiB): an embedding of 150,000 rows never exists in f32 as a whole.
+const CHUNK: usize = 32 << 20;
+
+/// Output rows a thread takes at a time when every row is a dot product.
+const GEMV_TASK: usize = 32;
+
+/// A weight matrix `[out, in]` that can write its rows as f32.
+pub(crate) trait RowSource: Sync {
+    fn dims(&self) -> (usize, usize);
+
+    /// Writes row `row`, `in` values.
+    fn write_row(&self, row: usize, out: &mut [f32]);
+
+    /// Rows that lie in memory as f32 already, so that nothing need be copied.
+    fn borrow_rows(&self, _rows: Range<usize>) -> Option<&[f32]> {
+        None
+    }
+}
+
+/// `y[m, n] = sum_k x[m, k] * w[n, k] + bias[n]`; x: `[rows, in]` row-major, result `[rows, out]`.
+pub(crate) fn linear(x: &[f32], rows: usize, weight: &impl RowSource, bias: Option<&[f32]>) -> Vec<f32> {
+    let (out_features, _) = weight.dims();
+    let mut y = match bias {
+        Some(bias) => bias.repeat(rows),
+        None => vec![0.0; rows * out_features],
+    };
+    if rows <= GEMV_ROWS {
+        add_dots(x, rows, weight, &mut y);
+    } else {
+        add_product(x, rows, weight, &mut y);
+    }
+    y
+}
+
+fn add_dots(x: &[f32], rows: usize, weight: &impl RowSource, y: &mut [f32]) {
+    let (out_features, in_features) = weight.dims();
+    let tasks: Vec<_> = (0..out_features.div_ceil(GEMV_TASK)).collect();
+    let parts: Vec<Vec<f32>> = tasks
+        .into_par_iter()
+        .map_init(
+            || vec![0.0; in_features],
+            |buffer, task| {
+                let span = task * GEMV_TASK..((task + 1) * GEMV_TASK).min(out_features);
+                let mut part = Vec::with_capacity(span.len() * rows);
+                for n in span {
+                    let row = match weight.borrow_rows(n..n + 1) {
+                        Some(row) => row,
+                        None => {
+                            weight.write_row(n, buffer);
+                            &buffer[..]
+                        }
+                    };
+                    part.extend((0..rows).map(|m| dot(&x[m * in_features..][..in_features], row)));
+                }
+                part
+            },
+        )
+        .collect();
+    for (n, sums) in parts.iter().flat_map(|part| part.chunks(rows)).enumerate() {
+        for (m, sum) in sums.iter().enumerate() {
+            y[m * out_features + n] += sum;
+        }
+    }
+}
+
+fn add_product(x: &[f32], rows: usize, weight: &impl RowSource, y: &mut [f32]) {
+    let (out_features, in_features) = weight.dims();
+    let x = MatRef::from_row_major_slice(x, rows, in_features);
+    let mut y = MatMut::from_row_major_slice_mut(y, rows, out_features);
+    let chunk_rows = (CHUNK / in_features.max(1)).max(1);
+    let mut buffer = Vec::new();
+    for start in (0..out_features).step_by(chunk_rows) {
+        let span = start..(start + chunk_rows).min(out_features);
+        let length = span.len();
+        let w = match weight.borrow_rows(span.clone()) {
+            Some(w) => w,
+            None => {
+                buffer.resize(length * in_features, 0.0);
+                buffer
+                    .par_chunks_exact_mut(in_features)
+                    .zip(span)
+                    .for_each(|(out, n)| weight.write_row(n, out));
+                &buffer[..]
+            }
+        };
+        let w = MatRef::from_row_major_slice(w, length, in_features);
+        let part = y.as_mut().subcols_mut(start, length);
+        matmul(part, Accum::Add, x, w.transpose(), 1.0, all_cores());
+    }
+}

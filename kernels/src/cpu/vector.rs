@@ -1,0 +1,141 @@
+//! Inner loops, compiled once per instruction set and chosen when the program runs.
+
+use multiversion::multiversion;
+
+const LANES: usize = 16;
+
+/// `sum_i a[i] * b[i]` in f32, over 4 x 16 independent sums.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const STEP: usize = 4 * LANES;
+    let length = a.len().min(b.len());
+    let (a, b) = (&a[..length], &b[..length]);
+    let mut sums = [0f32; STEP];
+    let (blocks_a, blocks_b) = (a.chunks_exact(STEP), b.chunks_exact(STEP));
+    let tail: f32 = blocks_a.remainder().iter().zip(blocks_b.remainder()).map(|(x, y)| x * y).sum();
+    for (x, y) in blocks_a.zip(blocks_b) {
+        for lane in 0..STEP {
+            sums[lane] = x[lane].mul_add(y[lane], sums[lane]);
+        }
+    }
+    sums.iter().sum::<f32>() + tail
+}
+
+/// `y[i] += a * x[i]`.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
+pub(crate) fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y = x.mul_add(a, *y);
+    }
+}
+
+/// The largest value, or minus infinity where there is none.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
+pub(crate) fn maximum(x: &[f32]) -> f32 {
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    let blocks = x.chunks_exact(LANES);
+    let tail = blocks.remainder().iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+    for block in blocks {
+        for lane in 0..LANES {
+            largest[lane] = largest[lane].max(block[lane]);
+        }
+    }
+    largest.iter().fold(tail, |a, b| a.max(*b))
+}
+
+/// `x[i] = exp(x[i] - shift)`, returning the sum. Relative error below 2e-7 for arguments above -87;
+/// smaller ones give 0.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
+pub(crate) fn exp_in_place(x: &mut [f32], shift: f32) -> f32 {
+    let mut sums = [0f32; LANES];
+    let mut blocks = x.chunks_exact_mut(LANES);
+    for block in &mut blocks {
+        for lane in 0..LANES {
+            block[lane] = exp(block[lane] - shift);
+            sums[lane] += block[lane];
+        }
+    }
+    let mut tail = 0.0;
+    for value in blocks.into_remainder() {
+        *value = exp(*value - shift);
+        tail += *value;
+    }
+    sums.iter().sum::<f32>() + tail
+}
+
+/// Codes to f32. 16 bytes give 32 values: the low halves, then the high ones; the last run may be cut short.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
+pub(crate) fn widen_nibbles(bytes: &[u8], out: &mut [f32]) {
+    for (bytes, out) in bytes.chunks_exact(16).zip(out.chunks_mut(32)) {
+        let mut run = [0f32; 32];
+        for j in 0..16 {
+            run[j] = (bytes[j] & 15) as f32;
+            run[j + 16] = (bytes[j] >> 4) as f32;
+        }
+        out.copy_from_slice(&run[..out.len()]);
+    }
+}
+
+/// One code a byte to f32.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
+pub(crate) fn widen_bytes(bytes: &[u8], out: &mut [f32]) {
+    for (out, byte) in out.iter_mut().zip(bytes) {
+        *out = *byte as f32;
+    }
+}
+
+/// `exp(x) = 2^n * exp(r)` with `n = round(x / ln 2)` and a polynomial on `|r| <= ln(2) / 2`.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    // ln 2 in two parts, so that `x - n * ln 2` keeps its last bits (Cody and Waite).
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Adding 1.5 * 2^23 rounds to an integer that then lies in the low mantissa bits.
+    const ROUNDER: f32 = 12_582_912.0;
+    let clamped = x.clamp(-87.0, 88.0);
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUNDER);
+    let n = shifted - ROUNDER;
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, clamped));
+    // Taylor's series to the sixth power: the rest is below 2e-8 on this interval.
+    let mut p = 1.0 / 720.0;
+    for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = r.mul_add(p, coefficient);
+    }
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
+    if x < -87.0 { 0.0 } else { p * power }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_agrees_with_the_standard_library() {
+        let inputs: Vec<f32> = (0..20_000).map(|i| -90.0 + i as f32 * 0.0089).collect();
+        let mut outputs = inputs.clone();
+        exp_in_place(&mut outputs, 0.0);
+        for (x, y) in inputs.iter().zip(&outputs) {
+            let expected = (*x as f64).exp();
+            if *x < -87.0 {
+                assert_eq!(*y, 0.0);
+            } else {
+                assert!((*y as f64 - expected).abs() <= 3e-7 * expected, "exp({x}) = {y}, not {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn tails_are_counted_for_every_length() {
+        for length in 0..150 {
+            let a: Vec<f32> = (0..length).map(|i| (i % 7) as f32).collect();
+            let expected: f32 = a.iter().map(|x| x * x).sum();
+            assert_eq!(dot(&a, &a), expected);
+            let mut y = a.clone();
+            axpy(2.0, &a, &mut y);
+            assert!(y.iter().zip(&a).all(|(y, x)| *y == 3.0 * x));
+            assert_eq!(maximum(&a), if length == 0 { f32::NEG_INFINITY } else { (length - 1).min(6) as f32 });
+            let mut ones = vec![1.0; length];
+            assert_eq!(exp_in_place(&mut ones, 1.0), length as f32);
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The operations of GPTQ and of Llama-family models, one folder an op, behind one [`Backend`] trait.
+//!
+//! ```
+//! use gptq_kernels::{Cpu, Device, RmsNorm};
+//!
+//! let cpu = Cpu::new();
+//! let x = cpu.tensor(vec![3.0, 4.0], (1, 2))?;
+//! let weight = cpu.tensor(vec![1.0, 1.0], (1, 2))?;
+//! let y = cpu.to_vec(&cpu.rms_norm(&x, &weight, 0.0)?)?;
+//! assert!((y[0] - 3.0 / 12.5f32.sqrt()).abs() < 1e-6);
+//! # Ok::<(), gptq_kernels::Error>(())
+//! ```
+
+mod backend;
+mod batch;
+mod cpu;
+mod device;
+mod error;
+mod host;
+mod ops;
+pub mod packing;
+#[cfg(test)]
+mod testing;
+
+pub use backend::Backend;
+pub use batch::{Batch, KV_BLOCK_ROWS, SequenceRows};
+pub use cpu::Cpu;
+pub use device::Device;
+pub use error::{Error, Result};
+pub use host::{Dtype, HostTensor};
+pub use ops::add::Add;
+pub use ops::attention::{Attention, AttentionShape};
+pub use ops::embedding::Embedding;
+pub use ops::gptq_sweep::{GptqSweep, GridSpec, Grouping, Quantized};
+pub use ops::hessian::Hessian;
+pub use ops::inverse_cholesky::InverseCholesky;
+pub use ops::matmul::MatMul;
+pub use ops::quant_matmul::QuantMatMul;
+pub use ops::rms_norm::RmsNorm;
+pub use ops::rope::{QkNorm, Rope, RopeShape};
+pub use ops::silu_mul::SiluMul;
+pub use ops::token_loss::{Divergence, TokenLoss};

@@ -1,0 +1,37 @@
+//! The residual connection.
+
+mod cpu;
+
+use crate::{Device, Error, Result};
+
+/// `y = a + b`, element by element.  a, b: `[tokens, features]`
+pub trait Add: Device {
+    fn add(&self, a: &Self::Tensor, b: &Self::Tensor) -> Result<Self::Tensor>;
+}
+
+/// Both must have the same shape: nothing is broadcast.
+pub(crate) fn check(a: (usize, usize), b: (usize, usize)) -> Result<()> {
+    if a != b {
+        return Err(Error::shape("add", a, b));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Cpu;
+
+    fn conforms(device: &impl Add) {
+        let a = device.tensor(vec![1.0, 2.0, 3.0, 4.0], (2, 2)).unwrap();
+        let b = device.tensor(vec![0.5; 4], (2, 2)).unwrap();
+        assert_eq!(device.to_vec(&device.add(&a, &b).unwrap()).unwrap(), [1.5, 2.5, 3.5, 4.5]);
+        let row = device.tensor(vec![0.5; 2], (1, 2)).unwrap();
+        assert!(device.add(&a, &row).is_err(), "a row is not broadcast");
+    }
+
+    #[test]
+    fn adds_and_does_not_broadcast_on_the_cpu() {
+        conforms(&Cpu::new());
+    }
+}

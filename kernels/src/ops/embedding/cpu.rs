@@ -1,0 +1,16 @@
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::{Embedding, check};
+use crate::cpu::RowSource;
+use crate::{Cpu, Device, MatMul, Result};
+
+impl Embedding for Cpu {
+    fn embedding(&self, table: &<Self as MatMul>::Weight, ids: &[u32]) -> Result<Tensor> {
+        let (vocab, hidden) = table.dims();
+        check(ids, vocab)?;
+        let mut y = vec![0.0; ids.len() * hidden];
+        y.par_chunks_exact_mut(hidden).zip(ids).for_each(|(out, id)| table.write_row(*id as usize, out));
+        self.tensor(y, (ids.len(), hidden))
+    }
+}

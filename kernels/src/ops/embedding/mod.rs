@@ -1,0 +1,40 @@
+//! Token ids to rows of the embedding table.
+
+mod cpu;
+
+use crate::{Error, MatMul, Result};
+
+/// `y[t] = table[ids[t]]`.  table: `[vocab, hidden]`, ids: `[tokens]`, result: `[tokens, hidden]`
+pub trait Embedding: MatMul {
+    fn embedding(&self, table: &Self::Weight, ids: &[u32]) -> Result<Self::Tensor>;
+}
+
+/// The ids must be rows of the table.
+pub(crate) fn check(ids: &[u32], vocab: usize) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= vocab) {
+        Some(id) => Err(Error::shape("embedding", format!("ids below {vocab}"), id)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Cpu, Dtype, HostTensor};
+    use half::f16;
+
+    fn conforms(device: &impl Embedding) {
+        let table: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let bytes: Vec<u8> = table.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
+        let host = HostTensor::new(Dtype::F16, vec![4, 3], &bytes).unwrap();
+        let table = device.weight(&[host], &[]).unwrap();
+        let y = device.embedding(&table, &[3, 0, 3]).unwrap();
+        assert_eq!(device.to_vec(&y).unwrap(), [9., 10., 11., 0., 1., 2., 9., 10., 11.]);
+        assert!(device.embedding(&table, &[4]).is_err(), "an id past the table");
+    }
+
+    #[test]
+    fn rows_come_in_the_order_of_the_ids_on_the_cpu() {
+        conforms(&Cpu::new());
+    }
+}

@@ -1,0 +1,173 @@
+//! The uniform grid of one row of one group: its scale and its zero point.
+
+use half::f16;
+
+/// How grids are found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GridSpec {
+    /// Bits of a code.
+    pub bits: u32,
+    /// The zero point is the middle code and the range is even around 0.
+    pub sym: bool,
+    /// Search for the shrunken range with the least `sum |q - w|^2.4`.
+    pub mse: bool,
+    /// Smallest zero point that the file format can hold: 1 for v1, 0 for v2.
+    pub min_zero: u8,
+    /// Round scales to f16 before they are used, so that what is solved is what is stored.
+    pub f16_scales: bool,
+}
+
+/// Ranges tried by the search: 1, 0.99, ... 0.21 of the whole.
+const SHRINK_STEPS: usize = 80;
+const SHRINK_GRID: f32 = 100.0;
+/// Exponent of the search's error norm, from the reference code of the paper.
+const SHRINK_NORM: f32 = 2.4;
+
+/// The largest weight of a symmetric group lies on a tie, 7.5 steps of 15. Rounding noise must not decide
+/// it from run to run and from device to device, so quotients within it of a tie count as the tie.
+const TIES_OUTWARD: f32 = 1.0 + 4.0 * f32::EPSILON;
+
+/// `value = (code - zero) * scale`
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Grid {
+    pub scale: f32,
+    pub zero: f32,
+    pub max_code: f32,
+}
+
+impl Grid {
+    pub fn code(&self, w: f32) -> f32 {
+        ((w / self.scale * TIES_OUTWARD).round_ties_even() + self.zero).clamp(0.0, self.max_code)
+    }
+
+    pub fn value(&self, code: f32) -> f32 {
+        (code - self.zero) * self.scale
+    }
+
+    fn error(&self, weights: &[f32]) -> f32 {
+        weights.iter().map(|w| (self.value(self.code(*w)) - w).abs().powf(SHRINK_NORM)).sum()
+    }
+}
+
+impl GridSpec {
+    /// The grid of the given weights of one row.
+    pub(crate) fn find(&self, weights: &[f32]) -> Grid {
+        let (min, max) = self.range(weights);
+        let whole = self.grid(min, max);
+        if !self.mse {
+            return whole;
+        }
+        let mut best = (whole.error(weights), whole);
+        for step in 1..SHRINK_STEPS {
+            let p = 1.0 - step as f32 / SHRINK_GRID;
+            let zero = self.sym.then_some(whole.zero);
+            let grid = Grid {
+                zero: zero.unwrap_or(self.grid(p * min, p * max).zero),
+                ..self.grid(p * min, p * max)
+            };
+            let error = grid.error(weights);
+            if error < best.0 {
+                best = (error, grid);
+            }
+        }
+        best.1
+    }
+
+    /// The range to cover; it always holds 0.
+    fn range(&self, weights: &[f32]) -> (f32, f32) {
+        let mut min = weights.iter().fold(0f32, |a, b| a.min(*b));
+        let mut max = weights.iter().fold(0f32, |a, b| a.max(*b));
+        if self.sym {
+            max = max.max(-min);
+            min = if min < 0.0 { -max } else { min };
+        }
+        if min == 0.0 && max == 0.0 { (-1.0, 1.0) } else { (min, max) }
+    }
+
+    fn grid(&self, min: f32, max: f32) -> Grid {
+        let max_code = ((1u32 << self.bits) - 1) as f32;
+        // In f64: an even range of an odd number of steps has its zero on a tie, which f32 would miss.
+        let step = (max as f64 - min as f64) / max_code as f64;
+        if self.sym {
+            return Grid { scale: self.stored(step), zero: (max_code + 1.0) / 2.0, max_code };
+        }
+        let zero = (-min as f64 / step).round_ties_even() as f32;
+        match zero < self.min_zero as f32 {
+            true => {
+                let zero = self.min_zero as f32;
+                Grid { scale: self.stored(max as f64 / (max_code - zero) as f64), zero, max_code }
+            }
+            false => Grid { scale: self.stored(step), zero: zero.min(max_code), max_code },
+        }
+    }
+
+    /// The scale as the file will hold it, never zero.
+    fn stored(&self, scale: f64) -> f32 {
+        match self.f16_scales {
+            true => f16::from_f64(scale).max(f16::MIN_POSITIVE_SUBNORMAL).to_f32(),
+            false => (scale as f32).max(f32::MIN_POSITIVE),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(bits: u32, sym: bool) -> GridSpec {
+        GridSpec { bits, sym, mse: false, min_zero: 0, f16_scales: false }
+    }
+
+    #[test]
+    fn symmetric_grids_have_the_middle_code_as_zero() {
+        let grid = spec(4, true).find(&[-0.75, 0.1, 1.5]);
+        assert_eq!((grid.scale, grid.zero), (2.0 * 1.5 / 15.0, 8.0));
+        let positive = spec(8, true).find(&[0.5, 1.0]);
+        assert_eq!((positive.scale, positive.zero), (1.0 / 255.0, 128.0));
+    }
+
+    #[test]
+    fn the_largest_weight_is_a_tie_whatever_its_last_bits() {
+        for i in 1..1000 {
+            let largest = -0.37 - i as f32 * 1e-5;
+            assert_eq!(spec(4, true).find(&[largest, 0.1]).code(largest), 0.0, "{largest}");
+        }
+    }
+
+    #[test]
+    fn an_all_zero_row_gets_a_usable_grid() {
+        for sym in [true, false] {
+            let grid = spec(4, sym).find(&[0.0; 8]);
+            assert!(grid.scale > 0.0);
+            assert_eq!(grid.value(grid.code(0.0)), 0.0);
+        }
+    }
+
+    #[test]
+    fn asymmetric_grids_reach_both_ends() {
+        let grid = spec(4, false).find(&[-1.0, 0.0, 2.0]);
+        assert_eq!(grid.zero, 5.0);
+        assert!((grid.value(grid.code(-1.0)) + 1.0).abs() < 1e-6);
+        assert!((grid.value(grid.code(2.0)) - 2.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_zero_that_v1_cannot_hold_is_moved_and_the_range_still_covered() {
+        let grid = GridSpec { min_zero: 1, ..spec(4, false) }.find(&[0.0, 1.0, 2.8]);
+        assert_eq!(grid.zero, 1.0);
+        assert!((grid.value(grid.code(2.8)) - 2.8).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_scale_below_f16_does_not_become_zero() {
+        let grid = GridSpec { f16_scales: true, ..spec(4, true) }.find(&[1e-9, -1e-9]);
+        assert!(grid.scale > 0.0 && grid.code(1e-9) == 8.0);
+    }
+
+    #[test]
+    fn the_search_never_makes_the_error_larger() {
+        let weights: Vec<f32> = (0..64).map(|i| ((i * 29 % 64) as f32 / 32.0 - 1.0).powi(5)).collect();
+        let searched = GridSpec { mse: true, ..spec(3, true) }.find(&weights);
+        assert!(searched.error(&weights) < spec(3, true).find(&weights).error(&weights));
+    }
+}

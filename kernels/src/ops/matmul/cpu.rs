@@ -1,0 +1,85 @@
+use std::ops::Range;
+
+use candle_core::Tensor;
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use super::{MatMul, check, check_parts};
+use crate::cpu::{RowSource, View, linear};
+use crate::{Cpu, Device, Dtype, Error, HostTensor, Result};
+
+/// A dense weight `[out, in]`, kept in the checkpoint's own type and widened row by row.
+pub struct CpuWeight {
+    values: Values,
+    dims: (usize, usize),
+    bias: Option<Vec<f32>>,
+}
+
+enum Values {
+    F16(Vec<f16>),
+    BF16(Vec<bf16>),
+    F32(Vec<f32>),
+}
+
+impl MatMul for Cpu {
+    type Weight = CpuWeight;
+
+    fn weight(&self, parts: &[HostTensor], biases: &[HostTensor]) -> Result<CpuWeight> {
+        let dims = check_parts(parts, biases)?;
+        let dtype = parts[0].dtype;
+        let uniform = parts.iter().all(|p| p.dtype == dtype);
+        let halves =
+            || parts.iter().flat_map(|p| p.bytes.chunks_exact(2)).map(|b| u16::from_le_bytes([b[0], b[1]]));
+        let values = match dtype {
+            Dtype::F16 if uniform => Values::F16(halves().map(f16::from_bits).collect()),
+            Dtype::BF16 if uniform => Values::BF16(halves().map(bf16::from_bits).collect()),
+            _ => Values::F32(parts.iter().flat_map(HostTensor::to_f32).collect()),
+        };
+        let bias = (!biases.is_empty()).then(|| biases.iter().flat_map(HostTensor::to_f32).collect());
+        Ok(CpuWeight { values, dims, bias })
+    }
+
+    fn weight_from_f32(
+        &self,
+        values: Vec<f32>,
+        dims: (usize, usize),
+        bias: Option<Vec<f32>>,
+    ) -> Result<CpuWeight> {
+        if values.len() != dims.0 * dims.1 {
+            return Err(Error::shape("matmul weight", dims, values.len()));
+        }
+        if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != dims.0) {
+            return Err(Error::shape("matmul bias", dims.0, bias.len()));
+        }
+        Ok(CpuWeight { values: Values::F32(values), dims, bias })
+    }
+
+    fn matmul(&self, x: &Tensor, weight: &CpuWeight) -> Result<Tensor> {
+        check(self.shape(x), weight.dims)?;
+        let x = View::of(x)?;
+        let y = linear(&x, x.rows, weight, weight.bias.as_deref());
+        self.tensor(y, (x.rows, weight.dims.0))
+    }
+}
+
+impl RowSource for CpuWeight {
+    fn dims(&self) -> (usize, usize) {
+        self.dims
+    }
+
+    fn write_row(&self, row: usize, out: &mut [f32]) {
+        let span = row * self.dims.1..(row + 1) * self.dims.1;
+        match &self.values {
+            Values::F16(values) => values[span].convert_to_f32_slice(out),
+            Values::BF16(values) => values[span].convert_to_f32_slice(out),
+            Values::F32(values) => out.copy_from_slice(&values[span]),
+        }
+    }
+
+    fn borrow_rows(&self, rows: Range<usize>) -> Option<&[f32]> {
+        match &self.values {
+            Values::F32(values) => Some(&values[rows.start * self.dims.1..rows.end * self.dims.1]),
+            Values::F16(_) | Values::BF16(_) => None,
+        }
+    }
+}

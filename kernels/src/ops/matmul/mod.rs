@@ -1,0 +1,114 @@
+//! The dense linear layer.
+
+pub(crate) mod cpu;
+
+use crate::{Device, Error, HostTensor, Result};
+
+/// `y[t, n] = sum_k x[t, k] * weight[n, k] + bias[n]`.
+/// x: `[tokens, in]`, weight: `[out, in]` in the checkpoint's type, result: `[tokens, out]`
+pub trait MatMul: Device {
+    /// A dense weight on this device, with its bias.
+    type Weight: Send + Sync;
+
+    /// Several `[out_i, in]` matrices stacked along `out`, with a bias for each or for none.
+    fn weight(&self, parts: &[HostTensor], biases: &[HostTensor]) -> Result<Self::Weight>;
+
+    /// A weight `[out, in]` from f32 values.
+    fn weight_from_f32(
+        &self,
+        values: Vec<f32>,
+        shape: (usize, usize),
+        bias: Option<Vec<f32>>,
+    ) -> Result<Self::Weight>;
+
+    fn matmul(&self, x: &Self::Tensor, weight: &Self::Weight) -> Result<Self::Tensor>;
+}
+
+/// The parts must share `in`, and every part has a bias as long as its `out`, or none has.
+/// Returns `(out, in)` of the whole.
+pub(crate) fn check_parts(parts: &[HostTensor], biases: &[HostTensor]) -> Result<(usize, usize)> {
+    let dims = parts.iter().map(HostTensor::dims2).collect::<Result<Vec<_>>>()?;
+    let Some(&(_, in_features)) = dims.first() else {
+        return Err(Error::shape("matmul weight", "at least one part", 0));
+    };
+    if let Some(odd) = dims.iter().find(|d| d.1 != in_features) {
+        return Err(Error::shape("matmul weight", (odd.0, in_features), odd));
+    }
+    let outs: Vec<_> = dims.iter().map(|d| d.0).collect();
+    let bias_lengths = biases.iter().map(|b| Ok(b.dims2()?.1)).collect::<Result<Vec<_>>>()?;
+    if !biases.is_empty() && bias_lengths != outs {
+        return Err(Error::shape("matmul biases", outs, bias_lengths));
+    }
+    Ok((outs.iter().sum(), in_features))
+}
+
+/// `x` must be as wide as the weight.
+pub(crate) fn check(x: (usize, usize), weight: (usize, usize)) -> Result<()> {
+    if x.1 != weight.1 {
+        return Err(Error::shape("matmul", (x.0, weight.1), x));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{NMSE_F32, assert_close, matmul_f64, random};
+    use crate::{Cpu, Dtype};
+    use half::{bf16, f16};
+
+    /// Bytes of `values` in `dtype`, and what they are worth after that rounding.
+    fn store(values: &[f32], dtype: Dtype) -> (Vec<u8>, Vec<f32>) {
+        let one = |x: &f32| match dtype {
+            Dtype::F16 => (f16::from_f32(*x).to_le_bytes().to_vec(), f16::from_f32(*x).to_f32()),
+            Dtype::BF16 => (bf16::from_f32(*x).to_le_bytes().to_vec(), bf16::from_f32(*x).to_f32()),
+            Dtype::F32 => (x.to_le_bytes().to_vec(), *x),
+        };
+        let (bytes, rounded): (Vec<_>, Vec<_>) = values.iter().map(one).unzip();
+        (bytes.concat(), rounded)
+    }
+
+    fn conforms(device: &impl MatMul, tolerance: f64) {
+        for (risk, m, n, k, dtype) in [
+            ("one row", 1, 33, 70, Dtype::F16),
+            ("a few rows", 5, 64, 128, Dtype::BF16),
+            ("more rows than a dot product takes", 9, 40, 64, Dtype::F16),
+            ("many rows", 130, 96, 65, Dtype::BF16),
+            ("f32 is borrowed", 20, 31, 17, Dtype::F32),
+        ] {
+            let x = random(1, m * k);
+            let (first, first_values) = store(&random(2, n * k), dtype);
+            let (second, second_values) = store(&random(3, 7 * k), dtype);
+            let (bias, bias_values) = store(&random(4, n + 7), dtype);
+            let parts = [
+                HostTensor::new(dtype, vec![n, k], &first).unwrap(),
+                HostTensor::new(dtype, vec![7, k], &second).unwrap(),
+            ];
+            let split = n * dtype.size();
+            let biases = [
+                HostTensor::new(dtype, vec![n], &bias[..split]).unwrap(),
+                HostTensor::new(dtype, vec![7], &bias[split..]).unwrap(),
+            ];
+            let w = [first_values, second_values].concat();
+            let mut expected = matmul_f64(&x, &w, (m, n + 7, k));
+            let x = device.tensor(x, (m, k)).unwrap();
+            let weight = device.weight(&parts, &[]).unwrap();
+            let y = device.matmul(&x, &weight).unwrap();
+            assert_close(risk, &device.to_vec(&y).unwrap(), &expected, tolerance);
+            for row in expected.chunks_mut(n + 7) {
+                row.iter_mut().zip(&bias_values).for_each(|(y, b)| *y += *b as f64);
+            }
+            let weight = device.weight(&parts, &biases).unwrap();
+            let y = device.matmul(&x, &weight).unwrap();
+            assert_close(risk, &device.to_vec(&y).unwrap(), &expected, tolerance);
+            assert!(device.weight(&parts, &biases[..1]).is_err(), "{risk}: a bias for one part only");
+            let narrow = device.tensor(vec![0.0; k + 1], (1, k + 1)).unwrap();
+            assert!(device.matmul(&narrow, &weight).is_err(), "{risk}: an input of the wrong width");
+        }
+    }
+
+    #[test]
+    fn agrees_with_f64_on_the_cpu() {
+        conforms(&Cpu::new(), NMSE_F32);
+    }
+}

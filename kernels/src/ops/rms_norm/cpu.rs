@@ -1,0 +1,25 @@
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::{RmsNorm, check};
+use crate::cpu::{View, dot};
+use crate::{Cpu, Device, Result};
+
+impl RmsNorm for Cpu {
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+        check(self.shape(x), self.shape(weight))?;
+        let (x, weight) = (View::of(x)?, View::of(weight)?);
+        let mut y = x.to_vec();
+        y.par_chunks_exact_mut(x.columns).for_each(|row| normalise(row, &weight, eps));
+        self.tensor(y, (x.rows, x.columns))
+    }
+}
+
+/// `row[i] *= weight[i] / rms(row)`, in place.
+pub(crate) fn normalise(row: &mut [f32], weight: &[f32], eps: f32) {
+    let mean_square = dot(row, row) / row.len() as f32;
+    let factor = 1.0 / (mean_square + eps).sqrt();
+    for (x, w) in row.iter_mut().zip(weight) {
+        *x *= factor * w;
+    }
+}

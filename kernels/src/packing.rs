@@ -1,0 +1,350 @@
+//! The GPTQ file format, bit for bit: integer codes to 32-bit words and back.
+//!
+//! Every width is one rule: the codes of a lane, `bits` each, follow one another as a little-endian bit
+//! stream that is cut into 32-bit words. `qweight` is `[in * bits / 32, out]`: a lane is an output row, its
+//! words lie a row apart. `qzeros` is `[groups, out * bits / 32]`: a lane is a group, its words are adjacent.
+
+use half::f16;
+use rayon::prelude::*;
+
+use crate::{Error, Quantized, Result};
+
+/// What is subtracted from a zero point before it is stored: 1 in v1 ("gptq"), 0 in v2 ("gptq_v2").
+pub type ZeroOffset = u8;
+
+/// One quantized linear as its tensors lie in a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackedLinear {
+    /// 2, 3, 4 or 8.
+    pub bits: u32,
+    pub in_features: usize,
+    pub out_features: usize,
+    /// `[in * bits / 32, out]`
+    pub qweight: Vec<u32>,
+    /// `[groups, out * bits / 32]`
+    pub qzeros: Vec<u32>,
+    /// `[groups, out]`
+    pub scales: Vec<f16>,
+    /// `[in]`: group of each input feature.
+    pub g_idx: Vec<u32>,
+    pub zero_offset: ZeroOffset,
+    /// `[out]`, where the layer has one that is not all zero.
+    pub bias: Option<Vec<f32>>,
+}
+
+impl PackedLinear {
+    /// Packs a solved linear. Fails where a zero or a scale does not fit the format.
+    pub fn pack(solved: &Quantized, zero_offset: ZeroOffset) -> Result<Self> {
+        let (out_features, in_features) = solved.dims();
+        let bits = solved.bits;
+        let words = lane_words(in_features, bits)?;
+        let mut lanes = vec![0; words * out_features];
+        lanes
+            .par_chunks_exact_mut(words)
+            .zip(solved.codes.par_chunks_exact(in_features))
+            .for_each(|(words, codes)| pack_lane(codes, bits, words));
+        let mut scales = Vec::with_capacity(solved.scales.len());
+        for scale in &solved.scales {
+            let stored = f16::from_f32(*scale);
+            if !stored.is_finite() {
+                return Err(Error::Unrepresentable {
+                    op: "pack",
+                    value: format!("scale {scale}"),
+                    why: "beyond f16",
+                });
+            }
+            scales.push(stored);
+        }
+        Ok(Self {
+            bits,
+            in_features,
+            out_features,
+            qweight: transpose(&lanes, out_features, words),
+            qzeros: pack_zeros(&solved.zeros, out_features, bits, zero_offset)?,
+            scales,
+            g_idx: solved.g_idx.clone(),
+            zero_offset,
+            bias: None,
+        })
+    }
+
+    /// Checks every length and the range of `g_idx`.
+    pub fn check(&self) -> Result<()> {
+        let groups = self.groups();
+        let lengths = [
+            ("qweight", lane_words(self.in_features, self.bits)? * self.out_features, self.qweight.len()),
+            ("qzeros", lane_words(self.out_features, self.bits)? * groups, self.qzeros.len()),
+            ("scales", groups * self.out_features, self.scales.len()),
+            ("g_idx", self.in_features, self.g_idx.len()),
+        ];
+        for (name, expected, got) in lengths {
+            if expected != got {
+                return Err(Error::shape(name, expected, got));
+            }
+        }
+        match self.g_idx.iter().find(|&&g| g as usize >= groups) {
+            Some(g) => Err(Error::shape("g_idx", format!("groups below {groups}"), g)),
+            None => Ok(()),
+        }
+    }
+
+    pub fn groups(&self) -> usize {
+        self.scales.len() / self.out_features.max(1)
+    }
+
+    /// Codes `[out, in]`, one byte each, input features in file order.
+    pub fn codes(&self) -> Vec<u8> {
+        let words = self.qweight.len() / self.out_features.max(1);
+        let lanes = transpose(&self.qweight, words, self.out_features);
+        unpack_lanes(&lanes, words, self.bits, self.in_features)
+    }
+
+    /// Zero points `[groups, out]`; v1's wrapped zero reads as `2^bits`, as other readers of v1 have it.
+    pub fn zeros(&self) -> Vec<u16> {
+        let words = self.qzeros.len() / self.groups().max(1);
+        let stored = unpack_lanes(&self.qzeros, words, self.bits, self.out_features);
+        stored.iter().map(|z| *z as u16 + self.zero_offset as u16).collect()
+    }
+
+    /// `(code - zero) * scale`, `[out, in]`.
+    pub fn dequantized(&self) -> Vec<f32> {
+        let (codes, zeros, n) = (self.codes(), self.zeros(), self.out_features);
+        let scales: Vec<f32> = self.scales.iter().map(|s| s.to_f32()).collect();
+        let mut values = vec![0.0; codes.len()];
+        let rows =
+            values.par_chunks_exact_mut(self.in_features).zip(codes.par_chunks_exact(self.in_features));
+        rows.enumerate().for_each(|(row, (values, codes))| {
+            for ((value, code), group) in values.iter_mut().zip(codes).zip(&self.g_idx) {
+                let place = *group as usize * n + row;
+                *value = (*code as f32 - zeros[place] as f32) * scales[place];
+            }
+        });
+        values
+    }
+
+    /// Several linears with the same input, group assignment and format, stacked along `out`.
+    /// `None` where they cannot share one matrix.
+    pub fn stack(parts: &[Self]) -> Option<Self> {
+        let first = parts.first()?;
+        let alike = |p: &Self| {
+            (p.bits, p.in_features, p.zero_offset, p.groups())
+                == (first.bits, first.in_features, first.zero_offset, first.groups())
+                && p.g_idx == first.g_idx
+                && p.bias.is_some() == first.bias.is_some()
+        };
+        if !parts.iter().all(alike) {
+            return None;
+        }
+        let rows = |take: fn(&Self) -> (&[u32], usize)| {
+            let (_, count) = take(first);
+            interleave(parts.iter().map(|p| (take(p).0, take(p).0.len() / count.max(1))).collect(), count)
+        };
+        let scales =
+            interleave(parts.iter().map(|p| (&p.scales[..], p.out_features)).collect(), first.groups());
+        Some(Self {
+            out_features: parts.iter().map(|p| p.out_features).sum(),
+            qweight: rows(|p| (&p.qweight, p.qweight.len() / p.out_features.max(1))),
+            qzeros: rows(|p| (&p.qzeros, p.groups())),
+            scales,
+            bias: first
+                .bias
+                .is_some()
+                .then(|| parts.iter().flat_map(|p| p.bias.iter().flatten()).copied().collect()),
+            ..first.clone()
+        })
+    }
+}
+
+/// Words of a lane of `count` codes; an error where the last word would not be full.
+pub fn lane_words(count: usize, bits: u32) -> Result<usize> {
+    let total = count * bits as usize;
+    if !matches!(bits, 2 | 3 | 4 | 8) || !total.is_multiple_of(32) {
+        return Err(Error::shape(
+            "packing",
+            "2, 3, 4 or 8 bits filling whole 32-bit words",
+            format!("{count} codes of {bits} bits"),
+        ));
+    }
+    Ok(total / 32)
+}
+
+/// Packs one lane of codes into its words.
+pub fn pack_lane(codes: &[u8], bits: u32, words: &mut [u32]) {
+    words.fill(0);
+    for (position, code) in (0..).step_by(bits as usize).zip(codes) {
+        let (word, shift) = (position / 32, position as u32 % 32);
+        words[word] |= (*code as u32) << shift;
+        if shift + bits > 32 {
+            words[word + 1] |= *code as u32 >> (32 - shift);
+        }
+    }
+}
+
+/// The inverse of [`pack_lane`].
+pub fn unpack_lane(words: &[u32], bits: u32, codes: &mut [u8]) {
+    let mask = (1u32 << bits) - 1;
+    for (position, code) in (0..).step_by(bits as usize).zip(codes) {
+        let (word, shift) = (position / 32, position as u32 % 32);
+        let mut value = words[word] >> shift;
+        if shift + bits > 32 {
+            value |= words[word + 1] << (32 - shift);
+        }
+        *code = (value & mask) as u8;
+    }
+}
+
+/// Zero points `[groups, out]` to words `[groups, out * bits / 32]`.
+pub fn pack_zeros(zeros: &[u8], out_features: usize, bits: u32, offset: ZeroOffset) -> Result<Vec<u32>> {
+    let words = lane_words(out_features, bits)?;
+    if let Some(zero) = zeros.iter().find(|&&zero| zero < offset) {
+        let why = "format gptq (v1) stores zero - 1; use gptq_v2";
+        return Err(Error::Unrepresentable { op: "pack", value: format!("zero {zero}"), why });
+    }
+    let stored: Vec<u8> = zeros.iter().map(|zero| zero - offset).collect();
+    let mut packed = vec![0; stored.len() / out_features * words];
+    for (words, codes) in packed.chunks_exact_mut(words).zip(stored.chunks_exact(out_features)) {
+        pack_lane(codes, bits, words);
+    }
+    Ok(packed)
+}
+
+fn unpack_lanes(lanes: &[u32], words: usize, bits: u32, count: usize) -> Vec<u8> {
+    let mut codes = vec![0; lanes.len() / words.max(1) * count];
+    codes
+        .par_chunks_exact_mut(count.max(1))
+        .zip(lanes.par_chunks_exact(words.max(1)))
+        .for_each(|(codes, words)| unpack_lane(words, bits, codes));
+    codes
+}
+
+/// `[rows, columns]` to `[columns, rows]`, in tiles that stay in the cache.
+fn transpose(values: &[u32], rows: usize, columns: usize) -> Vec<u32> {
+    const TILE: usize = 32;
+    let mut turned = vec![0; values.len()];
+    turned.par_chunks_mut((TILE * rows).max(1)).enumerate().for_each(|(tile, turned)| {
+        for start in (0..rows).step_by(TILE) {
+            for (c, out) in turned.chunks_exact_mut(rows).enumerate() {
+                for r in start..(start + TILE).min(rows) {
+                    out[r] = values[r * columns + tile * TILE + c];
+                }
+            }
+        }
+    });
+    turned
+}
+
+/// Row `r` of every part in turn, for `count` rows; each part comes with its row length.
+fn interleave<T: Copy>(parts: Vec<(&[T], usize)>, count: usize) -> Vec<T> {
+    let row =
+        |r: usize| parts.iter().flat_map(move |(values, width)| &values[r * width..(r + 1) * width]).copied();
+    (0..count).flat_map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn codes(seed: u32, count: usize, bits: u32) -> Vec<u8> {
+        (0..count as u32)
+            .map(|i| {
+                (i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 13) as u8 & ((1u32 << bits) - 1) as u8
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_width_survives_the_round_trip() {
+        for bits in [2, 3, 4, 8] {
+            let original = codes(1, 96, bits);
+            let mut words = vec![u32::MAX; lane_words(96, bits).unwrap()];
+            pack_lane(&original, bits, &mut words);
+            let mut back = vec![0; 96];
+            unpack_lane(&words, bits, &mut back);
+            assert_eq!(back, original, "{bits} bits");
+        }
+    }
+
+    /// The layout of 3 bits as the format's description spells it out, written independently of the stream.
+    #[test]
+    fn three_bit_codes_straddle_words_as_the_format_says() {
+        let c: Vec<u32> = codes(5, 32, 3).iter().map(|c| *c as u32).collect();
+        let mut words = [0; 3];
+        pack_lane(&codes(5, 32, 3), 3, &mut words);
+        let mut expected = [0u32; 3];
+        for j in 0..10 {
+            expected[0] |= c[j] << (3 * j);
+            expected[1] |= c[11 + j] << (3 * j + 1);
+            expected[2] |= c[22 + j] << (3 * j + 2);
+        }
+        expected[0] |= (c[10] & 3) << 30;
+        expected[1] |= c[10] >> 2 | (c[21] & 1) << 31;
+        expected[2] |= c[21] >> 1;
+        assert_eq!(words, expected);
+    }
+
+    #[test]
+    fn symmetric_zeros_are_the_published_words() {
+        let word = |bits, zero, offset| pack_zeros(&[zero; 8], 8, bits, offset).unwrap()[0];
+        assert_eq!(word(4, 8, 1), 0x7777_7777);
+        assert_eq!(word(4, 8, 0), 0x8888_8888);
+        assert_eq!(word(8, 128, 1), 0x7F7F_7F7F);
+        assert_eq!(word(8, 128, 0), 0x8080_8080);
+    }
+
+    #[test]
+    fn a_zero_that_v1_cannot_hold_is_refused() {
+        assert!(pack_zeros(&[0; 8], 8, 4, 1).is_err());
+        assert!(pack_zeros(&[0; 8], 8, 4, 0).is_ok());
+    }
+
+    #[test]
+    fn lanes_that_do_not_fill_their_words_are_refused() {
+        assert!(lane_words(33, 4).is_err());
+        assert!(lane_words(32, 5).is_err());
+        assert_eq!(lane_words(64, 3).unwrap(), 6);
+    }
+
+    fn sample(out_features: usize, seed: u32) -> Quantized {
+        Quantized {
+            bits: 4,
+            codes: codes(seed, out_features * 64, 4),
+            scales: (0..2 * out_features).map(|i| (1 + i) as f32 / 64.0).collect(),
+            zeros: codes(seed + 1, 2 * out_features, 3).iter().map(|z| z + 1).collect(),
+            g_idx: (0..64).map(|i| i % 2).collect(),
+            losses: vec![0.0; out_features],
+        }
+    }
+
+    #[test]
+    fn packing_and_unpacking_a_linear_returns_codes_and_zeros() {
+        let solved = sample(40, 3);
+        let packed = PackedLinear::pack(&solved, 1).unwrap();
+        packed.check().unwrap();
+        assert_eq!(packed.codes(), solved.codes);
+        assert_eq!(packed.dequantized(), solved.dequantized());
+        assert!(packed.zeros().iter().zip(&solved.zeros).all(|(a, b)| *a == *b as u16));
+    }
+
+    #[test]
+    fn stacked_linears_keep_their_rows() {
+        let (a, b) = (sample(8, 1), sample(16, 2));
+        let (a, b) = (PackedLinear::pack(&a, 0).unwrap(), PackedLinear::pack(&b, 0).unwrap());
+        let whole = PackedLinear::stack(&[a.clone(), b.clone()]).unwrap();
+        whole.check().unwrap();
+        assert_eq!(whole.codes(), [a.codes(), b.codes()].concat());
+        let row = |z: &[u16], width: usize, g: usize| z[g * width..(g + 1) * width].to_vec();
+        for g in 0..2 {
+            let expected = [row(&a.zeros(), 8, g), row(&b.zeros(), 16, g)].concat();
+            assert_eq!(row(&whole.zeros(), 24, g), expected);
+        }
+        let other = PackedLinear { g_idx: vec![0; 64], ..b };
+        assert!(PackedLinear::stack(&[a, other]).is_none(), "different groups cannot share a matrix");
+    }
+
+    #[test]
+    fn a_group_index_out_of_range_is_refused() {
+        let mut packed = PackedLinear::pack(&sample(8, 1), 0).unwrap();
+        packed.g_idx[5] = 2;
+        assert!(packed.check().is_err());
+    }
+}

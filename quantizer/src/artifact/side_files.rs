@@ -1,0 +1,77 @@
+//! The small files beside the weights.
+
+use std::fs;
+use std::path::Path;
+
+use gptq_runtime::quant_config::QuantConfig;
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// Files that are copied as they are, where the source has them.
+const COPIED: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// Beginnings of names of files that belong to a model's licence, in capitals.
+const LICENCES: [&str; 5] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING"];
+
+/// Names and contents: both configs, and the source's tokenizer and licence files.
+pub fn side_files(source: &Path, quant: &QuantConfig, model: &str) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut files = vec![
+        ("config.json".into(), config(&source.join("config.json"), quant)?),
+        ("quantize_config.json".into(), pretty(&quant.to_quantize_config_json(model))),
+    ];
+    for entry in fs::read_dir(source).map_err(Error::io(source))? {
+        let entry = entry.map_err(Error::io(source))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let licence = LICENCES.iter().any(|prefix| name.to_uppercase().starts_with(prefix));
+        if (COPIED.contains(&name.as_str()) || licence) && entry.path().is_file() {
+            files.push((name, fs::read(entry.path()).map_err(Error::io(&entry.path()))?));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The source's config, its keys in their order, and how the weights were quantized.
+fn config(path: &Path, quant: &QuantConfig) -> Result<Vec<u8>> {
+    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    let invalid = |problem: String| Error::Invalid { place: path.display().to_string(), problem };
+    let mut value: Value = serde_json::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+    let map = value.as_object_mut().ok_or_else(|| invalid("expected an object".into()))?;
+    map.insert("quantization_config".into(), quant.to_quantization_config_json());
+    Ok(pretty(&value))
+}
+
+fn pretty(value: &Value) -> Vec<u8> {
+    format!("{value:#}\n").into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_config_keeps_its_keys_and_only_known_files_come_along() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["tokenizer.json", "LICENSE.txt", "notes.txt", "model.safetensors"] {
+            fs::write(dir.path().join(name), name).unwrap();
+        }
+        fs::write(dir.path().join("config.json"), r#"{"zeta": 1, "alpha": 2}"#).unwrap();
+        let files = side_files(dir.path(), &QuantConfig::default(), "m").unwrap();
+        let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["LICENSE.txt", "config.json", "quantize_config.json", "tokenizer.json"]);
+        let config: Value = serde_json::from_slice(&files[1].1).unwrap();
+        let keys: Vec<_> = config.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys, ["zeta", "alpha", "quantization_config"]);
+    }
+}

@@ -1,0 +1,174 @@
+//! The artifact's README.md: what it is, how it was made, what it costs, how to use it.
+
+use std::fs;
+use std::path::Path;
+
+use gptq_runtime::checkpoint::write_atomically;
+use gptq_runtime::config::ModelConfig;
+
+use crate::Result;
+use crate::record::{EvaluationRecord, LOG_FILE, QuantizeLog};
+
+/// The card's file name.
+pub const CARD_FILE: &str = "README.md";
+
+/// Writes log and card anew, after a measurement.
+pub fn update(dir: &Path, log: &QuantizeLog, config: &ModelConfig) -> Result<()> {
+    use std::io::Write;
+    write_atomically(&dir.join(LOG_FILE), |file| file.write_all(&log.to_bytes()))?;
+    write_atomically(&dir.join(CARD_FILE), |file| file.write_all(model_card(log, config).as_bytes()))?;
+    Ok(())
+}
+
+/// The card's text, with the front matter that the hub reads.
+pub fn model_card(log: &QuantizeLog, config: &ModelConfig) -> String {
+    let name = model_name(&log.model);
+    let hub_id =
+        (log.model.split('/').count() == 2 && fs::metadata(&log.model).is_err()).then_some(&log.model);
+    let base = hub_id.map_or(String::new(), |id| format!("base_model: {id}\n"));
+    let mut text = format!(
+        "---\n{base}library_name: transformers\npipeline_tag: text-generation\ntags:\n- gptq\n- {} bit\n---\n\n\
+         # {name}, GPTQ, {}\n\n\
+         Weights of {name} ({}, {} layers, hidden size {}) with {} bits a weight, made by {}.\n\n",
+        log.bits,
+        short(log),
+        config.architecture.class_name(),
+        config.num_hidden_layers,
+        config.hidden_size,
+        log.bits,
+        log.made_by,
+    );
+    text += &parameters(log);
+    text += &calibration(log);
+    if let Some(evaluation) = &log.evaluation {
+        text += &measurement(evaluation);
+    }
+    text += "## Use\n\n```\ngptq generate . --prompt \"Once upon a time\"\ngptq eval . --dataset wikitext2:test\n```\n\n\
+             transformers reads the folder with `AutoModelForCausalLM.from_pretrained(folder, device_map=\"auto\")` \
+             once a GPTQ backend is installed.\n\n\
+             Every linear's loss and damp are in `quantize_log.json`. The licence of the original model applies.\n";
+    text
+}
+
+fn parameters(log: &QuantizeLog) -> String {
+    let group =
+        if log.group_size < 0 { "none, one per output row".into() } else { log.group_size.to_string() };
+    let rows = [
+        ("Method", log.method.to_uppercase()),
+        ("Bits", log.bits.to_string()),
+        ("Group size", group),
+        ("Act order", yes(log.act_order)),
+        ("Static groups", yes(log.static_groups)),
+        ("Symmetric", yes(log.sym)),
+        ("Grid search (mse)", yes(log.mse)),
+        ("Damp percent", log.damp_percent.to_string()),
+        ("Checkpoint format", log.checkpoint_format.clone()),
+    ];
+    let lines = rows.map(|(key, value)| format!("| {key} | {value} |\n")).concat();
+    format!("| Parameter | Value |\n| --- | --- |\n{lines}\n")
+}
+
+fn calibration(log: &QuantizeLog) -> String {
+    let raised = log.raised_damp().len();
+    let damp = match raised {
+        0 => String::new(),
+        n => format!(" {n} linears needed more damp than asked for; the log names them."),
+    };
+    match &log.calibration {
+        None => "Rounded to nearest, without calibration.\n\n".into(),
+        Some(c) => format!(
+            "Calibrated on {} sequences of {} tokens from {} (rows joined {}, {} windows, seed {}), in {:.0} s on {}.{damp}\n\n",
+            c.samples, c.seq_len, c.dataset, c.join, c.sampling, c.seed, log.seconds, log.device
+        ),
+    }
+}
+
+fn measurement(e: &EvaluationRecord) -> String {
+    let mut text = format!("## Measured\n\nPerplexity {:.4}", e.perplexity);
+    if let Some(baseline) = e.baseline_perplexity {
+        text += &format!(", of the original {baseline:.4}");
+    }
+    if let (Some(kl), Some(top1)) = (e.kl_divergence, e.top1_agreement) {
+        text += &format!(
+            ". KL divergence from the original {kl:.5} nats a token, the same first choice for {:.2} % of tokens",
+            100.0 * top1
+        );
+    }
+    text += &format!(
+        ".\n\nProtocol: {}, rows joined {}, {} windows of {} tokens, {} tokens scored.\n\n",
+        e.dataset, e.join, e.windows, e.ctx, e.tokens_scored
+    );
+    text
+}
+
+fn short(log: &QuantizeLog) -> String {
+    let group = if log.group_size < 0 { "no groups".into() } else { format!("groups of {}", log.group_size) };
+    format!("{} bits, {group}", log.bits)
+}
+
+/// The last part of a folder or hub id, without a branch.
+fn model_name(model: &str) -> &str {
+    let last = model.trim_end_matches('/').rsplit('/').next().unwrap_or(model);
+    last.split(':').next().unwrap_or(last)
+}
+
+fn yes(flag: bool) -> String {
+    if flag { "yes" } else { "no" }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::CalibrationRecord;
+
+    #[test]
+    fn a_card_names_parameters_calibration_and_the_protocol_of_its_figures() {
+        let log = QuantizeLog {
+            made_by: "gptq 0.1.0".into(),
+            model: "someone/Model-7B:main".into(),
+            device: "CPU".into(),
+            method: "gptq".into(),
+            bits: 4,
+            group_size: -1,
+            act_order: true,
+            sym: true,
+            static_groups: false,
+            mse: false,
+            damp_percent: 0.1,
+            checkpoint_format: "gptq".into(),
+            calibration: Some(CalibrationRecord {
+                dataset: "wikitext2:train".into(),
+                fingerprint: "0".into(),
+                join: "raw".into(),
+                sampling: "random".into(),
+                samples: 128,
+                seq_len: 8192,
+                seed: 0,
+            }),
+            seconds: 1.0,
+            layers: Vec::new(),
+            evaluation: Some(EvaluationRecord {
+                dataset: "wikitext2:test".into(),
+                join: "paper".into(),
+                ctx: 2048,
+                windows: 10,
+                tokens_scored: 20470,
+                perplexity: 5.5,
+                baseline_perplexity: Some(5.4),
+                kl_divergence: Some(0.01),
+                top1_agreement: Some(0.95),
+            }),
+        };
+        let text = model_card(&log, &ModelConfig::preset("llama2-7b").unwrap());
+        for part in [
+            "# Model-7B, GPTQ, 4 bits, no groups",
+            "| Damp percent | 0.1 |",
+            "128 sequences of 8192 tokens from wikitext2:train",
+            "5.5000",
+            "10 windows of 2048 tokens",
+            "95.00 %",
+        ] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+    }
+}

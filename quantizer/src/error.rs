@@ -1,0 +1,48 @@
+//! The error type of this crate: one line that says what, where, expected, got.
+
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    // Causes are part of the message and not `source()`, so that a printed chain does not repeat them.
+    #[error("layer {layer}, stage {stage}: {cause}")]
+    Stage { layer: usize, stage: &'static str, cause: Box<Error> },
+
+    #[error("the Hessian is not positive definite even at damp_percent {last}")]
+    Damp { last: f64 },
+
+    #[error("an activation is infinite or NaN")]
+    NotFiniteActivations,
+
+    #[error("{}: {}", path.display(), storage_problem(cause))]
+    Io { path: PathBuf, cause: std::io::Error },
+
+    #[error("{}: {problem}", path.display())]
+    Output { path: PathBuf, problem: String },
+
+    #[error("{place}: {problem}")]
+    Invalid { place: String, problem: String },
+
+    #[error(transparent)]
+    Runtime(#[from] gptq_runtime::Error),
+
+    #[error(transparent)]
+    Kernels(#[from] gptq_kernels::Error),
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An I/O error with the file it happened to.
+    pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |cause| Self::Io { path, cause }
+    }
+}
+
+fn storage_problem(cause: &std::io::Error) -> String {
+    match cause.kind() {
+        std::io::ErrorKind::StorageFull => "the disk is full".into(),
+        _ => cause.to_string(),
+    }
+}

@@ -1,0 +1,122 @@
+//! GPTQ (Frantar et al. 2022, arXiv 2210.17323, Algorithm 1), for one stage of linears that share an input.
+//!
+//! | paper | here |
+//! | --- | --- |
+//! | W, rows of it | `weights`: the stage's `[out_i, in]` matrices, stacked along `out` |
+//! | H = 2 X X^T | `hessian`: `X X^T`; the factor only scales the loss, see [`Solved::loss`] |
+//! | lambda | `damp_percent` x the mean of H's diagonal |
+//! | Cholesky(H^-1)^T | `factor`: upper triangular U with `U^T U = (H + lambda I)^-1` |
+//! | B | the blocks of [`crate::order::blocks`], at most 128 columns |
+//! | Q, E | codes and errors inside [`gptq_kernels::GptqSweep::sweep_block`] |
+//!
+//! Rounding to nearest is the same sweep with H = I.
+
+use gptq_kernels::{Backend, GridSpec, HostTensor, Quantized};
+use gptq_runtime::quant_config::QuantConfig;
+
+use crate::{Error, Result, order};
+
+/// How a linear is solved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    Gptq,
+    /// Round to nearest, the baseline: needs no calibration.
+    Rtn,
+}
+
+/// Everything that decides the codes of a stage.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GptqParams {
+    pub quant: QuantConfig,
+    pub method: Method,
+    /// Search each grid for the range with the least error.
+    pub mse: bool,
+    /// Round scales to f16 as the file does; off only to compare with references that do not.
+    pub f16_scales: bool,
+}
+
+/// A solved stage.
+pub struct Solved {
+    pub quantized: Quantized,
+    /// The damp that the factorization needed: the one asked for, or more.
+    pub damp_percent: f64,
+}
+
+/// The damp from which the ladder starts where none was asked for, and where it ends.
+const LADDER: std::ops::Range<f64> = 0.01..1.0;
+
+/// Solves one stage. `hessian` is `None` for [`Method::Rtn`] alone.
+/// Fails with [`Error::Damp`] where no damp below 1 makes the Hessian positive definite.
+pub fn solve<B: Backend>(
+    backend: &B,
+    weights: &[HostTensor],
+    hessian: Option<&B::Matrix>,
+    params: &GptqParams,
+) -> Result<Solved> {
+    let quant = &params.quant;
+    let in_features = weights.first().map_or(Ok(0), |w| w.dims2().map(|d| d.1))?;
+    let diagonal = hessian.map_or(Ok(vec![1.0; in_features]), |h| backend.diagonal(h))?;
+    let dead: Vec<u32> = (0..).zip(&diagonal).filter(|(_, h)| **h == 0.0).map(|(i, _)| i).collect();
+    let grouping = order::grouping(&diagonal, quant.group_size, quant.act_order, quant.static_groups);
+    let (factor, damp_percent) = match hessian {
+        Some(h) => {
+            let (u, damp) = damped_factor(backend, h, &diagonal, &grouping.order, quant.damp_percent)?;
+            (Some(u), damp)
+        }
+        None => (None, 0.0),
+    };
+    let mut sweep = backend.sweep_start(weights, &dead, &grouping, &params.grid_spec())?;
+    for block in order::blocks(&grouping) {
+        backend.sweep_block(&mut sweep, factor.as_ref(), block)?;
+    }
+    Ok(Solved { quantized: backend.sweep_finish(sweep)?, damp_percent })
+}
+
+/// The factor at the damp asked for, or at the first doubling of it that works.
+fn damped_factor<B: Backend>(
+    backend: &B,
+    hessian: &B::Matrix,
+    diagonal: &[f32],
+    order: &[u32],
+    asked: f64,
+) -> Result<(B::Matrix, f64)> {
+    let mean = diagonal.iter().map(|h| *h as f64).sum::<f64>() / diagonal.len().max(1) as f64;
+    if !mean.is_finite() {
+        return Err(Error::NotFiniteActivations);
+    }
+    let mut damp = asked;
+    loop {
+        match backend.inverse_cholesky(hessian, order, (damp * mean) as f32) {
+            Ok(factor) => return Ok((factor, damp)),
+            Err(gptq_kernels::Error::NotPositiveDefinite { .. }) => {
+                let next = (2.0 * damp).max(LADDER.start);
+                if next >= LADDER.end {
+                    return Err(Error::Damp { last: damp });
+                }
+                damp = next;
+            }
+            Err(other) => return Err(other.into()),
+        }
+    }
+}
+
+impl GptqParams {
+    fn grid_spec(&self) -> GridSpec {
+        GridSpec {
+            bits: self.quant.bits,
+            sym: self.quant.sym,
+            mse: self.mse,
+            min_zero: self.quant.format.zero_offset(),
+            f16_scales: self.f16_scales,
+        }
+    }
+}
+
+impl Solved {
+    /// The loss as other tools report it, `sum ((w - q) / U_ii)^2 / 2` with H = 2 / sequences * X X^T, for
+    /// the given rows of the stage.
+    pub fn loss(&self, rows: std::ops::Range<usize>, sequences: usize) -> f64 {
+        let sum: f64 = self.quantized.losses[rows].iter().map(|loss| *loss as f64).sum();
+        sum * 2.0 / sequences.max(1) as f64
+    }
+}

@@ -1,0 +1,17 @@
+//! GPTQ: order, the algorithm, the sequential walk, branch plans, artifacts, their table and their cards.
+//!
+//! [`produce::produce`] makes one artifact; [`gptq::solve`] is the algorithm by itself.
+
+pub mod artifact;
+pub mod card;
+mod error;
+pub mod gptq;
+pub mod inspect;
+mod order;
+pub mod plan;
+pub mod produce;
+pub mod record;
+pub mod sequential;
+pub mod table;
+
+pub use error::{Error, Result};

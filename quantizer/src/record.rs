@@ -1,0 +1,122 @@
+//! What is written down about a run: `quantize_log.json` beside the artifact, for people and for later runs.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The log's file name.
+pub const LOG_FILE: &str = "quantize_log.json";
+
+/// One artifact's making.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct QuantizeLog {
+    /// Program and version.
+    pub made_by: String,
+    /// The source as the user named it.
+    pub model: String,
+    pub device: String,
+    /// `gptq` or `rtn`.
+    pub method: String,
+    pub bits: u32,
+    /// -1 for one group a row.
+    pub group_size: i64,
+    pub act_order: bool,
+    pub sym: bool,
+    pub static_groups: bool,
+    pub mse: bool,
+    /// As asked for; see each linear for what was used.
+    pub damp_percent: f64,
+    pub checkpoint_format: String,
+    /// `None` for rounding to nearest.
+    pub calibration: Option<CalibrationRecord>,
+    /// Seconds of this run, from the first layer to the last written byte.
+    pub seconds: f64,
+    pub layers: Vec<LayerRecord>,
+    /// Where the artifact was measured after it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<EvaluationRecord>,
+}
+
+/// Which tokens the Hessians saw.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct CalibrationRecord {
+    pub dataset: String,
+    /// Hash of the rows, to tell that two texts are the same whatever their name.
+    pub fingerprint: String,
+    pub join: String,
+    pub sampling: String,
+    pub samples: usize,
+    pub seq_len: usize,
+    pub seed: u64,
+}
+
+/// One layer, seconds by phase.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct LayerRecord {
+    pub layer: usize,
+    pub forward_seconds: f64,
+    pub hessian_seconds: f64,
+    pub solve_seconds: f64,
+    pub write_seconds: f64,
+    pub linears: Vec<LinearRecord>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct LinearRecord {
+    pub module: String,
+    /// Damped objective, `sum ((w - q) / U_ii)^2 / 2` with H = 2 / sequences * X X^T.
+    pub loss: f64,
+    /// What the factorization needed: as asked for, or more.
+    pub damp_percent: f64,
+}
+
+/// A measurement with its protocol.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct EvaluationRecord {
+    pub dataset: String,
+    pub join: String,
+    pub ctx: usize,
+    pub windows: usize,
+    pub tokens_scored: usize,
+    pub perplexity: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline_perplexity: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_divergence: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top1_agreement: Option<f64>,
+}
+
+impl QuantizeLog {
+    /// The log of an artifact; `None` where another program made it.
+    pub fn read(dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join(LOG_FILE);
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            text => text.map_err(Error::io(&path))?,
+        };
+        let log = serde_json::from_str(&text);
+        log.map(Some)
+            .map_err(|error| Error::Invalid { place: path.display().to_string(), problem: error.to_string() })
+    }
+
+    /// The file's content.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Strings, numbers and lists always have a JSON form.
+        serde_json::to_vec_pretty(self).unwrap_or_default()
+    }
+
+    /// Linears whose factorization needed more damp than asked for.
+    pub fn raised_damp(&self) -> Vec<(usize, &LinearRecord)> {
+        let linears =
+            self.layers.iter().flat_map(|layer| layer.linears.iter().map(|linear| (layer.layer, linear)));
+        linears.filter(|(_, linear)| linear.damp_percent > self.damp_percent).collect()
+    }
+
+    /// Sum of all linears' losses.
+    pub fn total_loss(&self) -> f64 {
+        self.layers.iter().flat_map(|layer| &layer.linears).map(|linear| linear.loss).sum()
+    }
+}

@@ -1,0 +1,281 @@
+//! Safetensors: one file or shards, mapped into memory, every size checked before it is believed.
+
+mod files;
+mod finite;
+mod header;
+mod plan;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use gptq_kernels::HostTensor;
+use memmap2::Mmap;
+use safetensors::tensor::Dtype as FileDtype;
+
+pub use plan::{FilePlan, write_atomically};
+
+use crate::layout::{StoredDtype, TensorSpec};
+use crate::{Error, Result};
+
+/// The safetensors files of one model folder.
+pub struct Checkpoint {
+    dir: PathBuf,
+    shards: Vec<Shard>,
+    tensors: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+}
+
+/// What a header says of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The type as the file has it, which may be one that we do not read.
+    pub dtype: FileDtype,
+    pub shape: Vec<usize>,
+    shard: usize,
+    /// Where the tensor lies in its file.
+    range: Range<usize>,
+}
+
+impl Checkpoint {
+    /// Opens `model.safetensors`, the shards of an index, or the folder's only safetensors file.
+    /// Headers are read and checked in full; the data is not touched.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let found = files::find(dir)?;
+        let (shards, tensors, metadata) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        let mut checkpoint = Self { dir: dir.into(), shards, tensors, metadata };
+        for path in found.paths {
+            checkpoint.add(path)?;
+        }
+        for (name, path) in found.index {
+            if checkpoint.tensors.get(&name).is_none_or(|entry| checkpoint.shards[entry.shard].path != path) {
+                return Err(Error::MissingTensor { path, name });
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    /// All tensor names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Type and shape of a tensor, if it is there.
+    pub fn spec(&self, name: &str) -> Option<&Entry> {
+        self.tensors.get(name)
+    }
+
+    /// The `__metadata__` of all files.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Files and their sizes in bytes.
+    pub fn file_sizes(&self) -> Vec<(&Path, u64)> {
+        self.shards.iter().map(|shard| (shard.path.as_path(), shard.map.len() as u64)).collect()
+    }
+
+    /// A floating-point tensor of the given shape, as a view into the file.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<HostTensor<'_>> {
+        let entry = self.expect(name, shape)?;
+        let Some(dtype) = entry.stored().and_then(StoredDtype::float) else {
+            return Err(self.wrong(name, "type F16, BF16 or F32", &entry.dtype.to_string()));
+        };
+        Ok(HostTensor::new(dtype, shape.to_vec(), self.bytes(entry))?)
+    }
+
+    /// An integer tensor of the given shape; I64 is taken where every value fits.
+    pub fn ints(&self, name: &str, shape: &[usize]) -> Result<Vec<i32>> {
+        let entry = self.expect(name, shape)?;
+        let bytes = self.bytes(entry);
+        match entry.dtype {
+            FileDtype::I32 => Ok(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect()),
+            FileDtype::I64 => {
+                let wide = bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b));
+                wide.map(|x| {
+                    i32::try_from(x).map_err(|_| self.wrong(name, "values of 32 bits", &x.to_string()))
+                })
+                .collect()
+            }
+            other => Err(self.wrong(name, "type I32", &other.to_string())),
+        }
+    }
+
+    /// The bytes of a tensor, if it is there.
+    pub fn raw(&self, name: &str) -> Option<&[u8]> {
+        Some(self.bytes(self.tensors.get(name)?))
+    }
+
+    /// Every tensor of `specs` is there with its shape, floating-point ones in any floating-point type.
+    /// Further tensors are none of our business: old checkpoints store rotary tables, for instance.
+    pub fn verify_against(&self, specs: &[TensorSpec]) -> Result<()> {
+        for spec in specs {
+            let entry = self.expect(&spec.name, &spec.shape)?;
+            let is_float = entry.stored().and_then(StoredDtype::float).is_some();
+            let is_int = matches!(entry.dtype, FileDtype::I32 | FileDtype::I64);
+            let fits = if spec.dtype == StoredDtype::I32 { is_int } else { is_float };
+            if !fits {
+                let expected = format!("type {}", spec.dtype.name());
+                return Err(self.wrong(&spec.name, &expected, &entry.dtype.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    /// `specs` with the types in which this checkpoint stores tensors of these names.
+    pub fn with_stored_dtypes(&self, mut specs: Vec<TensorSpec>) -> Vec<TensorSpec> {
+        for spec in &mut specs {
+            if let Some(dtype) = self.spec(&spec.name).and_then(Entry::stored) {
+                spec.dtype = dtype;
+            }
+        }
+        specs
+    }
+
+    /// Refuses NaN and infinity, naming tensor, element and value. `name` is for the message.
+    pub fn check_finite(&self, tensor: &HostTensor, name: &str) -> Result<()> {
+        let Some(index) = finite::first_not_finite(tensor) else { return Ok(()) };
+        let size = tensor.dtype.size();
+        let element = HostTensor::new(tensor.dtype, vec![1], &tensor.bytes[index * size..][..size])?;
+        let value = element.to_f32()[0];
+        Err(Error::NotFinite { path: self.path_of(name), name: name.into(), index, value })
+    }
+
+    fn add(&mut self, path: PathBuf) -> Result<()> {
+        let file = File::open(&path).map_err(Error::io(&path))?;
+        let length = file.metadata().map_err(Error::io(&path))?.len();
+        let problem = |problem| Error::File { path: path.clone(), problem };
+        if length < 8 {
+            return Err(problem(format!("header: expected at least 8 bytes, got {length}")));
+        }
+        // SAFETY: the map is only read. A file that another process shortens meanwhile would end this one
+        // with SIGBUS; model files are replaced by renaming, which leaves a mapped file whole.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+        let header = header::parse(&map, self.shards.len()).map_err(problem)?;
+        for (name, entry) in header.tensors {
+            if let Some(other) = self.tensors.get(&name) {
+                let other = self.shards[other.shard].path.display();
+                return Err(problem(format!("{name}: expected in one file only, got it in {other} too")));
+            }
+            self.tensors.insert(name, entry);
+        }
+        self.metadata.extend(header.metadata);
+        self.shards.push(Shard { path, map });
+        Ok(())
+    }
+
+    fn expect(&self, name: &str, shape: &[usize]) -> Result<&Entry> {
+        let Some(entry) = self.tensors.get(name) else {
+            return Err(Error::MissingTensor { path: self.path_of(name), name: name.into() });
+        };
+        if entry.shape != shape {
+            return Err(self.wrong(name, &format!("shape {shape:?}"), &format!("{:?}", entry.shape)));
+        }
+        Ok(entry)
+    }
+
+    fn bytes(&self, entry: &Entry) -> &[u8] {
+        &self.shards[entry.shard].map[entry.range.clone()]
+    }
+
+    fn wrong(&self, name: &str, expected: &str, got: &str) -> Error {
+        let (expected, got) = (expected.into(), got.into());
+        Error::WrongTensor { path: self.path_of(name), name: name.into(), expected, got }
+    }
+
+    /// The file that holds a tensor; the folder if none does.
+    fn path_of(&self, name: &str) -> PathBuf {
+        self.tensors.get(name).map_or(&self.dir, |entry| &self.shards[entry.shard].path).clone()
+    }
+}
+
+impl Entry {
+    /// Bytes of the tensor in its file.
+    pub fn bytes(&self) -> u64 {
+        self.range.len() as u64
+    }
+
+    /// The type, if it is one that we read.
+    pub fn stored(&self) -> Option<StoredDtype> {
+        StoredDtype::from_name(&self.dtype.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+    use safetensors::tensor::TensorView;
+
+    use super::*;
+
+    fn open(bytes: &[u8]) -> Result<Checkpoint> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
+        Checkpoint::open(dir.path())
+    }
+
+    #[test]
+    fn values_come_back_as_the_safetensors_library_wrote_them() {
+        let floats: Vec<u8> = [1.5f32, -2.0].iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
+        let narrow: Vec<u8> = [7i32, -8].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let wide: Vec<u8> = [7i64, -8].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let huge: Vec<u8> = [7i64, 1 << 40].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let view = |dtype, shape: &[usize], data| TensorView::new(dtype, shape.to_vec(), data).unwrap();
+        let tensors = [
+            ("floats", view(FileDtype::F16, &[1, 2], &floats)),
+            ("narrow", view(FileDtype::I32, &[2], &narrow)),
+            ("wide", view(FileDtype::I64, &[2], &wide)),
+            ("huge", view(FileDtype::I64, &[2], &huge)),
+            ("empty", view(FileDtype::BOOL, &[0, 9], &[])),
+        ];
+        let checkpoint = open(&safetensors::serialize(tensors, None).unwrap()).unwrap();
+        let read = checkpoint.tensor("floats", &[1, 2]).unwrap();
+        assert_eq!(read.to_f32(), [1.5, -2.0]);
+        checkpoint.check_finite(&read, "floats").unwrap();
+        let infinite = HostTensor { bytes: &[0, 0, 0, 0x7C], ..read };
+        let message = checkpoint.check_finite(&infinite, "floats").unwrap_err().to_string();
+        assert!(message.ends_with("model.safetensors: floats: expected finite values, got inf at element 1"));
+        assert_eq!(checkpoint.ints("narrow", &[2]).unwrap(), [7, -8]);
+        assert_eq!(checkpoint.ints("wide", &[2]).unwrap(), [7, -8]);
+        assert_eq!(checkpoint.raw("wide").unwrap(), wide);
+        assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["empty", "floats", "huge", "narrow", "wide"]);
+        let message = |result: Result<Vec<i32>>| result.unwrap_err().to_string();
+        assert!(
+            message(checkpoint.ints("huge", &[2]))
+                .ends_with("huge: expected values of 32 bits, got 1099511627776")
+        );
+        assert!(message(checkpoint.ints("floats", &[1, 2])).ends_with("floats: expected type I32, got F16"));
+        assert!(message(checkpoint.ints("narrow", &[3])).ends_with("narrow: expected shape [3], got [2]"));
+        assert!(message(checkpoint.ints("none", &[3])).ends_with("tensor none is missing"));
+        assert!(checkpoint.tensor("narrow", &[2]).is_err());
+    }
+
+    #[test]
+    fn a_missing_or_misshapen_tensor_is_found_before_loading() {
+        let data = [0; 8];
+        let view = |dtype, size| TensorView::new(dtype, vec![size], &data).unwrap();
+        let tensors = [("a", view(FileDtype::F16, 4)), ("b", view(FileDtype::I32, 2))];
+        let checkpoint = open(&safetensors::serialize(tensors, None).unwrap()).unwrap();
+        let spec = |name: &str, dtype, size: usize| TensorSpec::new(name, dtype, [size]);
+        checkpoint
+            .verify_against(&[spec("a", StoredDtype::BF16, 4), spec("b", StoredDtype::I32, 2)])
+            .unwrap();
+        for wrong in
+            [spec("a", StoredDtype::I32, 4), spec("a", StoredDtype::F16, 3), spec("c", StoredDtype::F16, 1)]
+        {
+            assert!(checkpoint.verify_against(&[wrong]).is_err());
+        }
+        let stored = checkpoint.with_stored_dtypes(vec![spec("a", StoredDtype::BF16, 4)]);
+        assert_eq!(stored, [spec("a", StoredDtype::F16, 4)]);
+    }
+}

@@ -1,0 +1,124 @@
+//! Which safetensors files of a folder are its model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::config::fields::{Fields, read_json};
+use crate::{Error, Result};
+
+pub(super) struct Found {
+    pub paths: Vec<PathBuf>,
+    /// Tensor name to file, where there is an index.
+    pub index: BTreeMap<String, PathBuf>,
+}
+
+/// `model.safetensors`, else `model.safetensors.index.json`, else the only index or the only safetensors
+/// file under another name, as AutoGPTQ writes them.
+pub(super) fn find(dir: &Path) -> Result<Found> {
+    let one = |path| Found { paths: vec![path], index: BTreeMap::new() };
+    let (single, index) = (dir.join("model.safetensors"), dir.join("model.safetensors.index.json"));
+    if single.exists() {
+        return Ok(one(single));
+    }
+    if index.exists() {
+        return sharded(dir, &index);
+    }
+    let (files, indices) = (ending(dir, ".safetensors")?, ending(dir, ".safetensors.index.json")?);
+    match (&files[..], &indices[..]) {
+        (_, [index]) => sharded(dir, index),
+        ([file], []) => Ok(one(file.clone())),
+        _ => {
+            let (files, indices) = (files.len(), indices.len());
+            let problem = format!(
+                "expected model.safetensors, an index, or one *.safetensors file, got {files} files and {indices} indices"
+            );
+            Err(Error::File { path: dir.into(), problem })
+        }
+    }
+}
+
+fn ending(dir: &Path, end: &str) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
+        let entry = entry.map_err(Error::io(dir))?;
+        // Names that start with a dot are unfinished files of a writer.
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.ends_with(end) && !name.starts_with('.')) {
+            paths.push(entry.path());
+        }
+    }
+    Ok(paths)
+}
+
+fn sharded(dir: &Path, path: &Path) -> Result<Found> {
+    let json = read_json(path)?;
+    let fields = Fields::new(&json, path, "")?;
+    let map = fields.value("weight_map").and_then(|map| map.as_object());
+    let map = map.filter(|map| !map.is_empty());
+    let map = map.ok_or_else(|| fields.invalid("weight_map", "an object of file names"))?;
+    let mut index = BTreeMap::new();
+    for (tensor, file) in map {
+        let plain =
+            file.as_str().filter(|name| !name.contains(['/', '\\', '\0']) && name.ends_with(".safetensors"));
+        let Some(name) = plain else {
+            let problem =
+                format!("weight_map: {tensor}: expected a safetensors file in this folder, got {file}");
+            return Err(Error::File { path: path.into(), problem });
+        };
+        index.insert(tensor.clone(), dir.join(name));
+    }
+    let paths: BTreeSet<PathBuf> = index.values().cloned().collect();
+    Ok(Found { paths: paths.into_iter().collect(), index })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+
+    fn file(header: &str, data: &[u8]) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
+    }
+
+    #[test]
+    fn shards_are_joined_and_a_wrong_index_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).unwrap();
+        let index =
+            |a: &str| write("x.safetensors.index.json", format!(r#"{{"weight_map":{a}}}"#).as_bytes());
+        let refusal =
+            || Checkpoint::open(dir.path()).err().map_or("accepted".into(), |error| error.to_string());
+        let entry = r#"{"dtype":"I32","shape":[1],"data_offsets":[0,4]}"#;
+        write("x-1.safetensors", &file(&format!(r#"{{"a":{entry}}}"#), &[1, 0, 0, 0]));
+        write("x-2.safetensors", &file(&format!(r#"{{"b":{entry}}}"#), &[2, 0, 0, 0]));
+        assert!(refusal().contains("got 2 files and 0 indices"));
+        index(r#"{"a":"x-1.safetensors","b":"x-2.safetensors"}"#);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(checkpoint.ints("b", &[1]).unwrap(), [2]);
+        assert_eq!(checkpoint.file_sizes().len(), 2);
+        index(r#"{"a":"x-1.safetensors","c":"x-2.safetensors"}"#);
+        assert!(refusal().ends_with("x-2.safetensors: tensor c is missing"));
+        index(r#"{"a":"x-1.safetensors","b":"x-3.safetensors"}"#);
+        assert!(refusal().contains("x-3.safetensors: No such file"));
+        index(r#"{"a":"../x-1.safetensors"}"#);
+        assert!(
+            refusal().ends_with("expected a safetensors file in this folder, got \"../x-1.safetensors\"")
+        );
+        write("x-2.safetensors", &file(&format!(r#"{{"a":{entry}}}"#), &[2, 0, 0, 0]));
+        index(r#"{"a":"x-1.safetensors","b":"x-2.safetensors"}"#);
+        assert!(refusal().contains("a: expected in one file only"));
+    }
+
+    #[test]
+    fn the_only_safetensors_file_is_found_whatever_its_name() {
+        let header =
+            r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"I32","shape":[2],"data_offsets":[0,8]}}"#;
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("gptq_model-4bit-128g.safetensors"), file(header, &[0; 8])).unwrap();
+        fs::write(dir.path().join(".half.safetensors"), b"").unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(checkpoint.metadata()["format"], "pt");
+        assert_eq!(checkpoint.ints("a", &[2]).unwrap(), [0, 0]);
+    }
+}

@@ -1,0 +1,192 @@
+//! What `config.json` says of a model, validated once: every later size follows from [`ModelConfig`].
+
+pub(crate) mod fields;
+mod parse;
+mod presets;
+mod rope;
+mod write;
+
+use std::path::Path;
+
+use gptq_kernels::Dtype;
+use serde_json::Value;
+
+pub use presets::PRESETS;
+
+use crate::{Error, Result};
+
+/// The decoder families that share one forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+}
+
+/// How rotary frequencies are changed for long contexts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    None,
+    Linear {
+        factor: f64,
+    },
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_max_position_embeddings: usize,
+    },
+}
+
+/// A validated model configuration. Names are Hugging Face's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    pub architecture: Architecture,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub num_key_value_heads: usize,
+    pub head_dim: usize,
+    pub vocab_size: usize,
+    pub max_position_embeddings: usize,
+    pub rms_norm_eps: f64,
+    pub rope_theta: f64,
+    pub rope_scaling: RopeScaling,
+    pub tie_word_embeddings: bool,
+    /// q, k and v carry a bias (Qwen2 always, Llama by `attention_bias`).
+    pub qkv_bias: bool,
+    /// o_proj carries a bias (Llama's `attention_bias`).
+    pub o_bias: bool,
+    /// gate, up and down carry a bias (`mlp_bias`).
+    pub mlp_bias: bool,
+    /// q and k are normalised per head before the rotation (Qwen3).
+    pub qk_norm: bool,
+    /// A token sees itself and at most `sliding_window - 1` tokens before it (Mistral).
+    pub sliding_window: Option<usize>,
+    /// What the floating-point tensors of the checkpoint are stored in.
+    pub dtype: Dtype,
+    pub bos_token_id: Option<u32>,
+    pub eos_token_ids: Vec<u32>,
+}
+
+impl ModelConfig {
+    /// Reads and validates a `config.json`.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        Self::from_json(&fields::read_json(path)?, path)
+    }
+
+    /// Validates a parsed `config.json`, old style or new; `path` is for error messages.
+    pub fn from_json(config: &Value, path: &Path) -> Result<Self> {
+        let config = parse::parse(config, path)?;
+        config.validate(path)?;
+        Ok(config)
+    }
+
+    /// The architecture of a well-known model, one of [`PRESETS`].
+    pub fn preset(name: &str) -> Result<Self> {
+        presets::preset(name)
+            .ok_or_else(|| Error::UnknownPreset { name: name.into(), known: PRESETS.join(", ") })
+    }
+
+    /// A `config.json` that old and new transformers read.
+    pub fn to_json(&self) -> Value {
+        write::to_json(self)
+    }
+
+    /// Sizes that no model has are refused here, so that products of them cannot overflow later:
+    /// a matrix has at most 2^44 elements, a model at most 4,096 layers of seven.
+    fn validate(&self, path: &Path) -> Result<()> {
+        let refuse = |key: &str, expected: String, got: &dyn ToString| {
+            Err(Error::Config { path: path.into(), key: key.into(), expected, got: got.to_string() })
+        };
+        let sizes = [
+            ("hidden_size", self.hidden_size, 1 << 20),
+            ("intermediate_size", self.intermediate_size, 1 << 22),
+            ("num_hidden_layers", self.num_hidden_layers, 4096),
+            ("num_attention_heads", self.num_attention_heads, 1 << 16),
+            ("num_key_value_heads", self.num_key_value_heads, 1 << 16),
+            ("head_dim", self.head_dim, 1 << 14),
+            ("vocab_size", self.vocab_size, 1 << 24),
+            ("max_position_embeddings", self.max_position_embeddings, 1 << 28),
+            ("sliding_window", self.sliding_window.unwrap_or(1), usize::MAX),
+        ];
+        for (key, size, largest) in sizes {
+            if !(1..=largest).contains(&size) {
+                return refuse(key, format!("1 to {largest}"), &size);
+            }
+        }
+        let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
+        if !heads.is_multiple_of(kv_heads) {
+            return refuse("num_key_value_heads", format!("a divisor of {heads} attention heads"), &kv_heads);
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return refuse("head_dim", "an even number".into(), &self.head_dim);
+        }
+        if heads.checked_mul(self.head_dim).is_none_or(|width| width > 1 << 22) {
+            return refuse("num_attention_heads", format!("at most {}", (1 << 22) / self.head_dim), &heads);
+        }
+        if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
+            return refuse("rms_norm_eps", "above 0, below 1".into(), &self.rms_norm_eps);
+        }
+        if !(self.rope_theta > 0.0 && self.rope_theta.is_finite()) {
+            return refuse("rope_theta", "above 0".into(), &self.rope_theta);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn refusal(key: &str, value: Value) -> String {
+        let mut config = ModelConfig::preset("tinyllama-1.1b").unwrap().to_json();
+        config[key] = value;
+        ModelConfig::from_json(&config, Path::new("config.json")).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn absurd_sizes_are_refused_before_anything_is_allocated() {
+        let cases = [
+            ("hidden_size", json!(0), "config.json: hidden_size: expected 1 to 1048576, got 0"),
+            (
+                "vocab_size",
+                json!(u64::MAX),
+                "config.json: vocab_size: expected 1 to 16777216, got 18446744073709551615",
+            ),
+            (
+                "num_hidden_layers",
+                json!(4097),
+                "config.json: num_hidden_layers: expected 1 to 4096, got 4097",
+            ),
+            ("num_hidden_layers", json!(-1), "num_hidden_layers: expected a whole number, 0 or more, got -1"),
+            ("num_key_value_heads", json!(5), "expected a divisor of 32 attention heads, got 5"),
+            ("num_key_value_heads", json!(0), "num_key_value_heads: expected 1 to 65536, got 0"),
+            ("head_dim", json!(63), "config.json: head_dim: expected an even number, got 63"),
+            ("num_attention_heads", json!(0), "num_attention_heads: expected 1 to 65536, got 0"),
+            ("rms_norm_eps", json!(0), "config.json: rms_norm_eps: expected above 0, below 1, got 0"),
+        ];
+        for (key, value, expected) in cases {
+            let message = refusal(key, value);
+            assert!(message.contains(expected), "{message}");
+            assert_eq!(message.lines().count(), 1);
+        }
+    }
+
+    #[test]
+    fn the_attention_width_is_capped_as_a_product() {
+        let mut config = ModelConfig::preset("tinyllama-1.1b").unwrap();
+        (config.num_attention_heads, config.num_key_value_heads, config.head_dim) = (1 << 16, 1, 1 << 14);
+        let message = config.validate(Path::new("c")).unwrap_err().to_string();
+        assert_eq!(message, "c: num_attention_heads: expected at most 256, got 65536");
+    }
+
+    #[test]
+    fn an_unknown_preset_lists_the_known_ones() {
+        let message = ModelConfig::preset("gpt2").unwrap_err().to_string();
+        assert!(message.contains("gpt2") && message.contains("causallm-7b"), "{message}");
+    }
+}

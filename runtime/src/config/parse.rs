@@ -1,0 +1,295 @@
+//! From the keys of a `config.json` to [`ModelConfig`], with transformers' defaults.
+
+use std::path::Path;
+
+use gptq_kernels::Dtype;
+use serde_json::Value;
+
+use super::fields::Fields;
+use super::rope::rope;
+use super::{Architecture, ModelConfig};
+use crate::{Error, Result};
+
+/// Reads what the forward pass depends on and refuses by name what it does not implement.
+pub(super) fn parse(config: &Value, path: &Path) -> Result<ModelConfig> {
+    let config = Fields::new(config, path, "")?;
+    let architecture = architecture(config)?;
+    let integer = |key| config.required(key, config.integer(key)?);
+    let flag = |key| Ok::<_, Error>(config.boolean(key)?.unwrap_or(false));
+    let (hidden_size, heads, layers) =
+        (integer("hidden_size")?, integer("num_attention_heads")?, integer("num_hidden_layers")?);
+    if config.string("hidden_act")?.is_some_and(|name| name != "silu") {
+        return Err(config.invalid("hidden_act", "silu"));
+    }
+    let is = |family| architecture == family;
+    let attention_bias = (is(Architecture::Llama) || is(Architecture::Qwen3)) && flag("attention_bias")?;
+    let max_position_embeddings =
+        config.integer("max_position_embeddings")?.unwrap_or(architecture.default_context());
+    let (rope_theta, rope_scaling) = rope(config)?;
+    Ok(ModelConfig {
+        architecture,
+        hidden_size,
+        intermediate_size: integer("intermediate_size")?,
+        num_hidden_layers: layers,
+        num_attention_heads: heads,
+        num_key_value_heads: config.integer("num_key_value_heads")?.unwrap_or(heads),
+        head_dim: head_dim(config, architecture, hidden_size, heads)?,
+        vocab_size: integer("vocab_size")?,
+        max_position_embeddings,
+        rms_norm_eps: config.float("rms_norm_eps")?.unwrap_or(1e-6),
+        rope_theta,
+        rope_scaling,
+        tie_word_embeddings: flag("tie_word_embeddings")?,
+        qkv_bias: attention_bias || is(Architecture::Qwen2),
+        o_bias: attention_bias,
+        mlp_bias: is(Architecture::Llama) && flag("mlp_bias")?,
+        qk_norm: is(Architecture::Qwen3),
+        sliding_window: sliding_window(config, architecture, layers, max_position_embeddings)?,
+        dtype: dtype(config)?,
+        bos_token_id: token_ids(config, "bos_token_id", architecture.default_bos())?.first().copied(),
+        eos_token_ids: token_ids(config, "eos_token_id", architecture.default_eos())?,
+    })
+}
+
+impl Architecture {
+    const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+
+    /// The entry of `architectures`.
+    pub fn class_name(self) -> &'static str {
+        match self {
+            Self::Llama => "LlamaForCausalLM",
+            Self::Mistral => "MistralForCausalLM",
+            Self::Qwen2 => "Qwen2ForCausalLM",
+            Self::Qwen3 => "Qwen3ForCausalLM",
+        }
+    }
+
+    /// The value of `model_type`.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+
+    fn default_context(self) -> usize {
+        match self {
+            Self::Llama => 2048,
+            Self::Mistral => 131_072,
+            Self::Qwen2 | Self::Qwen3 => 32_768,
+        }
+    }
+
+    fn default_bos(self) -> Option<u32> {
+        matches!(self, Self::Llama | Self::Mistral).then_some(1)
+    }
+
+    fn default_eos(self) -> Option<u32> {
+        matches!(self, Self::Llama | Self::Mistral).then_some(2)
+    }
+}
+
+fn architecture(config: Fields) -> Result<Architecture> {
+    let listed = match config.value("architectures") {
+        None => None,
+        Some(Value::Array(names)) if names.is_empty() => None,
+        Some(names) => {
+            Some(names[0].as_str().ok_or_else(|| config.invalid("architectures", "a list of strings"))?)
+        }
+    };
+    let name = match listed {
+        Some(name) => name,
+        None => config.required("architectures", config.string("model_type")?)?,
+    };
+    let known = |a: &Architecture| if listed.is_some() { a.class_name() } else { a.model_type() };
+    Architecture::ALL.into_iter().find(|a| known(a) == name).ok_or_else(|| Error::UnsupportedArchitecture {
+        path: config.path().into(),
+        name: name.into(),
+        supported: Architecture::ALL.map(|a| known(&a)).join(", "),
+    })
+}
+
+fn head_dim(config: Fields, architecture: Architecture, hidden_size: usize, heads: usize) -> Result<usize> {
+    match (config.integer("head_dim")?, architecture) {
+        (Some(head_dim), _) => Ok(head_dim),
+        (None, Architecture::Qwen3) => Ok(128),
+        // Zero heads are refused later, by their own name.
+        (None, _) if hidden_size.is_multiple_of(heads) || heads == 0 => Ok(hidden_size / heads.max(1)),
+        (None, _) => Err(config.invalid("hidden_size", format!("a multiple of {heads} attention heads"))),
+    }
+}
+
+/// The window of every layer. Qwen windows only some layers and only on demand: refused where it matters.
+fn sliding_window(
+    config: Fields,
+    architecture: Architecture,
+    layers: usize,
+    context: usize,
+) -> Result<Option<usize>> {
+    let window = config.integer("sliding_window")?;
+    match architecture {
+        Architecture::Llama => Ok(None),
+        // Transformers' default. It always writes the key: an unlimited window is an explicit null.
+        Architecture::Mistral if !config.has("sliding_window") => Ok(Some(4096)),
+        Architecture::Mistral => Ok(window),
+        Architecture::Qwen2 | Architecture::Qwen3 => {
+            let wanted = config.boolean("use_sliding_window")?.unwrap_or(false);
+            let shorter =
+                window.unwrap_or(4096) < context && (window.is_some() || !config.has("sliding_window"));
+            let windowed = match config.value("layer_types") {
+                Some(types) => {
+                    types.as_array().is_none_or(|types| types.iter().any(|t| t != "full_attention"))
+                }
+                None => config.integer("max_window_layers")?.unwrap_or(28) < layers,
+            };
+            match wanted && shorter && windowed {
+                true => {
+                    Err(config
+                        .invalid("use_sliding_window", "false: windows on some layers are not supported"))
+                }
+                false => Ok(None),
+            }
+        }
+    }
+}
+
+/// Files without the key are taken as fp16, what GPTQ readers compute in.
+fn dtype(config: Fields) -> Result<Dtype> {
+    let key = if config.value("dtype").is_some() { "dtype" } else { "torch_dtype" };
+    match config.string(key)?.map(|name| name.trim_start_matches("torch.")) {
+        None | Some("float16") => Ok(Dtype::F16),
+        Some("bfloat16") => Ok(Dtype::BF16),
+        Some("float32") => Ok(Dtype::F32),
+        Some(_) => Err(config.invalid(key, "float16, bfloat16 or float32")),
+    }
+}
+
+/// One id, a list of ids, or an explicit null for none.
+fn token_ids(config: Fields, key: &str, default: Option<u32>) -> Result<Vec<u32>> {
+    let id = |value: &Value| {
+        let id = value.as_u64().and_then(|id| id.try_into().ok());
+        id.ok_or_else(|| config.invalid(key, "a token id, a list of token ids or null"))
+    };
+    match config.value(key) {
+        None if config.has(key) => Ok(vec![]),
+        None => Ok(default.into_iter().collect()),
+        Some(Value::Array(ids)) => ids.iter().map(id).collect(),
+        Some(value) => Ok(vec![id(value)?]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// The least that a config must have, changed by `changes`.
+    fn read(architecture: &str, changes: Value) -> Result<ModelConfig> {
+        let mut config = json!({
+            "architectures": [architecture], "hidden_size": 64, "intermediate_size": 96,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100,
+        });
+        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        ModelConfig::from_json(&config, Path::new("config.json"))
+    }
+
+    fn refusal(architecture: &str, changes: Value) -> String {
+        read(architecture, changes).err().map_or("accepted".into(), |error| error.to_string())
+    }
+
+    #[test]
+    fn missing_keys_mean_what_transformers_means() {
+        let llama = read("LlamaForCausalLM", json!({})).unwrap();
+        assert_eq!((llama.num_key_value_heads, llama.head_dim, llama.max_position_embeddings), (4, 16, 2048));
+        assert_eq!((llama.rope_theta, llama.rms_norm_eps, llama.dtype), (10000.0, 1e-6, Dtype::F16));
+        assert_eq!((llama.bos_token_id, &llama.eos_token_ids[..]), (Some(1), &[2][..]));
+        assert!(!llama.qkv_bias && !llama.tie_word_embeddings && llama.sliding_window.is_none());
+        assert_eq!(read("MistralForCausalLM", json!({})).unwrap().sliding_window, Some(4096));
+        let unlimited = read("MistralForCausalLM", json!({"sliding_window": null})).unwrap();
+        assert_eq!(unlimited.sliding_window, None);
+        let qwen2 = read("Qwen2ForCausalLM", json!({"sliding_window": 16})).unwrap();
+        assert!(qwen2.qkv_bias && !qwen2.o_bias && qwen2.sliding_window.is_none());
+        let qwen3 = read("Qwen3ForCausalLM", json!({})).unwrap();
+        assert!(qwen3.qk_norm && !qwen3.qkv_bias && qwen3.head_dim == 128);
+        let biased = read("LlamaForCausalLM", json!({"attention_bias": true})).unwrap();
+        assert!(biased.qkv_bias && biased.o_bias && !biased.mlp_bias);
+    }
+
+    #[test]
+    fn token_ids_are_one_or_many_or_none() {
+        let eos = |value| read("LlamaForCausalLM", json!({"eos_token_id": value})).unwrap().eos_token_ids;
+        assert_eq!(eos(json!(7)), [7]);
+        assert_eq!(eos(json!([7, 8])), [7, 8]);
+        assert_eq!(eos(json!(null)), [0; 0]);
+        assert!(
+            refusal("LlamaForCausalLM", json!({"eos_token_id": -1}))
+                .contains("eos_token_id: expected a token id")
+        );
+    }
+
+    #[test]
+    fn what_is_not_implemented_is_refused_by_name() {
+        let cases = [
+            (json!({"architectures": ["GPT2LMHeadModel"]}), "architecture GPT2LMHeadModel is not supported"),
+            (
+                json!({"architectures": [], "model_type": "gpt2"}),
+                "expected one of llama, mistral, qwen2, qwen3",
+            ),
+            (json!({"hidden_act": "gelu"}), r#"hidden_act: expected silu, got "gelu""#),
+            (json!({"torch_dtype": "int8"}), "torch_dtype: expected float16, bfloat16 or float32"),
+            (
+                json!({"num_attention_heads": 7}),
+                "hidden_size: expected a multiple of 7 attention heads, got 64",
+            ),
+            (json!({"vocab_size": null}), "config.json: vocab_size: expected a value, got null"),
+            (json!({"hidden_size": "64"}), "hidden_size: expected a whole number, 0 or more, got \"64\""),
+        ];
+        for (changes, expected) in cases {
+            let message = refusal("LlamaForCausalLM", changes);
+            assert!(
+                message.contains(expected) && message.lines().count() == 1,
+                "expected {expected}, got {message}"
+            );
+        }
+    }
+
+    #[test]
+    fn qwens_window_is_refused_only_where_it_matters() {
+        let window = |changes: Value| {
+            let mut all = json!({"use_sliding_window": true, "sliding_window": 16, "max_window_layers": 1});
+            all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            refusal("Qwen2ForCausalLM", all)
+        };
+        assert!(window(json!({})).contains("use_sliding_window: expected false"));
+        for harmless in [
+            json!({"use_sliding_window": false}),
+            json!({"sliding_window": null}),
+            json!({"sliding_window": 32_768}),
+            json!({"max_window_layers": 2}),
+            json!({"layer_types": ["full_attention", "full_attention"]}),
+        ] {
+            assert_eq!(window(harmless), "accepted");
+        }
+    }
+
+    #[test]
+    fn configs_of_all_families_in_the_golden_folder_are_read() {
+        let Some(shared) = std::env::var_os("GPTQ_SHARED") else {
+            return eprintln!("skipped: GPTQ_SHARED is not set");
+        };
+        let shared = Path::new(&shared);
+        let mut read = 0;
+        for folder in ["golden/logits", "models"] {
+            for entry in std::fs::read_dir(shared.join(folder)).unwrap() {
+                let dir = entry.unwrap().path();
+                let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
+                let checkpoint = crate::checkpoint::Checkpoint::open(&dir).unwrap();
+                checkpoint.verify_against(&crate::layout::checkpoint_tensors(&config)).unwrap();
+                read += 1;
+            }
+        }
+        assert!(read >= 9, "{read} folders");
+    }
+}

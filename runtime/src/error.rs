@@ -1,0 +1,74 @@
+//! The one error type of this crate. Every message is one line: what, where, expected, got.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    // Causes are part of the message and not `source()`, so that a printed chain does not repeat them.
+    #[error("{}: {cause}", path.display())]
+    Io { path: PathBuf, cause: io::Error },
+
+    #[error("{}: not valid JSON: {cause}", path.display())]
+    Json { path: PathBuf, cause: serde_json::Error },
+
+    /// A key of a JSON file that is missing, of the wrong type or out of range.
+    #[error("{}: {key}: expected {expected}, got {got}", path.display())]
+    Config { path: PathBuf, key: String, expected: String, got: String },
+
+    #[error("{}: architecture {name} is not supported, expected one of {supported}", path.display())]
+    UnsupportedArchitecture { path: PathBuf, name: String, supported: String },
+
+    #[error("unknown architecture preset {name}, expected one of {known}")]
+    UnknownPreset { name: String, known: String },
+
+    /// A quantization setting that means nothing.
+    #[error("{key}: expected {expected}, got {got}")]
+    QuantSetting { key: &'static str, expected: String, got: String },
+
+    #[error("{linear}: {bits} bits need {dimension} to be a multiple of {multiple}, got {size}")]
+    Unquantizable { linear: &'static str, dimension: &'static str, bits: u32, multiple: usize, size: usize },
+
+    /// A safetensors file, or a folder of them, that breaks its format.
+    #[error("{}: {problem}", path.display())]
+    File { path: PathBuf, problem: String },
+
+    #[error("{}: tensor {name} is missing", path.display())]
+    MissingTensor { path: PathBuf, name: String },
+
+    #[error("{}: {name}: expected {expected}, got {got}", path.display())]
+    WrongTensor { path: PathBuf, name: String, expected: String, got: String },
+
+    #[error("{}: {name}: expected finite values, got {value} at element {index}", path.display())]
+    NotFinite { path: PathBuf, name: String, index: usize, value: f32 },
+
+    #[error("{}: expected a folder without a model, got one that has {found}", path.display())]
+    NotEmpty { path: PathBuf, found: String },
+
+    #[error("{tensor}: {problem}")]
+    Unsound { tensor: String, problem: String },
+
+    #[error("prompt: expected 1 to {} tokens, got {tokens}", limit.saturating_sub(1))]
+    Prompt { tokens: usize, limit: usize },
+
+    #[error("{name}: expected {expected}, got {got}")]
+    Parameter { name: &'static str, expected: &'static str, got: f32 },
+
+    #[error("evaluation: expected windows of one length, at least 2 tokens, got {windows} of {ctx}")]
+    Windows { windows: usize, ctx: usize },
+
+    #[error("baseline: expected a vocabulary of {model} tokens as the model's, got {baseline}")]
+    Vocabulary { model: usize, baseline: usize },
+
+    #[error(transparent)]
+    Kernels(#[from] gptq_kernels::Error),
+}
+
+impl Error {
+    /// For `map_err` on file operations.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        |cause| Self::Io { path: path.into(), cause }
+    }
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,14 @@
+//! Config, checkpoint, model, generation and perplexity of Llama-family models
+
+pub mod checkpoint;
+pub mod config;
+mod error;
+pub mod generate;
+pub mod layout;
+pub mod model;
+pub mod perplexity;
+pub mod quant_config;
+pub mod sampling;
+pub mod synth;
+
+pub use error::{Error, Result};

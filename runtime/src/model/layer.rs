@@ -1,0 +1,134 @@
+//! A decoder layer is four stages, each "input, linears, what follows":
+//!
+//! | stage | linears | input | what follows |
+//! | --- | --- | --- | --- |
+//! | qkv | q_proj k_proj v_proj | rms_norm(hidden) | rope, attention |
+//! | o | o_proj | attention output | + residual |
+//! | gate_up | gate_proj up_proj | rms_norm(hidden) | silu(gate) * up |
+//! | down | down_proj | that product | + residual |
+
+use gptq_kernels::{AttentionShape, Backend, Batch, QkNorm, RopeShape};
+
+use super::projection::Projection;
+use super::{ModelFiles, vector};
+use crate::Result;
+use crate::layout::{self, Stage};
+
+/// One decoder layer.
+pub struct Layer<B: Backend> {
+    input_norm: B::Tensor,
+    post_attention_norm: B::Tensor,
+    eps: f32,
+    /// In the order of [`Stage::ALL`].
+    projections: [Projection<B>; 4],
+    rope: RopeShape<B::Tensor>,
+    attention: AttentionShape,
+}
+
+/// What flows between two stages: the residual stream, and the input of the next stage's linears.
+pub struct State<T> {
+    /// `[tokens, hidden]`
+    pub hidden: T,
+    /// `[tokens, in]` of the next stage.
+    pub input: T,
+}
+
+impl<B: Backend> Layer<B> {
+    /// Loads layer `index` of a checkpoint or an artifact.
+    pub fn load(backend: &B, files: &ModelFiles, index: usize) -> Result<Self> {
+        let load = |stage| Projection::load(backend, files, index, stage);
+        Self::with_projections(
+            backend,
+            files,
+            index,
+            [load(Stage::Qkv)?, load(Stage::O)?, load(Stage::GateUp)?, load(Stage::Down)?],
+        )
+    }
+
+    /// Layer `index` with the files' norms and the given linears.
+    pub fn with_projections(
+        backend: &B,
+        files: &ModelFiles,
+        index: usize,
+        projections: [Projection<B>; 4],
+    ) -> Result<Self> {
+        let config = &files.config;
+        let norm = |name: &str, length| {
+            vector(backend, files, &format!("{}{name}", layout::layer_prefix(index)), length)
+        };
+        let (heads, kv_heads, head_dim) =
+            (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+        let eps = config.rms_norm_eps as f32;
+        let head_norm = |name| norm(name, head_dim);
+        let norms = match config.qk_norm {
+            true => Some(QkNorm {
+                q: head_norm("self_attn.q_norm.weight")?,
+                k: head_norm("self_attn.k_norm.weight")?,
+                eps,
+            }),
+            false => None,
+        };
+        let inv_freq = backend.tensor(files.inverse_frequencies.clone(), (1, head_dim / 2))?;
+        Ok(Self {
+            input_norm: norm("input_layernorm.weight", config.hidden_size)?,
+            post_attention_norm: norm("post_attention_layernorm.weight", config.hidden_size)?,
+            eps,
+            projections,
+            rope: RopeShape { heads, kv_heads, head_dim, inv_freq, norms },
+            attention: AttentionShape { heads, kv_heads, head_dim, window: config.sliding_window },
+        })
+    }
+
+    /// Puts other weights in the place of one stage's: the quantizer does, once it has solved them.
+    pub fn replace(&mut self, stage: Stage, projection: Projection<B>) {
+        self.projections[stage as usize] = projection;
+    }
+
+    /// The state before the first stage.
+    pub fn enter(&self, backend: &B, hidden: B::Tensor) -> Result<State<B::Tensor>> {
+        let input = backend.rms_norm(&hidden, &self.input_norm, self.eps)?;
+        Ok(State { hidden, input })
+    }
+
+    /// Runs one stage. After [`Stage::Down`] `hidden` is the layer's output, and so is `input`.
+    pub fn advance(
+        &self,
+        backend: &B,
+        stage: Stage,
+        State { hidden, input }: State<B::Tensor>,
+        batch: &Batch,
+        cache: Option<&mut B::KvCache>,
+    ) -> Result<State<B::Tensor>> {
+        let output = self.projections[stage as usize].forward(backend, &input)?;
+        Ok(match stage {
+            Stage::Qkv => {
+                let qkv = backend.rope(&output, batch, &self.rope)?;
+                State { input: backend.attention(&qkv, batch, &self.attention, cache)?, hidden }
+            }
+            Stage::O => {
+                let hidden = backend.add(&hidden, &output)?;
+                State { input: backend.rms_norm(&hidden, &self.post_attention_norm, self.eps)?, hidden }
+            }
+            Stage::GateUp => State { input: backend.silu_mul(&output)?, hidden },
+            Stage::Down => {
+                let hidden = backend.add(&hidden, &output)?;
+                State { input: hidden.clone(), hidden }
+            }
+        })
+    }
+
+    /// All four stages: `[tokens, hidden]` to `[tokens, hidden]`.
+    pub fn forward(
+        &self,
+        backend: &B,
+        hidden: B::Tensor,
+        batch: &Batch,
+        mut cache: Option<&mut B::KvCache>,
+    ) -> Result<B::Tensor> {
+        let mut state = self.enter(backend, hidden)?;
+        for stage in Stage::ALL {
+            state = self.advance(backend, stage, state, batch, cache.as_deref_mut())?;
+        }
+        Ok(state.hidden)
+    }
+}

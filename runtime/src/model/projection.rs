@@ -1,0 +1,120 @@
+//! The linears of one stage as one matrix: they share their input, so they are stacked along `out`.
+
+use gptq_kernels::packing::PackedLinear;
+use gptq_kernels::{Backend, HostTensor};
+use half::f16;
+
+use super::ModelFiles;
+use crate::layout::{self, LinearSpec, Stage};
+use crate::quant_config::QuantConfig;
+use crate::{Error, Result};
+
+/// The weights of one stage on a backend.
+pub enum Projection<B: Backend> {
+    Dense(B::Weight),
+    Quantized(B::QuantWeight),
+    /// Linears whose groups differ, as some tools leave them: one product each, outputs side by side.
+    Parts(Vec<B::QuantWeight>),
+}
+
+impl<B: Backend> Projection<B> {
+    /// Loads a stage of layer `index`, dense or quantized as the files are.
+    pub fn load(backend: &B, files: &ModelFiles, index: usize, stage: Stage) -> Result<Self> {
+        let linears = stage_linears(files, stage);
+        let Some(quant) = &files.quant else {
+            let (weights, biases) = dense_parts(files, index, &linears)?;
+            return Ok(Self::Dense(backend.weight(&weights, &biases)?));
+        };
+        let parts =
+            linears.iter().map(|linear| packed(files, quant, index, linear)).collect::<Result<Vec<_>>>()?;
+        match PackedLinear::stack(&parts) {
+            Some(whole) => Ok(Self::Quantized(backend.quant_weight(&whole)?)),
+            None => Ok(Self::Parts(parts.iter().map(|p| backend.quant_weight(p)).collect::<Result<_, _>>()?)),
+        }
+    }
+
+    /// A solved stage as a dense weight with the values that the artifact will hold.
+    pub fn dequantized(backend: &B, parts: &[PackedLinear]) -> Result<Self> {
+        let values: Vec<f32> = parts.iter().flat_map(PackedLinear::dequantized).collect();
+        let out_features = parts.iter().map(|p| p.out_features).sum();
+        let in_features = parts.first().map_or(0, |p| p.in_features);
+        let zeros = |p: &PackedLinear| p.bias.clone().unwrap_or(vec![0.0; p.out_features]);
+        let bias = parts.iter().any(|p| p.bias.is_some()).then(|| parts.iter().flat_map(zeros).collect());
+        Ok(Self::Dense(backend.weight_from_f32(values, (out_features, in_features), bias)?))
+    }
+
+    /// `[tokens, in]` to `[tokens, out of all linears]`.
+    pub fn forward(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
+        Ok(match self {
+            Self::Dense(weight) => backend.matmul(x, weight)?,
+            Self::Quantized(weight) => backend.quant_matmul(x, weight)?,
+            Self::Parts(parts) => {
+                let outputs =
+                    parts.iter().map(|w| backend.quant_matmul(x, w)).collect::<Result<Vec<_>, _>>()?;
+                backend.join_columns(&outputs)?
+            }
+        })
+    }
+}
+
+/// The linears of one stage, in the order in which they are stacked.
+pub fn stage_linears(files: &ModelFiles, stage: Stage) -> Vec<LinearSpec> {
+    layout::linears(&files.config).into_iter().filter(|linear| linear.stage == stage).collect()
+}
+
+/// Weights and biases of dense linears, as they lie in the checkpoint.
+pub fn dense_parts<'a>(
+    files: &'a ModelFiles,
+    index: usize,
+    linears: &[LinearSpec],
+) -> Result<(Vec<HostTensor<'a>>, Vec<HostTensor<'a>>)> {
+    let name = |linear: &LinearSpec, tensor: &str| {
+        format!("{}{}.{tensor}", layout::layer_prefix(index), linear.module)
+    };
+    let weight =
+        |l: &LinearSpec| files.checkpoint.tensor(&name(l, "weight"), &[l.out_features, l.in_features]);
+    let bias = |l: &LinearSpec| files.checkpoint.tensor(&name(l, "bias"), &[l.out_features]);
+    let weights = linears.iter().map(weight).collect::<Result<_>>()?;
+    let biases = linears.iter().filter(|l| l.bias).map(bias).collect::<Result<_>>()?;
+    Ok((weights, biases))
+}
+
+/// One linear of an artifact: v1 or v2, with or without `g_idx` and bias.
+fn packed(
+    files: &ModelFiles,
+    quant: &QuantConfig,
+    index: usize,
+    linear: &LinearSpec,
+) -> Result<PackedLinear> {
+    let (k, n, bits) = (linear.in_features, linear.out_features, quant.bits as usize);
+    let group_size = quant.group_size.unwrap_or(k).min(k);
+    let groups = k.div_ceil(group_size);
+    let name = |tensor: &str| format!("{}{}.{tensor}", layout::layer_prefix(index), linear.module);
+    let words = |tensor: &str, shape: [usize; 2]| -> Result<Vec<u32>> {
+        Ok(files.checkpoint.ints(&name(tensor), &shape)?.into_iter().map(|x| x as u32).collect())
+    };
+    let g_idx = match files.checkpoint.contains(&name("g_idx")) {
+        true => files.checkpoint.ints(&name("g_idx"), &[k])?,
+        false => (0..k).map(|i| (i / group_size) as i32).collect(),
+    };
+    if let Some(group) = g_idx.iter().find(|g| !(0..groups as i32).contains(g)) {
+        return Err(Error::Unsound { tensor: name("g_idx"), problem: format!("group {group} of {groups}") });
+    }
+    let bias = match files.checkpoint.contains(&name("bias")) {
+        true => Some(files.checkpoint.tensor(&name("bias"), &[n])?.to_f32())
+            .filter(|b| b.iter().any(|x| *x != 0.0)),
+        false => None,
+    };
+    let scales = files.checkpoint.tensor(&name("scales"), &[groups, n])?.to_f32();
+    Ok(PackedLinear {
+        bits: quant.bits,
+        in_features: k,
+        out_features: n,
+        qweight: words("qweight", [k * bits / 32, n])?,
+        qzeros: words("qzeros", [groups, n * bits / 32])?,
+        scales: scales.into_iter().map(f16::from_f32).collect(),
+        g_idx: g_idx.into_iter().map(|g| g as u32).collect(),
+        zero_offset: quant.format.zero_offset(),
+        bias,
+    })
+}

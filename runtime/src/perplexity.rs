@@ -1,0 +1,114 @@
+//! Perplexity by the protocol of the GPTQ paper, and the distance between two models.
+
+use gptq_kernels::{Backend, Batch};
+
+use crate::model::Model;
+use crate::{Error, Result};
+
+/// Rows whose logits exist at once: 256 rows of a vocabulary of 150,000 are 150 MB.
+const LOGIT_ROWS: usize = 256;
+
+/// Tokens of one forward pass, if windows are shorter.
+const BATCH_TOKENS: usize = 2048;
+
+/// What one evaluation found, with the protocol it followed.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Evaluation {
+    /// `exp(mean loss)` of tokens 2 to `ctx` of every window.
+    pub perplexity: f64,
+    pub windows: usize,
+    pub ctx: usize,
+    pub tokens_scored: usize,
+    /// Against the baseline, where there is one.
+    pub comparison: Option<Comparison>,
+}
+
+/// Means over the same scored tokens.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Comparison {
+    /// Perplexity of the baseline itself.
+    pub baseline_perplexity: f64,
+    /// Mean Kullback-Leibler divergence from the baseline, nats a token.
+    pub kl_divergence: f64,
+    /// Share of tokens where both models put the same token first.
+    pub top1_agreement: f64,
+}
+
+/// Evaluates `model` on windows of equal length, each on its own; `progress` is told the windows done.
+pub fn evaluate<B: Backend>(
+    model: &Model<B>,
+    baseline: Option<&Model<B>>,
+    windows: &[Vec<u32>],
+    progress: &mut dyn FnMut(usize),
+) -> Result<Evaluation> {
+    let ctx = windows.first().map_or(0, Vec::len);
+    if ctx < 2 || windows.iter().any(|w| w.len() != ctx) {
+        return Err(Error::Windows { windows: windows.len(), ctx });
+    }
+    if let Some(baseline) = baseline.filter(|b| b.config.vocab_size != model.config.vocab_size) {
+        return Err(Error::Vocabulary {
+            model: model.config.vocab_size,
+            baseline: baseline.config.vocab_size,
+        });
+    }
+    let mut sums = Sums::default();
+    for group in windows.chunks((BATCH_TOKENS / ctx).max(1)) {
+        score(model, baseline, group, &mut sums)?;
+        progress(group.len());
+    }
+    let tokens = windows.len() * (ctx - 1);
+    let mean = |sum: f64| sum / tokens as f64;
+    let comparison = baseline.map(|_| Comparison {
+        baseline_perplexity: mean(sums.baseline_loss).exp(),
+        kl_divergence: mean(sums.kl),
+        top1_agreement: mean(sums.same_top1 as f64),
+    });
+    let perplexity = mean(sums.loss).exp();
+    Ok(Evaluation { perplexity, windows: windows.len(), ctx, tokens_scored: tokens, comparison })
+}
+
+#[derive(Default)]
+struct Sums {
+    loss: f64,
+    baseline_loss: f64,
+    kl: f64,
+    same_top1: usize,
+}
+
+fn score<B: Backend>(
+    model: &Model<B>,
+    baseline: Option<&Model<B>>,
+    windows: &[Vec<u32>],
+    sums: &mut Sums,
+) -> Result<()> {
+    let backend = model.backend();
+    let ids = windows.concat();
+    let batch = Batch::fresh(windows.iter().map(Vec::len));
+    let hidden = model.forward(&ids, &batch, None)?;
+    let reference = match baseline {
+        Some(baseline) => Some((baseline, baseline.forward(&ids, &batch, None)?)),
+        None => None,
+    };
+    let ctx = windows[0].len();
+    for start in (0..windows.len()).map(|w| w * ctx) {
+        for first in (start..start + ctx - 1).step_by(LOGIT_ROWS) {
+            let rows = first..(first + LOGIT_ROWS).min(start + ctx - 1);
+            let targets = &ids[rows.start + 1..rows.end + 1];
+            let logits = model.logits(&hidden, rows.clone())?;
+            sums.loss += total(backend.token_loss(&logits, targets)?);
+            if let Some((baseline, hidden)) = &reference {
+                let expected = baseline.logits(hidden, rows)?;
+                sums.baseline_loss += total(backend.token_loss(&expected, targets)?);
+                for distance in backend.divergence(&expected, &logits)? {
+                    sums.kl += distance.kl as f64;
+                    sums.same_top1 += distance.same_top1 as usize;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn total(losses: Vec<f32>) -> f64 {
+    losses.into_iter().map(f64::from).sum()
+}

@@ -1,0 +1,135 @@
+//! `gptq branches`: every branch of a plan from one checkpoint, with its table.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use gptq_calibration::dataset::Dataset;
+use gptq_kernels::Cpu;
+use gptq_quantizer::artifact::OutMode;
+use gptq_quantizer::gptq::{GptqParams, Method};
+use gptq_quantizer::plan::{Branch, Plan};
+use gptq_quantizer::produce::{self, Job};
+use gptq_quantizer::table::{self, Row};
+use gptq_runtime::model::{Model, ModelFiles};
+
+use super::common::{self, Calibration};
+use super::eval::{self, Protocol};
+use super::quantize::{self, EVAL_CTX};
+use crate::args::{BranchesArgs, JoinArg};
+
+pub fn run(args: &BranchesArgs) -> Result<()> {
+    let dir = common::model_dir(&args.model)?;
+    let plan = match &args.plan {
+        Some(path) => Plan::from_toml(path)?,
+        None => Plan::card(),
+    };
+    let calibration = Calibration::load(&args.calibration, &dir)?;
+    let measurement = match &args.eval_dataset {
+        Some(spec) => Some(Measurement {
+            dataset: common::dataset(spec).with_context(|| format!("data set {spec}"))?,
+            protocol: Protocol { join: JoinArg::Paper, ctx: EVAL_CTX, max_windows: None },
+        }),
+        None => None,
+    };
+    let work = Work {
+        model: &args.model,
+        dir: &dir,
+        out: &args.out,
+        mode: args.output.mode(),
+        max_shard_size: args.output.max_shard_size,
+        calibration: &calibration,
+        measurement: measurement.as_ref(),
+        device: common::device(args.output.device),
+    };
+    let rows = work.make_all(&plan)?;
+    match args.output.json {
+        true => println!("{}", serde_json::to_string_pretty(&rows)?),
+        false => print!("{}", table::to_terminal(&rows)),
+    }
+    Ok(())
+}
+
+/// What all branches share.
+pub struct Work<'a> {
+    pub model: &'a str,
+    pub dir: &'a Path,
+    pub out: &'a Path,
+    pub mode: OutMode,
+    pub max_shard_size: Option<u64>,
+    pub calibration: &'a Calibration,
+    pub measurement: Option<&'a Measurement>,
+    pub device: Cpu,
+}
+
+/// The text on which branches are compared with the checkpoint.
+pub struct Measurement {
+    pub dataset: Dataset,
+    pub protocol: Protocol,
+}
+
+impl Work<'_> {
+    /// Makes every branch and returns the measured table. With `--resume`, finished branches are kept.
+    pub fn make_all(&self, plan: &Plan) -> Result<Vec<Row>> {
+        let files = ModelFiles::open(self.dir)?;
+        for branch in &plan.branches {
+            produce::check_settings(&files, &params(branch))
+                .with_context(|| format!("branch {}", branch.name))?;
+        }
+        std::fs::create_dir_all(self.out).with_context(|| self.out.display().to_string())?;
+        let windows = match self.measurement {
+            Some(m) => m.protocol.windows(&m.dataset, self.dir)?,
+            None => Vec::new(),
+        };
+        let baseline = match self.measurement {
+            Some(_) => Some(Model::load(self.device.clone(), &files)?),
+            None => None,
+        };
+        for (i, branch) in plan.branches.iter().enumerate() {
+            let out = self.out.join(&branch.name);
+            if self.mode == OutMode::Resume && out.join(gptq_quantizer::record::LOG_FILE).exists() {
+                eprintln!("{} is complete", out.display());
+                continue;
+            }
+            let title = format!("[{}/{}] {}", i + 1, plan.branches.len(), branch.name);
+            self.make(&title, branch, &out, &files, baseline.as_ref(), &windows)
+                .with_context(|| format!("branch {}", branch.name))?;
+        }
+        Ok(table::measure(self.out)?)
+    }
+
+    fn make(
+        &self,
+        title: &str,
+        branch: &Branch,
+        out: &Path,
+        files: &ModelFiles,
+        baseline: Option<&Model<Cpu>>,
+        windows: &[Vec<u32>],
+    ) -> Result<()> {
+        let params = params(branch);
+        let job = Job {
+            model: self.model,
+            source: self.dir,
+            files,
+            params: &params,
+            zero_bias: true,
+            sequences: &self.calibration.sequences,
+            calibration: Some(&self.calibration.record),
+            out,
+            mode: self.mode,
+            max_shard_size: self.max_shard_size,
+        };
+        let mut log = quantize::make(&self.device, &job, title)?;
+        if let Some(m) = self.measurement {
+            let model = eval::load(&self.device, out)?;
+            let result = eval::measure(&format!("{title}, measuring"), &model, baseline, windows)?;
+            let evaluation = quantize::evaluation(&m.dataset.name, m.protocol.join, &result);
+            quantize::record_evaluation(&mut log, out, files, evaluation)?;
+        }
+        Ok(())
+    }
+}
+
+fn params(branch: &Branch) -> GptqParams {
+    GptqParams { quant: branch.quant_config(), method: Method::Gptq, mse: branch.mse, f16_scales: true }
+}

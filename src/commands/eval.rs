@@ -1,0 +1,113 @@
+//! `gptq eval`
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use gptq_calibration::dataset::Dataset;
+use gptq_calibration::sampling::windows;
+use gptq_kernels::Cpu;
+use gptq_quantizer::record::QuantizeLog;
+use gptq_runtime::model::{Model, ModelFiles};
+use gptq_runtime::perplexity::{Evaluation, evaluate};
+use serde_json::json;
+
+use super::common;
+use crate::args::{EvalArgs, JoinArg};
+use crate::progress::Progress;
+
+pub fn run(args: &EvalArgs) -> Result<()> {
+    let started = Instant::now();
+    let dir = common::model_dir(&args.model)?;
+    let dataset = common::dataset(&args.dataset).with_context(|| format!("data set {}", args.dataset))?;
+    let calibrated_on_it = was_calibrated_on(&dir, &dataset);
+    if calibrated_on_it {
+        eprintln!(
+            "warning: {} was calibrated on this very text; its perplexity here is flattered",
+            dir.display()
+        );
+    }
+    let protocol = Protocol { join: args.join, ctx: args.ctx, max_windows: args.max_windows };
+    let windows = protocol.windows(&dataset, &dir)?;
+    let device = common::device(args.device);
+    let baseline = match &args.baseline {
+        Some(baseline) => Some(load(&device, &common::model_dir(baseline)?)?),
+        None => None,
+    };
+    let model = load(&device, &dir)?;
+    let result = measure("evaluating", &model, baseline.as_ref(), &windows)?;
+    let seconds = started.elapsed().as_secs_f64();
+    if args.json {
+        let mut value = serde_json::to_value(&result)?;
+        if let Some(map) = value.as_object_mut() {
+            if let Some(serde_json::Value::Object(comparison)) = map.remove("comparison") {
+                map.extend(comparison);
+            }
+            map.insert("dataset".into(), json!(dataset.name));
+            map.insert("join".into(), json!(args.join.name()));
+            map.insert("calibrated_on_this_text".into(), json!(calibrated_on_it));
+            map.insert("seconds".into(), json!(seconds));
+        }
+        println!("{}", serde_json::to_string_pretty(&value)?);
+        return Ok(());
+    }
+    println!("perplexity      {:.4}", result.perplexity);
+    if let Some(comparison) = &result.comparison {
+        println!("baseline        {:.4}", comparison.baseline_perplexity);
+        println!("KL divergence   {:.6} nats a token, from the baseline", comparison.kl_divergence);
+        println!("top-1 agreement {:.2} %", 100.0 * comparison.top1_agreement);
+    }
+    println!("protocol        {}", protocol.describe(&dataset.name, &result));
+    println!("time            {seconds:.1} s on {}", gptq_kernels::Device::name(&device));
+    Ok(())
+}
+
+/// How a text becomes windows.
+pub struct Protocol {
+    pub join: JoinArg,
+    pub ctx: usize,
+    pub max_windows: Option<usize>,
+}
+
+impl Protocol {
+    /// Consecutive windows of the whole text, encoded in one call.
+    pub fn windows(&self, dataset: &Dataset, model_dir: &Path) -> Result<Vec<Vec<u32>>> {
+        let tokens = common::tokens(model_dir, &dataset.join(self.join.into()))?;
+        let windows = windows(&tokens, self.ctx, self.max_windows)
+            .with_context(|| format!("data set {}", dataset.name))?;
+        Ok(windows.into_iter().map(<[u32]>::to_vec).collect())
+    }
+
+    pub fn describe(&self, dataset: &str, result: &Evaluation) -> String {
+        format!(
+            "{dataset}, rows joined {}, {} windows of {} tokens, {} tokens scored",
+            self.join.name(),
+            result.windows,
+            result.ctx,
+            result.tokens_scored
+        )
+    }
+}
+
+/// Loads a model folder onto the device.
+pub fn load(device: &Cpu, dir: &Path) -> Result<Model<Cpu>> {
+    let files = ModelFiles::open(dir)?;
+    Ok(Model::load(device.clone(), &files)?)
+}
+
+/// Evaluates with a progress bar.
+pub fn measure(
+    title: &str,
+    model: &Model<Cpu>,
+    baseline: Option<&Model<Cpu>>,
+    windows: &[Vec<u32>],
+) -> Result<Evaluation> {
+    let mut progress = Progress::start(title, windows.len() as u64);
+    Ok(evaluate(model, baseline, windows, &mut |done| progress.advance(done as u64))?)
+}
+
+/// Whether the artifact's own log names this text as its calibration text.
+fn was_calibrated_on(dir: &Path, dataset: &Dataset) -> bool {
+    let log = QuantizeLog::read(dir).ok().flatten();
+    log.and_then(|log| log.calibration).is_some_and(|c| c.fingerprint == dataset.fingerprint())
+}

@@ -1,0 +1,196 @@
+//! `gptq generate`
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use gptq_calibration::chat::{ChatTemplate, Message};
+use gptq_calibration::tokenizer::Tokenizer;
+use gptq_kernels::Cpu;
+use gptq_runtime::generate::{FinishReason, GenerateParams, generate};
+use gptq_runtime::model::Model;
+use gptq_runtime::sampling::SamplingParams;
+use serde_json::json;
+
+use super::{common, eval};
+use crate::args::GenerateArgs;
+
+pub fn run(args: &GenerateArgs) -> Result<()> {
+    let dir = common::model_dir(&args.model)?;
+    let device = common::device(args.device);
+    let tokenizer = Tokenizer::load(&dir)?;
+    let (prompt, stops) = prompt(args, &dir)?;
+    let ids = tokenizer.encode(&prompt, !args.chat)?;
+    let model = eval::load(&device, &dir)?;
+    let params = GenerateParams {
+        max_new_tokens: args.max_new_tokens,
+        eos_token_ids: end_ids(&model, &tokenizer, &stops),
+        sampling: SamplingParams {
+            temperature: args.temperature,
+            top_p: args.top_p,
+            top_k: args.top_k,
+            repetition_penalty: args.repetition_penalty,
+            seed: args.seed.unwrap_or_else(clock_seed),
+        },
+    };
+    let mut out = Output { text: String::new(), shown: 0, stops: &args.stop, stream: !args.json };
+    let started = Instant::now();
+    let (reason, count) = complete(&model, &tokenizer, &ids, &params, &mut out)?;
+    let seconds = started.elapsed().as_secs_f64();
+    if args.json {
+        let value = json!({
+            "text": out.text, "finish_reason": reason, "prompt_tokens": ids.len(), "generated_tokens": count,
+            "seed": params.sampling.seed, "seconds": seconds, "tokens_per_second": count as f64 / seconds,
+        });
+        println!("{}", serde_json::to_string_pretty(&value)?);
+    } else {
+        println!();
+    }
+    Ok(())
+}
+
+/// Runs the model and feeds `out` with text; returns why it ended and how many tokens it made.
+pub fn complete(
+    model: &Model<Cpu>,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    params: &GenerateParams,
+    out: &mut Output,
+) -> Result<(FinishReason, usize)> {
+    let mut stream = tokenizer.stream(true);
+    let mut count = 0;
+    let mut failure = None;
+    let reason = generate(model, prompt, params, &mut |id| {
+        count += 1;
+        match stream.push(id) {
+            Ok(Some(piece)) => out.push(&piece),
+            Ok(None) => ControlFlow::Continue(()),
+            Err(error) => {
+                failure = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
+    if reason != FinishReason::StopSequence {
+        if let Some(piece) = stream.finish()? {
+            let _ = out.push(&piece);
+        }
+        out.show(out.text.len())?;
+    }
+    Ok((reason, count))
+}
+
+/// Text as it grows: shown at once, but for what may yet become a stop string.
+pub struct Output<'a> {
+    pub text: String,
+    pub shown: usize,
+    pub stops: &'a [String],
+    /// Print while generating.
+    pub stream: bool,
+}
+
+impl Output<'_> {
+    fn push(&mut self, piece: &str) -> ControlFlow<()> {
+        self.text.push_str(piece);
+        let found = self
+            .stops
+            .iter()
+            .filter(|s| !s.is_empty())
+            .filter_map(|stop| self.text.find(stop.as_str()))
+            .min();
+        if let Some(end) = found {
+            self.text.truncate(end);
+            let _ = self.show(end);
+            return ControlFlow::Break(());
+        }
+        let safe = self.text.len() - self.held_back();
+        match self.show(safe) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    }
+
+    /// Bytes at the end that are the beginning of a stop string.
+    fn held_back(&self) -> usize {
+        let begins = |stop: &String| {
+            (1..stop.len())
+                .rev()
+                .find(|n| stop.is_char_boundary(*n) && self.text.ends_with(&stop[..*n]))
+                .unwrap_or(0)
+        };
+        self.stops.iter().map(begins).max().unwrap_or(0)
+    }
+
+    fn show(&mut self, end: usize) -> std::io::Result<()> {
+        if self.stream && end > self.shown {
+            let mut stdout = std::io::stdout();
+            stdout.write_all(&self.text.as_bytes()[self.shown..end])?;
+            stdout.flush()?;
+        }
+        self.shown = self.shown.max(end);
+        Ok(())
+    }
+}
+
+/// The prompt as the model wants it, and the texts that end its turn.
+fn prompt(args: &GenerateArgs, dir: &Path) -> Result<(String, Vec<String>)> {
+    if !args.chat {
+        return Ok((args.prompt.clone(), Vec::new()));
+    }
+    let template = ChatTemplate::load(dir).context("--chat")?;
+    let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let mut messages: Vec<_> = args.system.iter().map(|system| message("system", system)).collect();
+    messages.push(message("user", &args.prompt));
+    let stops = template.stop_tokens().into_iter().map(String::from).collect();
+    Ok((template.render(&messages, true)?, stops))
+}
+
+fn end_ids(model: &Model<Cpu>, tokenizer: &Tokenizer, stops: &[String]) -> Vec<u32> {
+    let of_template = stops.iter().filter_map(|stop| tokenizer.token_id(stop));
+    model.config.eos_token_ids.iter().copied().chain(of_template).collect()
+}
+
+/// A seed that differs from run to run.
+fn clock_seed() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fed(stops: &[&str], pieces: &[&str]) -> (String, bool, Vec<usize>) {
+        let stops: Vec<String> = stops.iter().map(|s| s.to_string()).collect();
+        let mut out = Output { text: String::new(), shown: 0, stops: &stops, stream: false };
+        let mut shown = Vec::new();
+        let mut stopped = false;
+        for piece in pieces {
+            stopped = out.push(piece).is_break();
+            shown.push(out.shown);
+            if stopped {
+                break;
+            }
+        }
+        (out.text, stopped, shown)
+    }
+
+    #[test]
+    fn a_stop_string_across_pieces_is_never_shown() {
+        assert_eq!(fed(&["END"], &["ab", "E", "N", "D", "cd"]), ("ab".into(), true, vec![2, 2, 2, 2]));
+    }
+
+    #[test]
+    fn a_beginning_that_does_not_become_a_stop_is_shown_later() {
+        assert_eq!(fed(&["END"], &["abE", "x"]), ("abEx".into(), false, vec![2, 4]));
+    }
+
+    #[test]
+    fn the_earliest_of_several_stops_counts() {
+        assert_eq!(fed(&["c", "b"], &["abc"]), ("a".into(), true, vec![1]));
+    }
+}

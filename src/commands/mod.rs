@@ -1,0 +1,13 @@
+//! One file a verb. Each turns typed arguments into a call of the libraries and prints what came back.
+
+pub mod bench;
+pub mod branches;
+mod common;
+pub mod completions;
+pub mod demo;
+pub mod eval;
+pub mod generate;
+pub mod inspect;
+pub mod quantize;
+pub mod synth;
+pub mod table;

@@ -1,0 +1,188 @@
+//! `gptq quantize`
+
+use std::path::Path;
+
+use anyhow::Result;
+use gptq_kernels::{Cpu, Device};
+use gptq_quantizer::artifact::OutMode;
+use gptq_quantizer::card;
+use gptq_quantizer::gptq::{GptqParams, Method};
+use gptq_quantizer::produce::{self, Event, Job, produce};
+use gptq_quantizer::record::{EvaluationRecord, QuantizeLog};
+use gptq_runtime::layout::Stage;
+use gptq_runtime::model::{Model, ModelFiles};
+use gptq_runtime::perplexity::Evaluation;
+use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
+
+use super::common::{self, Calibration};
+use super::eval::{self, Protocol};
+use crate::args::{FormatArg, JoinArg, MethodArg, OutputArgs, QuantizeArgs};
+use crate::progress::Progress;
+
+/// Window of the measurement after quantizing; the paper's.
+pub const EVAL_CTX: usize = 2048;
+
+pub fn run(args: &QuantizeArgs) -> Result<()> {
+    let dir = common::model_dir(&args.model)?;
+    let files = ModelFiles::open(&dir)?;
+    let params = params(args);
+    produce::check(&files, &params)?;
+    let device = common::device(args.output.device);
+    let calibration = match params.method {
+        Method::Gptq => Some(Calibration::load(&args.calibration, &dir)?),
+        Method::Rtn => None,
+    };
+    let job = Job {
+        model: &args.model,
+        source: &dir,
+        files: &files,
+        params: &params,
+        zero_bias: !args.no_bias,
+        sequences: calibration.as_ref().map_or(&[], |c| &c.sequences),
+        calibration: calibration.as_ref().map(|c| &c.record),
+        out: &args.out,
+        mode: args.output.mode(),
+        max_shard_size: args.output.max_shard_size,
+    };
+    let mut log = make(&device, &job, "quantizing")?;
+    if let Some(spec) = &args.eval_dataset {
+        let dataset = common::dataset(spec)?;
+        let protocol = Protocol { join: JoinArg::Paper, ctx: EVAL_CTX, max_windows: None };
+        let windows = protocol.windows(&dataset, &dir)?;
+        let baseline = Model::load(device.clone(), &files)?;
+        let result =
+            eval::measure("evaluating", &eval::load(&device, &args.out)?, Some(&baseline), &windows)?;
+        record_evaluation(&mut log, &args.out, &files, evaluation(&dataset.name, protocol.join, &result))?;
+    }
+    match args.output.json {
+        true => println!("{}", serde_json::to_string_pretty(&log)?),
+        false => print_summary(&log, &args.out),
+    }
+    Ok(())
+}
+
+/// Makes one artifact with progress on stderr.
+pub fn make(device: &Cpu, job: &Job, title: &str) -> Result<QuantizeLog> {
+    let layers = job.files.config.num_hidden_layers;
+    let mut progress = Progress::start(title, (layers * Stage::ALL.len()) as u64);
+    if let Some(c) = job.calibration {
+        progress.note(&format!(
+            "{}: {} sequences of {} tokens from {} ({}, seed {}) on {}",
+            job.model,
+            c.samples,
+            c.seq_len,
+            c.dataset,
+            c.sampling,
+            c.seed,
+            device.name()
+        ));
+    }
+    let log = produce(device, job, &mut |event| match event {
+        Event::Restoring { layer } => {
+            progress.message(&format!("layer {layer} is done already"));
+            progress.advance(Stage::ALL.len() as u64);
+        }
+        Event::Solving { layer, stage } => {
+            progress.message(&format!("layer {layer}, {}", stage.name()));
+            progress.advance(1);
+        }
+        Event::Done { record } => {
+            let loss: f64 = record.linears.iter().map(|linear| linear.loss).sum();
+            tracing::info!("layer {}: loss {loss:.4}", record.layer);
+        }
+    })?;
+    Ok(log)
+}
+
+/// A measurement as the log keeps it.
+pub fn evaluation(dataset: &str, join: JoinArg, result: &Evaluation) -> EvaluationRecord {
+    EvaluationRecord {
+        dataset: dataset.into(),
+        join: join.name().into(),
+        ctx: result.ctx,
+        windows: result.windows,
+        tokens_scored: result.tokens_scored,
+        perplexity: result.perplexity,
+        baseline_perplexity: result.comparison.as_ref().map(|c| c.baseline_perplexity),
+        kl_divergence: result.comparison.as_ref().map(|c| c.kl_divergence),
+        top1_agreement: result.comparison.as_ref().map(|c| c.top1_agreement),
+    }
+}
+
+/// Puts a measurement into the artifact's log and onto its card.
+pub fn record_evaluation(
+    log: &mut QuantizeLog,
+    out: &Path,
+    files: &ModelFiles,
+    evaluation: EvaluationRecord,
+) -> Result<()> {
+    log.evaluation = Some(evaluation);
+    card::update(out, log, &files.config)?;
+    Ok(())
+}
+
+fn params(args: &QuantizeArgs) -> GptqParams {
+    GptqParams {
+        quant: QuantConfig {
+            bits: args.bits,
+            group_size: args.group_size.0,
+            damp_percent: args.damp_percent,
+            act_order: !args.no_act_order && args.method == MethodArg::Gptq,
+            static_groups: args.static_groups,
+            sym: !args.asym,
+            true_sequential: true,
+            format: match args.checkpoint_format {
+                FormatArg::Gptq => CheckpointFormat::Gptq,
+                FormatArg::GptqV2 => CheckpointFormat::GptqV2,
+            },
+        },
+        method: match args.method {
+            MethodArg::Gptq => Method::Gptq,
+            MethodArg::Rtn => Method::Rtn,
+        },
+        mse: args.mse,
+        f16_scales: true,
+    }
+}
+
+fn print_summary(log: &QuantizeLog, out: &Path) {
+    println!("{:>5}  {:<18} {:>14} {:>8}", "layer", "linear", "loss", "damp");
+    for layer in &log.layers {
+        for linear in &layer.linears {
+            println!(
+                "{:>5}  {:<18} {:>14.6} {:>8}",
+                layer.layer, linear.module, linear.loss, linear.damp_percent
+            );
+        }
+    }
+    let sum =
+        |phase: fn(&gptq_quantizer::record::LayerRecord) -> f64| log.layers.iter().map(phase).sum::<f64>();
+    println!(
+        "\nforward {:.1} s, Hessians {:.1} s, factors and sweeps {:.1} s, writing {:.1} s, in all {:.1} s",
+        sum(|l| l.forward_seconds),
+        sum(|l| l.hessian_seconds),
+        sum(|l| l.solve_seconds),
+        sum(|l| l.write_seconds),
+        log.seconds
+    );
+    for (layer, linear) in log.raised_damp() {
+        println!(
+            "layer {layer}, {}: needed damp_percent {} instead of {}",
+            linear.module, linear.damp_percent, log.damp_percent
+        );
+    }
+    if let Some(e) = &log.evaluation {
+        println!("perplexity {:.4} on {} ({} windows of {})", e.perplexity, e.dataset, e.windows, e.ctx);
+    }
+    println!("total loss {:.4}\nwritten to {}", log.total_loss(), out.display());
+}
+
+impl OutputArgs {
+    pub fn mode(&self) -> OutMode {
+        match (self.resume, self.force) {
+            (true, _) => OutMode::Resume,
+            (false, true) => OutMode::Force,
+            (false, false) => OutMode::New,
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! `gptq table`
+
+use std::path::Path;
+
+use anyhow::Result;
+use gptq_quantizer::plan::Plan;
+use gptq_quantizer::table;
+use gptq_runtime::config::{ModelConfig, PRESETS};
+
+use super::common;
+use crate::args::TableArgs;
+
+pub fn run(args: &TableArgs) -> Result<()> {
+    let rows = match &args.artifacts {
+        Some(dir) => table::measure(dir)?,
+        None => {
+            let plan = match &args.plan {
+                Some(path) => Plan::from_toml(path)?,
+                None => Plan::card(),
+            };
+            table::predict(&config(&args.model)?, &plan, &args.dataset, args.seq_len)?
+        }
+    };
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&rows)?),
+        false => print!("{}", table::to_markdown(&rows)),
+    }
+    Ok(())
+}
+
+/// A preset's name, a config.json, or a model.
+pub fn config(model: &str) -> Result<ModelConfig> {
+    if PRESETS.contains(&model) {
+        return Ok(ModelConfig::preset(model)?);
+    }
+    let path = Path::new(model);
+    if path.is_file() {
+        return Ok(ModelConfig::from_file(path)?);
+    }
+    Ok(ModelConfig::from_file(&common::model_dir(model)?.join("config.json"))?)
+}

@@ -1,0 +1,66 @@
+//! `gptq`: the command line. Parses, sets up logging, hands over to one command.
+
+mod args;
+mod commands;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use args::{BenchVerb, Cli, DemoArgs, Verb};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging(cli.verbose);
+    match run(cli.verb) {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Option<Verb>) -> anyhow::Result<ExitCode> {
+    match verb {
+        None => commands::demo::run(&DemoArgs { out: None, force: true })?,
+        Some(Verb::Demo(args)) => commands::demo::run(&args)?,
+        Some(Verb::Quantize(args)) => commands::quantize::run(&args)?,
+        Some(Verb::Branches(args)) => commands::branches::run(&args)?,
+        Some(Verb::Table(args)) => commands::table::run(&args)?,
+        Some(Verb::Eval(args)) => commands::eval::run(&args)?,
+        Some(Verb::Generate(args)) => commands::generate::run(&args)?,
+        Some(Verb::Inspect(args)) => return commands::inspect::run(&args),
+        Some(Verb::Synth(args)) => commands::synth::run(&args)?,
+        Some(Verb::Bench(args)) => match args.what {
+            BenchVerb::Cpu(args) => commands::bench::run(&args)?,
+        },
+        Some(Verb::Completions(args)) => commands::completions::run(&args),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Warnings always; `RUST_LOG` overrides what `-v` says.
+fn start_logging(verbose: u8) {
+    let level = ["gptq=warn", "gptq=info", "gptq=debug"][usize::from(verbose.min(2))];
+    let crates = ["calibration", "kernels", "quantizer", "runtime"];
+    let directives = crates.map(|name| level.replace("gptq", &format!("gptq_{name}"))).join(",");
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{level},{directives}")));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+/// A reader that closed its end, like `head`, is no failure of ours.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}

@@ -1,0 +1,108 @@
+//! The solver against an independent f64 implementation of the paper, case by case, and the packing of its codes.
+
+use std::collections::BTreeMap;
+
+use gptq_kernels::packing::{PackedLinear, pack_zeros};
+use gptq_kernels::{Cpu, Device, Dtype, Hessian, HostTensor, Quantized};
+use gptq_quantizer::gptq::{GptqParams, Method, solve};
+use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+use crate::support;
+
+/// Rows and columns of the golden weight; rows of the golden input.
+const OUT: usize = 64;
+const IN: usize = 256;
+const TOKENS: usize = 640;
+
+fn cases() -> Vec<Value> {
+    serde_json::from_str(&std::fs::read_to_string(support::golden("gptq/cases.json")).unwrap()).unwrap()
+}
+
+fn params(case: &Value) -> GptqParams {
+    let flag = |key: &str| case[key].as_bool().unwrap();
+    GptqParams {
+        quant: QuantConfig {
+            bits: case["bits"].as_u64().unwrap() as u32,
+            group_size: usize::try_from(case["group_size"].as_i64().unwrap()).ok(),
+            damp_percent: case["damp_percent"].as_f64().unwrap(),
+            act_order: flag("act_order"),
+            static_groups: flag("static_groups"),
+            sym: flag("sym"),
+            true_sequential: true,
+            format: CheckpointFormat::GptqV2,
+        },
+        method: Method::Gptq,
+        mse: flag("mse"),
+        f16_scales: false,
+    }
+}
+
+/// Our grids are found in place; where the reference's are not, its smaller groups cannot be compared.
+fn comparable(case: &Value) -> bool {
+    let group_size = case["group_size"].as_i64().unwrap();
+    case["grids"] == "in-place" || group_size >= 128 || group_size == -1 || case["static_groups"] == true
+}
+
+#[test]
+fn codes_and_loss_agree_with_the_reference() {
+    let bytes = std::fs::read(support::golden("gptq/inputs.safetensors")).unwrap();
+    let inputs = SafeTensors::deserialize(&bytes).unwrap();
+    let weight = HostTensor::new(Dtype::F32, vec![OUT, IN], inputs.tensor("weight").unwrap().data()).unwrap();
+    let cpu = Cpu::new();
+    let mut hessian = cpu.hessian(IN).unwrap();
+    let input = cpu.tensor(support::floats(&inputs, "input"), (TOKENS, IN)).unwrap();
+    cpu.accumulate(&mut hessian, &input).unwrap();
+    let cases = cases();
+    let compared: Vec<_> = cases.iter().filter(|case| comparable(case)).collect();
+    assert_eq!(compared.len(), 14);
+    for case in compared {
+        let name = case["case"].as_str().unwrap();
+        let bytes = std::fs::read(support::golden(&format!("gptq/{name}.safetensors"))).unwrap();
+        let expected = SafeTensors::deserialize(&bytes).unwrap();
+        let solved = solve(&cpu, std::slice::from_ref(&weight), Some(&hessian), &params(case)).unwrap();
+        let codes = expected.tensor("codes").unwrap().data();
+        let equal = solved.quantized.codes.iter().zip(codes).filter(|(a, b)| a == b).count();
+        let share = equal as f64 / codes.len() as f64;
+        // One sequence makes H = 2 X X^T, as in the reference.
+        let (loss, reference) = (solved.loss(0..OUT, 1), case["loss"].as_f64().unwrap());
+        println!(
+            "{name}: {:.3} % of codes equal, loss {:+.4} %",
+            share * 100.0,
+            (loss / reference - 1.0) * 100.0
+        );
+        assert!(share >= 0.995, "{name}: {share}");
+        assert!((loss / reference - 1.0).abs() <= 1e-3, "{name}: loss {loss}, reference {reference}");
+        assert_eq!(solved.quantized.g_idx, support::ints(&expected, "g_idx"), "{name}");
+    }
+}
+
+#[test]
+fn given_codes_are_packed_bit_for_bit() {
+    let mut widths = BTreeMap::new();
+    for case in cases() {
+        let name = case["case"].as_str().unwrap();
+        let bytes = std::fs::read(support::golden(&format!("gptq/{name}.safetensors"))).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let bits = case["bits"].as_u64().unwrap() as u32;
+        let zeros: Vec<u8> = support::ints(&file, "zeros").iter().map(|z| *z as u8).collect();
+        let solved = Quantized {
+            bits,
+            codes: file.tensor("codes").unwrap().data().to_vec(),
+            scales: support::floats(&file, "scales"),
+            zeros: zeros.clone(),
+            g_idx: support::ints(&file, "g_idx"),
+            losses: vec![0.0; OUT],
+        };
+        let packed = PackedLinear::pack(&solved, 0).unwrap();
+        assert_eq!(packed.qweight, support::ints(&file, "qweight"), "{name}");
+        assert_eq!(packed.qzeros, support::ints(&file, "qzeros_v2"), "{name}");
+        if case["sym"] == true {
+            let v1 = pack_zeros(&zeros, OUT, bits, 1).unwrap();
+            assert_eq!(v1, support::ints(&file, "qzeros_v1"), "{name}");
+        }
+        *widths.entry(bits).or_insert(0) += 1;
+    }
+    assert_eq!(widths.keys().copied().collect::<Vec<_>>(), [2, 3, 4, 8]);
+}
