@@ -1,5 +1,12 @@
 //! The one integration binary: the crates together, and the program as a user runs it.
 
+mod artifacts;
+mod cli;
 mod golden_gptq;
 mod golden_logits;
+mod interruption;
+mod model_folder;
+mod program;
+mod quality;
+mod refusals;
 mod support;

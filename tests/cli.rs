@@ -1,0 +1,261 @@
+//! The program as a user meets it: help, tables, text, and the verdicts that scripts rely on.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use crate::model_folder::{ModelFolder, logits};
+use crate::program::{alone, artifact, copy_folder, demo, demo_text, gptq, run, words, workplace};
+
+const VERBS: [&str; 10] =
+    ["demo", "quantize", "branches", "table", "eval", "generate", "inspect", "synth", "bench", "completions"];
+
+const CARD: [&str; 6] = [
+    "main",
+    "gptq-4bit-32g-actorder_True",
+    "gptq-8bit--1g-actorder_True",
+    "gptq-8bit-128g-actorder_True",
+    "gptq-8bit-32g-actorder_True",
+    "gptq-4bit-64g-actorder_True",
+];
+
+#[test]
+fn every_verb_is_listed_and_explains_itself_with_an_example() {
+    let version = run(&mut gptq("--version")).ok();
+    assert!(version.starts_with(concat!("gptq ", env!("CARGO_PKG_VERSION"))), "{version}");
+    let overview = run(&mut gptq("--help")).ok();
+    for verb in VERBS {
+        assert!(overview.lines().any(|line| line.trim_start().starts_with(verb)), "{verb}");
+        let help = run(gptq(verb).arg("--help")).ok();
+        assert!(help.contains(&format!("Usage: gptq {verb}")), "{help}");
+        assert!(help.contains("Examples:") && help.contains(&format!("  gptq {verb}")), "{help}");
+    }
+    let script = run(gptq("completions").arg("bash")).ok();
+    assert!(VERBS.iter().all(|verb| script.contains(&format!("gptq,{verb}"))), "{script}");
+}
+
+#[test]
+fn the_table_of_the_published_model_is_exact() {
+    let rows = run(gptq("table").args(words("causallm-7b --json"))).json();
+    let column = |key: &str| rows.as_array().unwrap().iter().map(|row| row[key].clone()).collect::<Vec<_>>();
+    let sizes: [u64; 6] =
+        [5_861_746_152, 6_241_200_048, 8_977_344_096, 9_125_046_312, 9_580_390_896, 5_988_230_696];
+    assert_eq!(column("branch"), CARD.map(|name| json!(name)));
+    assert_eq!(column("size_bytes"), sizes.map(|size| json!(size)));
+    assert_eq!((&rows[0]["tensors"], &rows[0]["elements"]), (&json!(1187), &json!(2_113_843_200u64)));
+    let markdown = run(gptq("table").arg("causallm-7b")).ok();
+    for (name, size) in CARD.iter().zip(["5.86", "6.24", "8.98", "9.13", "9.58", "5.99"]) {
+        let row = markdown.lines().find(|line| line.starts_with(&format!("| {name} |"))).unwrap();
+        assert!(row.contains(&format!("| {size} GB |")), "{row}");
+    }
+}
+
+/// `gptq generate --json` with a prompt of its own.
+fn generated(model: &Path, options: &str) -> Value {
+    run(gptq("generate").arg(model).args(["--prompt", "The city of"]).args(words(options)).arg("--json"))
+        .json()
+}
+
+#[test]
+fn equal_seeds_give_equal_texts_and_temperature_0_needs_none() {
+    let model = artifact("");
+    let greedy = generated(&model, "--temperature 0 --max-new-tokens 24");
+    assert_eq!(greedy["generated_tokens"], 24);
+    assert_eq!(greedy["text"], generated(&model, "--temperature 0 --max-new-tokens 24 --seed 9")["text"]);
+    assert!(greedy["text"].as_str().unwrap().len() > 24, "{greedy}");
+    let drawn = generated(&model, "--temperature 1 --seed 5 --max-new-tokens 24");
+    assert_eq!(drawn["text"], generated(&model, "--temperature 1 --seed 5 --max-new-tokens 24")["text"]);
+    assert_ne!(drawn["text"], generated(&model, "--temperature 1 --seed 6 --max-new-tokens 24")["text"]);
+    let streamed = run(gptq("generate")
+        .arg(&model)
+        .args(["--prompt", "The city of"])
+        .args(words("--temperature 0 --max-new-tokens 24")));
+    assert_eq!(streamed.ok().trim_end_matches('\n'), greedy["text"].as_str().unwrap().trim_end_matches('\n'));
+}
+
+#[test]
+fn a_stop_text_ends_the_text_before_it() {
+    let model = artifact("");
+    let whole = generated(&model, "--temperature 0 --max-new-tokens 24");
+    let whole = whole["text"].as_str().unwrap();
+    let stop = whole.split_whitespace().nth(4).unwrap();
+    let stopped = generated(&model, &format!("--temperature 0 --max-new-tokens 24 --stop {stop}"));
+    assert_eq!(stopped["text"], whole[..whole.find(stop).unwrap()]);
+    assert_eq!(stopped["finish_reason"], "stop_sequence");
+    assert!(stopped["generated_tokens"].as_u64().unwrap() < 24);
+}
+
+#[test]
+fn a_chat_goes_through_the_template() {
+    let options = "--temperature 0 --max-new-tokens 4 --chat";
+    let plain = generated(&demo(), options)["prompt_tokens"].as_u64().unwrap();
+    let with_system =
+        generated(&demo(), &format!("{options} --system Brief."))["prompt_tokens"].as_u64().unwrap();
+    let bare = generated(&demo(), "--temperature 0 --max-new-tokens 4")["prompt_tokens"].as_u64().unwrap();
+    assert!(bare < plain && plain < with_system, "{bare}, {plain}, {with_system}");
+}
+
+#[test]
+fn inspect_tells_a_sound_artifact_from_a_damaged_one() {
+    let work = workplace("inspect");
+    let report = run(gptq("inspect").arg(artifact("")).arg("--json")).json();
+    assert_eq!((&report["sound"], &report["tensors"]), (&json!(true), &json!(11 + 28 * 5)));
+    assert!(run(gptq("inspect").arg(artifact(""))).ok().contains("act-order"));
+    assert_eq!(run(gptq("inspect").arg(demo()).arg("--json")).json()["quantization"], Value::Null);
+    let unsound = |name: &str, tensor: &str, damage: &dyn Fn(&mut Vec<u8>)| {
+        let mut folder = ModelFolder::read(&artifact(""));
+        damage(&mut folder.tensor(tensor).data);
+        folder.write(&work.join(name));
+        let verdict = run(gptq("inspect").arg(work.join(name)).arg("--json"));
+        assert_eq!(verdict.code, Some(1), "{name}");
+        let report: Value = serde_json::from_str(&verdict.stdout).unwrap();
+        assert_eq!(report["sound"], false);
+        assert!(report["problems"][0].as_str().unwrap().contains(tensor), "{report}");
+    };
+    let g_idx = "model.layers.3.mlp.down_proj.g_idx";
+    unsound("out-of-range", g_idx, &|bytes| bytes[1] = 1);
+    unsound("other-group", g_idx, &|bytes| bytes[0] = (bytes[0] + 1) % 6);
+    unsound("zero-points", "model.layers.0.mlp.up_proj.qzeros", &|bytes| bytes[5] ^= 8);
+    unsound("scales", "model.layers.1.mlp.up_proj.scales", &|bytes| bytes[..2].copy_from_slice(&[0, 0x7E]));
+    unsound("norm", "model.norm.weight", &|bytes| bytes[..2].copy_from_slice(&[0, 0x7C]));
+}
+
+#[test]
+fn a_random_checkpoint_is_the_same_for_a_seed_and_loads() {
+    let work = workplace("synth");
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 96, "vocab_size": 320,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "torch_dtype": "float16",
+    });
+    let file = work.join("tiny.json");
+    fs::write(&file, config.to_string()).unwrap();
+    let made = |name: &str, options: &str| {
+        let out = work.join(name);
+        run(gptq("synth").arg(&file).arg("--out").arg(&out).args(words(options))).ok();
+        let weights = fs::read(out.join("model.safetensors")).unwrap();
+        (out, weights)
+    };
+    let (first, weights) = made("first", "--seed 7");
+    assert_eq!(weights, made("again", "--seed 7").1);
+    assert_ne!(weights, made("other", "--seed 8").1);
+    assert!(logits(&first).iter().all(|x| x.is_finite()));
+    run(gptq("inspect").arg(&first)).ok();
+    assert_eq!(logits(&made("bf16", "--dtype bf16").0).len(), 96 * 320);
+    let line = run(gptq("synth").arg(&file).arg("--out").arg(&first)).refusal();
+    assert!(line.contains("first"), "{line}");
+    assert_eq!(made("first", "--seed 8 --force").1, made("other", "--seed 8 --force").1);
+}
+
+#[test]
+fn eval_warns_where_calibration_and_evaluation_text_are_the_same() {
+    let evaluated = |split: &str, options: &str| {
+        let mut command = gptq("eval");
+        command.arg(artifact("")).args(["--dataset", &demo_text(split), "--max-windows", "2", "--ctx", "64"]);
+        run(command.args(words(options)))
+    };
+    let (same, other) = (evaluated("train", "--json"), evaluated("test", "--json"));
+    assert!(same.stderr.contains("warning") && same.stderr.contains("calibrated"), "{}", same.stderr);
+    assert!(!other.stderr.contains("warning"), "{}", other.stderr);
+    assert_eq!(same.json()["calibrated_on_this_text"], true);
+    assert_eq!(other.json()["calibrated_on_this_text"], false);
+    // Windows of 64 tokens score 63 each, and the protocol stands beside the figure.
+    let shown = evaluated("test", "").ok();
+    assert!(shown.contains("2 windows of 64 tokens") && shown.contains("126 tokens scored"), "{shown}");
+}
+
+#[test]
+fn a_model_has_no_distance_to_itself_and_some_to_its_artifact() {
+    let compared = |model: &Path| {
+        let mut command = gptq("eval");
+        command.arg(model).arg("--baseline").arg(demo()).args(["--dataset", &demo_text("test")]);
+        run(command.args(words("--max-windows 2 --ctx 128 --json"))).json()
+    };
+    let itself = compared(&demo());
+    assert_eq!((itself["kl_divergence"].as_f64(), itself["top1_agreement"].as_f64()), (Some(0.0), Some(1.0)));
+    let artifact = compared(&artifact(""));
+    assert!(artifact["kl_divergence"].as_f64().unwrap() > 0.001, "{artifact}");
+    assert!(artifact["top1_agreement"].as_f64().unwrap() < 1.0, "{artifact}");
+    assert_eq!(artifact["baseline_perplexity"], itself["perplexity"]);
+}
+
+#[test]
+fn a_closed_pipe_ends_the_program_without_a_panic() {
+    let model = artifact("");
+    let model = model.to_str().unwrap();
+    for (verb, options) in [
+        ("table", "causallm-7b".to_string()),
+        ("table", "causallm-7b --json".into()),
+        ("inspect", model.into()),
+        ("inspect", format!("{model} --json")),
+        ("completions", "bash".into()),
+        ("generate", format!("{model} --prompt a --max-new-tokens 8 --temperature 0")),
+        ("generate", format!("{model} --prompt a --max-new-tokens 8 --temperature 0 --json")),
+        ("--help", String::new()),
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let _cores = alone();
+        let child = gptq(verb).args(words(&options)).stdout(writer).stderr(Stdio::piped()).spawn();
+        let ended = child.unwrap().wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&ended.stderr);
+        assert!(
+            !stderr.contains("panicked") && ended.status.code() != Some(101),
+            "{verb} {options}: {stderr}"
+        );
+    }
+}
+
+#[test]
+fn branches_of_a_plan_are_made_measured_and_listed() {
+    let work = workplace("branches");
+    let (plan, out) = (work.join("plan.toml"), work.join("out"));
+    let text = "[[branch]]\nname = \"main\"\nbits = 4\n[[branch]]\nbits = 8\ngroup_size = -1\n";
+    fs::write(&plan, text).unwrap();
+    let mut command = gptq("branches");
+    command
+        .arg(demo())
+        .arg("--out")
+        .arg(&out)
+        .arg("--plan")
+        .arg(&plan)
+        .args(["--dataset", &demo_text("train")]);
+    command.args(["--eval-dataset", &demo_text("test")]);
+    let rows = run(command.args(words("--samples 4 --seq-len 128 --json"))).json();
+    let measured = run(gptq("table").arg(demo()).arg("--artifacts").arg(&out).arg("--json")).json();
+    assert_eq!(rows, measured);
+    let predicted = run(gptq("table").arg(demo()).arg("--plan").arg(&plan).arg("--json")).json();
+    assert_eq!(rows.as_array().unwrap().len(), 2);
+    for (row, predicted) in rows.as_array().unwrap().iter().zip(predicted.as_array().unwrap()) {
+        assert_eq!((&row["branch"], &row["size_bytes"]), (&predicted["branch"], &predicted["size_bytes"]));
+        assert!(row["perplexity"].as_f64().unwrap() > row["baseline_perplexity"].as_f64().unwrap(), "{row}");
+    }
+    assert!(
+        rows[1]["kl_divergence"].as_f64() < rows[0]["kl_divergence"].as_f64(),
+        "8 bits are nearer than 4"
+    );
+    let alike = fs::read(out.join("main/model.safetensors")).unwrap();
+    assert!(alike == fs::read(artifact("").join("model.safetensors")).unwrap(), "as `quantize` makes it");
+}
+
+#[test]
+fn the_demo_leaves_six_sound_artifacts_and_their_table() {
+    let out = workplace("demo").join("out");
+    let shown = run(gptq("demo").arg("--out").arg(&out)).ok();
+    let rows = run(gptq("table").arg("causallm-7b").arg("--artifacts").arg(&out).arg("--json")).json();
+    assert_eq!(rows.as_array().unwrap().len(), 6);
+    for (name, row) in CARD.iter().zip(rows.as_array().unwrap()) {
+        assert_eq!(row["branch"], *name);
+        assert!(shown.lines().any(|line| line.split_whitespace().next() == Some(name)), "{name}: {shown}");
+        let (own, fp16) = (row["perplexity"].as_f64().unwrap(), row["baseline_perplexity"].as_f64().unwrap());
+        assert!(own > 0.99 * fp16 && own < 1.1 * fp16, "{row}");
+        run(gptq("inspect").arg(out.join(name))).ok();
+    }
+    let line = run(gptq("demo").arg("--out").arg(&out)).refusal();
+    assert!(line.contains("--force"), "{line}");
+    let other = workplace("demo-elsewhere");
+    copy_folder(&artifact(""), &other.join("mine"));
+    let line = run(gptq("demo").arg("--out").arg(&other).arg("--force")).refusal();
+    assert!(line.contains("demo") && other.join("mine/model.safetensors").exists(), "{line}");
+}

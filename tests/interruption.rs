@@ -1,0 +1,196 @@
+//! Runs that end too early: nothing half-written, and a resumed run ends in the same bytes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::program::{alone, artifact, demo, quantize, run, workplace};
+
+/// Long enough layers that a run can be stopped inside each of them.
+const OPTIONS: &str = "--samples 16 --seq-len 256";
+
+/// Where the run of `out` keeps its journal: a line of settings, then a line for every finished layer.
+fn journal(out: &Path) -> PathBuf {
+    let name = format!(".{}.partial", out.file_name().unwrap().to_str().unwrap());
+    out.with_file_name(name).join("journal.jsonl")
+}
+
+/// Whole lines of the journal, none where there is no journal.
+fn journal_lines(out: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(journal(out)).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Starts a run and returns when its journal has a line of settings and `layers` more.
+fn started(out: &Path, options: &str, layers: usize) -> Child {
+    let mut child =
+        quantize(&demo(), out, options).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while journal_lines(out).len() <= layers {
+        let ended = child.try_wait().unwrap();
+        assert!(ended.is_none(), "the run ended before layer {layers}: {ended:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child
+}
+
+/// Kills a run, as `kill -9` does, as soon as `layers` layers are done.
+fn killed(out: &Path, options: &str, layers: usize) {
+    let _cores = alone();
+    let mut child = started(out, options, layers);
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().code(), None, "killed, not ended");
+}
+
+/// Every file of a folder; seconds, which differ from run to run, are left out of the log and the card.
+fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let without_seconds = |path: &Path| {
+        let bytes = fs::read(path).unwrap();
+        match path.file_name().unwrap().to_str().unwrap() {
+            "quantize_log.json" => {
+                let mut log: Value = serde_json::from_slice(&bytes).unwrap();
+                remove_seconds(&mut log);
+                log.to_string().into_bytes()
+            }
+            "README.md" => {
+                let text = String::from_utf8(bytes).unwrap();
+                let (before, after) = text.split_once(" s on ").unwrap();
+                let (before, _seconds) = before.rsplit_once(' ').unwrap();
+                [before, after].concat().into_bytes()
+            }
+            _ => bytes,
+        }
+    };
+    paths.map(|path| (path.file_name().unwrap().to_str().unwrap().into(), without_seconds(&path))).collect()
+}
+
+fn remove_seconds(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|key, _| !key.ends_with("seconds"));
+            map.values_mut().for_each(remove_seconds);
+        }
+        Value::Array(values) => values.iter_mut().for_each(remove_seconds),
+        _ => {}
+    }
+}
+
+fn assert_same(got: &Path, expected: &Path) {
+    let (got, expected) = (contents(got), contents(expected));
+    assert!(got.keys().eq(expected.keys()), "{:?}", got.keys());
+    for (name, bytes) in &expected {
+        assert!(got[name] == *bytes, "{name} differs");
+    }
+}
+
+#[test]
+fn a_killed_run_leaves_no_output_and_resumes_to_the_same_bytes() {
+    let work = workplace("killed");
+    for layers in 0..4 {
+        let out = work.join(format!("after-{layers}"));
+        killed(&out, OPTIONS, layers);
+        assert!(!out.exists(), "nothing has the final name");
+        let done = journal_lines(&out).split_off(1);
+        assert!(done.len() >= layers);
+        run(&mut quantize(&demo(), &out, &format!("{OPTIONS} --resume"))).ok();
+        assert_same(&out, &artifact(OPTIONS));
+        let log: Value = serde_json::from_slice(&fs::read(out.join("quantize_log.json")).unwrap()).unwrap();
+        assert_eq!(
+            log["layers"].as_array().unwrap()[..done.len()],
+            done,
+            "finished layers are not solved again"
+        );
+        assert!(!journal(&out).parent().unwrap().exists(), "no leftovers");
+    }
+}
+
+#[test]
+fn a_run_that_is_killed_twice_resumes_too() {
+    let out = workplace("killed-twice").join("q4");
+    killed(&out, OPTIONS, 1);
+    killed(&out, &format!("{OPTIONS} --resume"), 3);
+    run(&mut quantize(&demo(), &out, &format!("{OPTIONS} --resume"))).ok();
+    assert_same(&out, &artifact(OPTIONS));
+}
+
+#[test]
+fn a_torn_journal_and_a_lost_layer_do_not_end_in_other_bytes() {
+    let out = workplace("torn").join("q4");
+    killed(&out, OPTIONS, 2);
+    let text = fs::read_to_string(journal(&out)).unwrap();
+    let second = text.match_indices('\n').nth(1).unwrap().0;
+    fs::write(journal(&out), &text[..second + 20]).unwrap();
+    run(&mut quantize(&demo(), &out, &format!("{OPTIONS} --resume"))).ok();
+    assert_same(&out, &artifact(OPTIONS));
+}
+
+#[test]
+fn another_setting_or_text_cannot_resume_a_run_and_does_not_harm_it() {
+    let out = workplace("other-settings").join("q4");
+    killed(&out, OPTIONS, 1);
+    for (options, named) in [
+        (format!("{OPTIONS} --bits 8"), "quantization"),
+        (format!("{OPTIONS} --damp-percent 0.2"), "quantization"),
+        (format!("{OPTIONS} --mse"), "mse"),
+        (format!("{OPTIONS} --no-bias"), "zero_bias"),
+        (format!("{OPTIONS} --seed 1"), "calibration tokens"),
+        (format!("{OPTIONS} --max-shard-size 1MB"), "max_shard_size"),
+    ] {
+        let line = run(&mut quantize(&demo(), &out, &format!("{options} --resume"))).refusal();
+        assert!(line.contains("cannot resume") && line.contains(named), "{line}");
+        assert!(!out.exists());
+    }
+    run(&mut quantize(&demo(), &out, &format!("{OPTIONS} --resume"))).ok();
+    assert_same(&out, &artifact(OPTIONS));
+}
+
+#[test]
+fn an_interrupted_run_is_started_over_without_resume() {
+    let out = workplace("over").join("q4");
+    killed(&out, &format!("{OPTIONS} --bits 8"), 2);
+    run(&mut quantize(&demo(), &out, OPTIONS)).ok();
+    assert_same(&out, &artifact(OPTIONS));
+}
+
+#[test]
+fn a_finished_output_is_kept_until_force_has_its_replacement() {
+    let out = workplace("force").join("q4");
+    run(&mut quantize(&demo(), &out, OPTIONS)).ok();
+    let line = run(&mut quantize(&demo(), &out, "--bits 8")).refusal();
+    assert!(line.contains("--force"), "{line}");
+    let line = run(&mut quantize(&demo(), &out, &format!("{OPTIONS} --resume"))).refusal();
+    assert!(line.contains("finished output"), "{line}");
+    killed(&out, &format!("{OPTIONS} --bits 8 --force"), 2);
+    assert_same(&out, &artifact(OPTIONS));
+    run(&mut quantize(&demo(), &out, &format!("{OPTIONS} --bits 8 --force"))).ok();
+    assert_same(&out, &artifact(&format!("{OPTIONS} --bits 8")));
+}
+
+#[test]
+fn two_processes_cannot_write_one_output() {
+    let out = workplace("two").join("q4");
+    let mut first = {
+        let _cores = alone();
+        started(&out, OPTIONS, 0)
+    };
+    for options in [OPTIONS.to_string(), format!("{OPTIONS} --resume"), format!("{OPTIONS} --force")] {
+        // Stopped, the first cannot end before the second has tried.
+        signal(&first, "-STOP");
+        let second = run(&mut quantize(&demo(), &out, &options));
+        signal(&first, "-CONT");
+        let line = second.refusal();
+        assert!(line.contains("another process"), "{line}");
+    }
+    assert!(first.wait().unwrap().success());
+    assert_same(&out, &artifact(OPTIONS));
+}
+
+fn signal(child: &Child, signal: &str) {
+    let status = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status();
+    assert!(status.unwrap().success());
+}
