@@ -15,6 +15,11 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// An activation tensor of `shape` `(rows, features)` from row-major values.
     fn tensor(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<Self::Tensor>;
 
+    /// The same in f32 even where activations are narrower: rotary frequencies.
+    fn wide_tensor(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<Self::Tensor> {
+        self.tensor(values, shape)
+    }
+
     /// A host tensor (a vector counts as one row) as an activation tensor.
     fn tensor_from_host(&self, host: &HostTensor) -> Result<Self::Tensor> {
         self.tensor(host.to_f32(), host.dims2()?)

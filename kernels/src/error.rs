@@ -13,6 +13,9 @@ pub enum Error {
     #[error("{op}: {value} cannot be stored ({why})")]
     Unrepresentable { op: &'static str, value: String, why: &'static str },
 
+    #[error("{op}: {problem}")]
+    Cuda { op: &'static str, problem: String },
+
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }
@@ -22,6 +25,16 @@ impl Error {
     pub fn shape(op: &'static str, expected: impl Debug, got: impl Debug) -> Self {
         let show = |value: &dyn Debug| format!("{value:?}").replace('"', "");
         Self::Shape { op, expected: show(&expected), got: show(&got) }
+    }
+
+    /// A failure of CUDA or one of its libraries.
+    pub(crate) fn cuda(op: &'static str, problem: impl std::fmt::Display) -> Self {
+        Self::Cuda { op, problem: problem.to_string() }
+    }
+
+    /// For `map_err` on driver calls.
+    pub(crate) fn driver(op: &'static str) -> impl FnOnce(cudarc::driver::DriverError) -> Self {
+        move |error| Self::Cuda { op, problem: error.to_string() }
     }
 }
 

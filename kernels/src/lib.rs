@@ -14,6 +14,7 @@
 mod backend;
 mod batch;
 mod cpu;
+mod cuda;
 mod device;
 mod error;
 mod host;
@@ -25,6 +26,7 @@ mod testing;
 pub use backend::Backend;
 pub use batch::{Batch, KV_BLOCK_ROWS, SequenceRows};
 pub use cpu::Cpu;
+pub use cuda::Cuda;
 pub use device::Device;
 pub use error::{Error, Result};
 pub use host::{Dtype, HostTensor};

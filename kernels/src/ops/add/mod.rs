@@ -1,6 +1,7 @@
 //! The residual connection.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use crate::{Device, Error, Result};
 

@@ -2,6 +2,7 @@
 //! grouped queries: Ainslie et al. 2023; sliding window: Jiang et al. 2023).
 
 mod cpu;
+pub(crate) mod cuda;
 
 use crate::batch::KV_BLOCK_ROWS;
 use crate::{Batch, Device, Error, Result};

@@ -1,6 +1,7 @@
 //! Token ids to rows of the embedding table.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use crate::{Error, MatMul, Result};
 

@@ -25,7 +25,7 @@ const SHRINK_NORM: f32 = 2.4;
 
 /// The largest weight of a symmetric group lies on a tie, 7.5 steps of 15. Rounding noise must not decide
 /// it from run to run and from device to device, so quotients within it of a tie count as the tie.
-const TIES_OUTWARD: f32 = 1.0 + 4.0 * f32::EPSILON;
+pub(crate) const TIES_OUTWARD: f32 = 1.0 + 4.0 * f32::EPSILON;
 
 /// `value = (code - zero) * scale`
 #[derive(Clone, Copy, Debug, PartialEq)]

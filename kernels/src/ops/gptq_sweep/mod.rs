@@ -1,11 +1,13 @@
 //! The inner loop of GPTQ (Frantar et al. 2022, Algorithm 1): one block of columns at a time.
 
 mod cpu;
+pub(crate) mod cuda;
 mod grid;
 
 use std::ops::Range;
 
 pub use grid::GridSpec;
+pub(crate) use grid::TIES_OUTWARD;
 
 use crate::{Error, HostTensor, InverseCholesky, Result};
 

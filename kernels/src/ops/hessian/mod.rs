@@ -2,6 +2,7 @@
 //! (Frantar et al. 2022, section 3.1).
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 
 use crate::{Device, Error, Result};
 

@@ -1,6 +1,7 @@
 //! The factor that GPTQ sweeps with (Frantar et al. 2022, section 3.3, step 3).
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 
 use crate::{Error, Hessian, Result};
 

@@ -1,6 +1,7 @@
 //! The dense linear layer.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 
 use crate::{Device, Error, HostTensor, Result};
 
@@ -22,6 +23,11 @@ pub trait MatMul: Device {
     ) -> Result<Self::Weight>;
 
     fn matmul(&self, x: &Self::Tensor, weight: &Self::Weight) -> Result<Self::Tensor>;
+
+    /// The same with an f32 result even where activations are narrower: the model's scores.
+    fn logits(&self, x: &Self::Tensor, weight: &Self::Weight) -> Result<Self::Tensor> {
+        self.matmul(x, weight)
+    }
 }
 
 /// The parts must share `in`, and every part has a bias as long as its `out`, or none has.

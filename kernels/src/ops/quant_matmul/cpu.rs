@@ -5,8 +5,9 @@ use rayon::prelude::*;
 
 use super::{QuantMatMul, check};
 use crate::cpu::{RowSource, View, linear, widen_bytes, widen_nibbles};
+use crate::ops::matmul::cpu::CpuWeight;
 use crate::packing::PackedLinear;
-use crate::{Cpu, Device, Result};
+use crate::{Cpu, Device, MatMul, Result};
 
 /// Codes in sweep order: features sorted by group, so that a group is one run of columns.
 pub struct CpuQuantWeight {
@@ -84,6 +85,11 @@ impl QuantMatMul for Cpu {
             None => linear(&x, x.rows, weight, weight.bias.as_deref()),
         };
         self.tensor(y, (x.rows, n))
+    }
+
+    fn dense_weight(&self, packed: &PackedLinear) -> Result<CpuWeight> {
+        packed.check()?;
+        self.weight_from_f32(packed.dequantized(), (packed.out_features, packed.in_features), packed.bias.clone())
     }
 }
 

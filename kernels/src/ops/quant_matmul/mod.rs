@@ -1,19 +1,23 @@
 //! The quantized linear layer: weights stay integer codes until the moment they are used.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use crate::packing::PackedLinear;
-use crate::{Device, Error, Result};
+use crate::{Error, MatMul, Result};
 
 /// `y[t, n] = sum_k x[t, k] * (code[n, k] - zero[g, n]) * scale[g, n] + bias[n]` with `g = g_idx[k]`.
 /// x: `[tokens, in]`, result: `[tokens, out]`
-pub trait QuantMatMul: Device {
+pub trait QuantMatMul: MatMul {
     /// A quantized weight, repacked once into the order in which this device reads it.
     type QuantWeight: Send + Sync;
 
     fn quant_weight(&self, packed: &PackedLinear) -> Result<Self::QuantWeight>;
 
     fn quant_matmul(&self, x: &Self::Tensor, weight: &Self::QuantWeight) -> Result<Self::Tensor>;
+
+    /// The same weight dequantized, for many products with many rows.
+    fn dense_weight(&self, packed: &PackedLinear) -> Result<Self::Weight>;
 }
 
 /// `x` must be as wide as the weight.

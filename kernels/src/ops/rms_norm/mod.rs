@@ -1,6 +1,7 @@
 //! Root-mean-square normalisation (Zhang and Sennrich 2019).
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 
 use crate::{Device, Error, Result};
 

@@ -1,6 +1,7 @@
 //! Rotary position embedding of q and k (Su et al. 2021), with the per-head norm that Qwen3 puts before it.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use crate::{Batch, Device, Error, Result};
 

@@ -1,6 +1,7 @@
 //! The gated activation of the feed-forward stage (Shazeer 2020, SwiGLU).
 
 mod cpu;
+pub(crate) mod cuda;
 
 use crate::{Device, Error, Result};
 

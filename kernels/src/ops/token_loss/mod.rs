@@ -1,6 +1,7 @@
 //! What a model's logits are worth: the loss of the true next token, and the distance to another model's.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use crate::{Device, Error, Result};
 

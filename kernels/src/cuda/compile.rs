@@ -1,0 +1,127 @@
+//! Kernels from source to machine code when the program runs: NVRTC, for the card at hand, kept on disk.
+
+use std::ffi::{CString, c_char};
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
+
+use cudarc::nvrtc::{result as nvrtc, sys};
+
+use crate::ops::gptq_sweep::TIES_OUTWARD;
+use crate::{Dtype, Error, KV_BLOCK_ROWS, Result, ops};
+
+/// All kernels are one program: the prelude, then each operation's file.
+const SOURCES: [(&str, &str); 10] = [
+    ("prelude.cu", include_str!("prelude.cu")),
+    ("add.cu", ops::add::cuda::SOURCE),
+    ("attention.cu", ops::attention::cuda::SOURCE),
+    ("embedding.cu", ops::embedding::cuda::SOURCE),
+    ("gptq_sweep.cu", ops::gptq_sweep::cuda::SOURCE),
+    ("inverse_cholesky.cu", ops::inverse_cholesky::cuda::SOURCE),
+    ("quant_matmul.cu", ops::quant_matmul::cuda::SOURCE),
+    ("rms_norm.cu", ops::rms_norm::cuda::SOURCE),
+    ("rope.cu", ops::rope::cuda::SOURCE),
+    ("activations.cu", concat!(include_str!("../ops/silu_mul/silu_mul.cu"), include_str!("../ops/token_loss/token_loss.cu"))),
+];
+
+/// Machine code of all kernels for a card of compute capability `arch`, from the cache where it is there.
+pub(super) fn cubin(arch: (i32, i32), dtype: Dtype) -> Result<Vec<u8>> {
+    let options = options(arch, dtype);
+    let path = cache_path(&options);
+    if let Some(bytes) = path.as_ref().and_then(|path| fs::read(path).ok()) {
+        return Ok(bytes);
+    }
+    let bytes = compile(&options)?;
+    if let Some(path) = path {
+        keep(&path, &bytes);
+    }
+    Ok(bytes)
+}
+
+fn options(arch: (i32, i32), dtype: Dtype) -> Vec<String> {
+    // Hopper's own instructions need the architecture's own variant.
+    let variant = if arch == (9, 0) { "a" } else { "" };
+    vec![
+        format!("--gpu-architecture=sm_{}{}{variant}", arch.0, arch.1),
+        "--std=c++17".into(),
+        format!("-DBF16={}", (dtype == Dtype::BF16) as u8),
+        format!("-DKV_BLOCK_ROWS={KV_BLOCK_ROWS}"),
+        format!("-DTIES_OUTWARD={TIES_OUTWARD:.9}f"),
+    ]
+}
+
+/// All files as one, errors pointing to the file that they are in.
+fn program() -> String {
+    SOURCES.map(|(name, text)| format!("#line 1 \"{name}\"\n{text}\n")).concat()
+}
+
+fn compile(options: &[String]) -> Result<Vec<u8>> {
+    // SAFETY: only asks whether a library can be loaded.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::cuda("NVRTC", "libnvrtc is not installed (it comes with the CUDA toolkit)"));
+    }
+    let failed = |error: nvrtc::NvrtcError| Error::cuda("NVRTC", format!("{error:?}"));
+    let source = CString::new(program()).map_err(|error| Error::cuda("NVRTC", error))?;
+    let program = nvrtc::create_program(&source, None).map_err(failed)?;
+    // SAFETY: `program` is the handle just made; each buffer has the length NVRTC asked for.
+    unsafe {
+        let compiled = nvrtc::compile_program(program, options);
+        if compiled.is_err() {
+            let log = nvrtc::get_program_log(program).unwrap_or_default();
+            let text: String = log.iter().map(|c| *c as u8 as char).filter(|c| *c != '\0').collect();
+            let first = text.lines().find(|line| line.contains("error")).unwrap_or(&text).to_string();
+            nvrtc::destroy_program(program).map_err(failed)?;
+            return Err(Error::cuda("NVRTC", first));
+        }
+        let mut size = 0;
+        sys::nvrtcGetCUBINSize(program, &mut size).result().map_err(failed)?;
+        let mut cubin = vec![0u8; size];
+        sys::nvrtcGetCUBIN(program, cubin.as_mut_ptr() as *mut c_char).result().map_err(failed)?;
+        nvrtc::destroy_program(program).map_err(failed)?;
+        Ok(cubin)
+    }
+}
+
+/// `~/.cache/gptq/<hash>.cubin`; the hash covers sources, options and NVRTC's version.
+fn cache_path(options: &[String]) -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let root = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: the library is there, and the two integers are ours.
+    unsafe {
+        if sys::is_culib_present() {
+            sys::nvrtcVersion(&mut major, &mut minor).result().ok()?;
+        }
+    }
+    let mut hasher = DefaultHasher::new();
+    (program(), options, major, minor).hash(&mut hasher);
+    Some(root.join("gptq").join(format!("{:016x}.cubin", hasher.finish())))
+}
+
+/// Failing to keep the code costs the next start some seconds, and nothing else.
+fn keep(path: &PathBuf, bytes: &[u8]) {
+    let temporary = path.with_extension(format!("{}.partial", std::process::id()));
+    let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
+    let _ = folder.and_then(|()| fs::write(&temporary, bytes)).and_then(|()| fs::rename(&temporary, path));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Needs NVRTC, not a card. `REQUIRE_NVRTC=1` turns its absence into a failure.
+    #[test]
+    fn every_kernel_compiles_for_the_supported_cards() {
+        // SAFETY: only asks whether a library can be loaded.
+        if !unsafe { sys::is_culib_present() } {
+            assert!(std::env::var_os("REQUIRE_NVRTC").is_none(), "libnvrtc is not installed");
+            return println!("skipped: libnvrtc is not installed");
+        }
+        for arch in [(8, 0), (8, 9), (9, 0)] {
+            for dtype in [Dtype::F16, Dtype::BF16] {
+                let cubin = compile(&options(arch, dtype)).unwrap();
+                assert!(cubin.starts_with(b"\x7fELF"), "{arch:?} {dtype:?}");
+            }
+        }
+    }
+}

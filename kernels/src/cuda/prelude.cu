@@ -1,0 +1,119 @@
+// What all kernels share. NVRTC sees no headers: conversions, matrix instructions and asynchronous copies are
+// written as inline PTX. BF16 is 1 or 0, by the type in which this program computes.
+
+typedef unsigned char u8;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+/// One 16-bit float, f16 or bf16, as its bits.
+typedef unsigned short half_t;
+
+#define FULL_WARP 0xffffffffu
+#define INFINITY_F __int_as_float(0x7f800000)
+
+__device__ __forceinline__ float to_float(half_t x) {
+#if BF16
+    return __uint_as_float((u32)x << 16);
+#else
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+    return y;
+#endif
+}
+
+__device__ __forceinline__ half_t to_half(float x) {
+    half_t y;
+#if BF16
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
+#else
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+#endif
+    return y;
+}
+
+/// f16 bits to f32, whatever the compute type: scales of artifacts are always f16.
+__device__ __forceinline__ float f16_to_float(half_t x) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+    return y;
+}
+
+__device__ __forceinline__ float f16_round(float x) {
+    half_t y;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+    return f16_to_float(y);
+}
+
+__device__ __forceinline__ u32 pack2(float low, float high) {
+    return (u32)to_half(low) | (u32)to_half(high) << 16;
+}
+
+__device__ __forceinline__ float warp_sum(float x) {
+    for (int offset = 16; offset > 0; offset >>= 1) x += __shfl_xor_sync(FULL_WARP, x, offset);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+    for (int offset = 16; offset > 0; offset >>= 1) x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, offset));
+    return x;
+}
+
+__device__ __forceinline__ float warp_min(float x) {
+    for (int offset = 16; offset > 0; offset >>= 1) x = fminf(x, __shfl_xor_sync(FULL_WARP, x, offset));
+    return x;
+}
+
+/// The same value for every thread of a block of at most 1024 threads. All of them must take part.
+__device__ __forceinline__ float block_sum(float x) {
+    __shared__ float parts[32];
+    x = warp_sum(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    return warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? parts[threadIdx.x % 32] : 0.f);
+}
+
+__device__ __forceinline__ float block_max(float x) {
+    __shared__ float parts[32];
+    x = warp_max(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    return warp_max(threadIdx.x % 32 < blockDim.x / 32 ? parts[threadIdx.x % 32] : -INFINITY_F);
+}
+
+/// d += a b on the tensor cores: a 16 x 16 (row), b 16 x 8 (column), d 16 x 8 in f32.
+__device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+#if BF16
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#endif
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return (u32)__cvta_generic_to_shared(pointer);
+}
+
+/// Four 8 x 8 matrices; lane l gives the address of a row of matrix l / 8.
+__device__ __forceinline__ void load_matrices(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address));
+}
+
+__device__ __forceinline__ void load_matrices_transposed(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address));
+}
+
+/// 16 bytes from global to shared memory; zeros where `valid` is false.
+__device__ __forceinline__ void copy_async(u32 target, const void* source, bool valid) {
+    int bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(bytes));
+}
+
+__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;"); }
+
+template <int PENDING>
+__device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING)); }

@@ -1,0 +1,22 @@
+use super::{Add, check};
+use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
+use crate::{Device, Result};
+
+pub(crate) const SOURCE: &str = include_str!("add.cu");
+
+impl Add for Cuda {
+    fn add(&self, a: &CudaTensor, b: &CudaTensor) -> Result<CudaTensor> {
+        let shape = self.shape(a);
+        check(shape, self.shape(b))?;
+        let y = self.new_tensor(shape)?;
+        let count = shape.0 * shape.1;
+        let args = [
+            Arg::Address(self.half(&y)?),
+            Arg::Address(self.half(a)?),
+            Arg::Address(self.half(b)?),
+            Arg::Long(count as u64),
+        ];
+        self.launch("add", Launch::threads(count), &args)?;
+        Ok(y)
+    }
+}

@@ -1,0 +1,213 @@
+// Attention without a score matrix (Dao 2023, FlashAttention-2): a block takes 128 query rows of one head, a
+// warp 16 of them; keys and values come in tiles of 64, one tile ahead of the tensor cores.
+
+#define TILE_Q 128
+#define TILE_KV 64
+#define ATTENTION_WARPS 8
+/// Halves that keep the rows of a tile in different banks.
+#define PAD 8
+
+struct Batch {
+    const u32* first_row;   // [sequences]: row of the sequence's first query
+    const u32* rows;        // [sequences]: queries
+    const u32* context;     // [sequences]: tokens in the cache before them
+    const u32* table;       // all sequences' blocks, or null without a cache
+    const u32* table_start; // [sequences]
+};
+
+/// Row of token `position`'s key: in its cache block, or in the batch itself.
+__device__ __forceinline__ size_t key_row(const Batch& batch, int sequence, int position) {
+    if (!batch.table) return batch.first_row[sequence] + position;
+    return (size_t)batch.table[batch.table_start[sequence] + position / KV_BLOCK_ROWS] * KV_BLOCK_ROWS +
+           position % KV_BLOCK_ROWS;
+}
+
+template <int D>
+__device__ __forceinline__ void load_tile(half_t* tile, const half_t* source, const Batch& batch, int sequence,
+                                          int first, int length, int kv_heads, int kv_head) {
+    for (int i = threadIdx.x; i < TILE_KV * (D / 8); i += 32 * ATTENTION_WARPS) {
+        int r = i / (D / 8), c = i % (D / 8) * 8, position = first + r;
+        bool valid = position < length;
+        size_t row = valid ? key_row(batch, sequence, position) : 0;
+        copy_async(shared_address(tile + r * (D + PAD) + c), source + (row * kv_heads + kv_head) * D + c, valid);
+    }
+}
+
+template <int D>
+__device__ void attend(half_t* y, const half_t* q, const half_t* k, const half_t* v, Batch batch, int heads,
+                       int kv_heads, int window, float scale) {
+    extern __shared__ half_t tiles[];
+    half_t* q_tile = tiles;
+    half_t* k_tiles = q_tile + TILE_Q * (D + PAD);
+    half_t* v_tiles = k_tiles + 2 * TILE_KV * (D + PAD);
+    int sequence = blockIdx.z, head = blockIdx.y, kv_head = head / (heads / kv_heads);
+    int rows = batch.rows[sequence], context = batch.context[sequence];
+    // Later tiles have more keys to see: they start first.
+    int tile = (rows + TILE_Q - 1) / TILE_Q - 1 - (int)blockIdx.x;
+    if (tile < 0) return;
+    int start = tile * TILE_Q, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const half_t* q_rows = q + ((size_t)(batch.first_row[sequence] + start) * heads + head) * D;
+    for (int i = threadIdx.x; i < TILE_Q * (D / 8); i += 32 * ATTENTION_WARPS) {
+        int r = i / (D / 8), c = i % (D / 8) * 8;
+        bool valid = start + r < rows;
+        copy_async(shared_address(q_tile + r * (D + PAD) + c), q_rows + (valid ? (size_t)r * heads * D + c : 0), valid);
+    }
+    int length = min(context + rows, context + start + TILE_Q);
+    int first_seen = window > 0 ? max(0, context + start + 1 - window) : 0;
+    int kv_first = first_seen / TILE_KV, kv_last = (length - 1) / TILE_KV;
+    load_tile<D>(k_tiles, k, batch, sequence, kv_first * TILE_KV, length, kv_heads, kv_head);
+    load_tile<D>(v_tiles, v, batch, sequence, kv_first * TILE_KV, length, kv_heads, kv_head);
+    copy_commit();
+    copy_wait<0>();
+    __syncthreads();
+
+    u32 q_fragments[D / 16][4];
+    u32 q_address = shared_address(q_tile + (warp * 16 + lane % 16) * (D + PAD) + lane / 16 * 8);
+#pragma unroll
+    for (int s = 0; s < D / 16; s++) load_matrices(q_fragments[s], q_address + s * 32);
+
+    float out[D / 8][4];
+#pragma unroll
+    for (int n = 0; n < D / 8; n++)
+        for (int i = 0; i < 4; i++) out[n][i] = 0.f;
+    float largest[2] = {-INFINITY_F, -INFINITY_F}, total[2] = {0.f, 0.f};
+    int position[2];
+    position[0] = context + start + warp * 16 + lane / 4;
+    position[1] = position[0] + 8;
+    float log2_scale = scale * 1.44269504f;
+
+    for (int kv = kv_first; kv <= kv_last; kv++) {
+        int stage = (kv - kv_first) % 2;
+        half_t* k_tile = k_tiles + stage * TILE_KV * (D + PAD);
+        half_t* v_tile = v_tiles + stage * TILE_KV * (D + PAD);
+        if (kv < kv_last) {
+            int next = stage ^ 1, first = (kv + 1) * TILE_KV;
+            load_tile<D>(k_tiles + next * TILE_KV * (D + PAD), k, batch, sequence, first, length, kv_heads, kv_head);
+            load_tile<D>(v_tiles + next * TILE_KV * (D + PAD), v, batch, sequence, first, length, kv_heads, kv_head);
+            copy_commit();
+        }
+
+        float scores[TILE_KV / 8][4];
+#pragma unroll
+        for (int n = 0; n < TILE_KV / 8; n++)
+            for (int i = 0; i < 4; i++) scores[n][i] = 0.f;
+        u32 k_address = shared_address(k_tile + (lane / 16 * 8 + lane % 8) * (D + PAD) + lane / 8 % 2 * 8);
+#pragma unroll
+        for (int s = 0; s < D / 16; s++)
+#pragma unroll
+            for (int n = 0; n < TILE_KV / 16; n++) {
+                u32 keys[4];
+                load_matrices(keys, k_address + (n * 16 * (D + PAD) + s * 16) * 2);
+                mma(scores[2 * n], q_fragments[s], keys[0], keys[1]);
+                mma(scores[2 * n + 1], q_fragments[s], keys[2], keys[3]);
+            }
+
+        int tile_first = kv * TILE_KV;
+        bool inside = tile_first + TILE_KV - 1 <= context + start + warp * 16 &&
+                      (window <= 0 || tile_first > context + start + warp * 16 + 15 - window);
+        if (!inside) {
+#pragma unroll
+            for (int n = 0; n < TILE_KV / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    int key = tile_first + n * 8 + lane % 4 * 2 + i % 2, own = position[i / 2];
+                    if (key > own || (window > 0 && key <= own - window)) scores[n][i] = -INFINITY_F;
+                }
+        }
+
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float top = largest[h];
+#pragma unroll
+            for (int n = 0; n < TILE_KV / 8; n++) top = fmaxf(top, fmaxf(scores[n][2 * h], scores[n][2 * h + 1]));
+            top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, 2));
+            float shift = top == -INFINITY_F ? 0.f : top * log2_scale;
+            float keep = exp2f(largest[h] * log2_scale - shift);
+            largest[h] = top;
+            total[h] *= keep;
+#pragma unroll
+            for (int n = 0; n < TILE_KV / 8; n++)
+#pragma unroll
+                for (int i = 2 * h; i < 2 * h + 2; i++) {
+                    scores[n][i] = exp2f(scores[n][i] * log2_scale - shift);
+                    total[h] += scores[n][i];
+                }
+#pragma unroll
+            for (int n = 0; n < D / 8; n++) {
+                out[n][2 * h] *= keep;
+                out[n][2 * h + 1] *= keep;
+            }
+        }
+
+        u32 v_address = shared_address(v_tile + (lane / 8 % 2 * 8 + lane % 8) * (D + PAD) + lane / 16 * 8);
+#pragma unroll
+        for (int s = 0; s < TILE_KV / 16; s++) {
+            u32 weights[4] = {pack2(scores[2 * s][0], scores[2 * s][1]), pack2(scores[2 * s][2], scores[2 * s][3]),
+                              pack2(scores[2 * s + 1][0], scores[2 * s + 1][1]),
+                              pack2(scores[2 * s + 1][2], scores[2 * s + 1][3])};
+#pragma unroll
+            for (int n = 0; n < D / 16; n++) {
+                u32 values[4];
+                load_matrices_transposed(values, v_address + (s * 16 * (D + PAD) + n * 16) * 2);
+                mma(out[2 * n], weights, values[0], values[1]);
+                mma(out[2 * n + 1], weights, values[2], values[3]);
+            }
+        }
+        copy_wait<0>();
+        __syncthreads();
+    }
+
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        total[h] += __shfl_xor_sync(FULL_WARP, total[h], 1);
+        total[h] += __shfl_xor_sync(FULL_WARP, total[h], 2);
+        int row = start + warp * 16 + lane / 4 + 8 * h;
+        if (row >= rows) continue;
+        float factor = 1.f / total[h];
+        half_t* target = y + ((size_t)(batch.first_row[sequence] + row) * heads + head) * D + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < D / 8; n++)
+            *(u32*)(target + n * 8) = pack2(out[n][2 * h] * factor, out[n][2 * h + 1] * factor);
+    }
+}
+
+#define ATTENTION(D)                                                                                          \
+    extern "C" __global__ void __launch_bounds__(32 * ATTENTION_WARPS) attention_##D(                         \
+        half_t* y, const half_t* q, const half_t* k, const half_t* v, Batch batch, int heads, int kv_heads,   \
+        int window, float scale) {                                                                            \
+        attend<D>(y, q, k, v, batch, heads, kv_heads, window, scale);                                         \
+    }
+
+ATTENTION(16)
+ATTENTION(32)
+ATTENTION(64)
+ATTENTION(96)
+ATTENTION(128)
+
+/// Stores the batch's keys and values at their rows of the cache; one block a token.
+extern "C" __global__ void kv_append(
+    half_t* cache_k,     // [cache rows, width]
+    half_t* cache_v,     // [cache rows, width]
+    const half_t* k,     // [tokens, width]
+    const half_t* v,     // [tokens, width]
+    const u32* slots,    // [tokens]: row in the cache
+    int width) {
+    size_t from = (size_t)blockIdx.x * width, to = (size_t)slots[blockIdx.x] * width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) {
+        cache_k[to + i] = k[from + i];
+        cache_v[to + i] = v[from + i];
+    }
+}
+
+/// y[t] = x[rows[t]] for rows of any 16-bit type; one block a row.
+extern "C" __global__ void gather_rows(half_t* y, const half_t* x, const u32* rows, int width) {
+    for (int i = threadIdx.x; i < width; i += blockDim.x)
+        y[(size_t)blockIdx.x * width + i] = x[(size_t)rows[blockIdx.x] * width + i];
+}
+
+/// y[t, i] = x[t, i] for the columns of one part; `y` points to its first column. One block a row.
+extern "C" __global__ void put_columns(half_t* y, const half_t* x, int width, int stride) {
+    for (int i = threadIdx.x; i < width; i += blockDim.x)
+        y[(size_t)blockIdx.x * stride + i] = x[(size_t)blockIdx.x * width + i];
+}

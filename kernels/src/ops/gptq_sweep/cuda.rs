@@ -1,0 +1,200 @@
+use std::ops::Range;
+
+use cudarc::driver::CudaSlice;
+
+use super::{GptqSweep, GridSpec, Grouping, Quantized};
+use crate::cuda::{Arg, Cuda, Launch, Operand};
+use crate::ops::hessian::cuda::CudaMatrix;
+use crate::{Dtype, Error, HostTensor, Result};
+
+pub(crate) const SOURCE: &str = include_str!("gptq_sweep.cu");
+
+/// Rows that one block of the sweep kernel takes, a warp each.
+const ROWS: usize = 8;
+
+/// One sweep on the card; matrices are `[rows, in]` in sweep order.
+pub struct CudaSweep {
+    weights: CudaSlice<f32>,
+    codes: CudaSlice<u8>,
+    losses: CudaSlice<f32>,
+    scales: CudaSlice<f32>,
+    zeros: CudaSlice<u8>,
+    group_of: CudaSlice<u32>,
+    group_end: CudaSlice<u32>,
+    order: CudaSlice<u32>,
+    rows: usize,
+    grids_known: bool,
+    grouping: Grouping,
+    spec: GridSpec,
+}
+
+impl GptqSweep for Cuda {
+    type Sweep = CudaSweep;
+
+    fn sweep_start(&self, weights: &[HostTensor], dead: &[u32], grouping: &Grouping, spec: &GridSpec) -> Result<CudaSweep> {
+        let k = grouping.order.len();
+        grouping.check(k)?;
+        let dims = weights.iter().map(HostTensor::dims2).collect::<Result<Vec<_>>>()?;
+        if let Some(dims) = dims.iter().find(|dims| dims.1 != k) {
+            return Err(Error::shape("gptq_sweep weight", (dims.0, k), dims));
+        }
+        let rows: usize = dims.iter().map(|dims| dims.0).sum();
+        let sweep = CudaSweep {
+            weights: self.alloc(rows * k)?,
+            codes: self.alloc(rows * k)?,
+            losses: self.zeros(rows)?,
+            scales: self.alloc(grouping.groups * rows)?,
+            zeros: self.alloc(grouping.groups * rows)?,
+            group_of: self.upload(&grouping.group_of)?,
+            group_end: self.upload(&group_ends(&grouping.group_of))?,
+            order: self.upload(&grouping.order)?,
+            rows,
+            grids_known: grouping.groups == 1 || grouping.static_groups,
+            grouping: grouping.clone(),
+            spec: *spec,
+        };
+        let mut first = 0;
+        for (weight, (rows, _)) in weights.iter().zip(&dims) {
+            self.gather(&sweep, weight, first, *rows)?;
+            first += rows;
+        }
+        // A grid for the whole row is found before dead features are cleared, as the paper's code does.
+        if grouping.groups == 1 {
+            self.grids(&sweep)?;
+        }
+        self.clear(&sweep, dead)?;
+        if grouping.static_groups && grouping.groups > 1 {
+            self.grids(&sweep)?;
+        }
+        Ok(sweep)
+    }
+
+    fn sweep_block(&self, sweep: &mut CudaSweep, factor: Option<&CudaMatrix>, block: Range<usize>) -> Result<()> {
+        let k = sweep.grouping.order.len();
+        let errors = self.alloc::<f32>(sweep.rows * block.len())?;
+        let u = factor.map_or(0, |u| self.address(&u.values));
+        let args = [
+            Arg::Address(self.address(&sweep.weights)),
+            Arg::Address(self.address(&sweep.codes)),
+            Arg::Address(self.address(&errors)),
+            Arg::Address(self.address(&sweep.losses)),
+            Arg::Address(self.address(&sweep.scales)),
+            Arg::Address(self.address(&sweep.zeros)),
+            Arg::Address(u),
+            Arg::Address(self.address(&sweep.group_of)),
+            Arg::Address(self.address(&sweep.group_end)),
+            Arg::Int(sweep.rows as i32),
+            Arg::Int(k as i32),
+            Arg::Int(block.start as i32),
+            Arg::Int(block.len() as i32),
+            Arg::Int(sweep.grids_known as i32),
+            Arg::Spec(sweep.spec.numbers()),
+        ];
+        let shared = 4 * block.len() * (block.len() + ROWS);
+        let launch = Launch::blocks(sweep.rows.div_ceil(ROWS), 32 * ROWS as u32).shared(shared);
+        self.launch("sweep_block", launch, &args)?;
+        let after = k - block.end;
+        if factor.is_none() || after == 0 {
+            return Ok(());
+        }
+        // W[:, after] -= E U[block, after]
+        let u = Operand::wide(u + 4 * (block.start * k + block.end) as u64, k);
+        let e = Operand::wide(self.address(&errors), block.len());
+        let w = Operand::wide(self.address(&sweep.weights) + 4 * block.end as u64, k);
+        self.gemm((after, sweep.rows, block.len()), (-1.0, 1.0), u, e, w)
+    }
+
+    fn sweep_finish(&self, sweep: CudaSweep) -> Result<Quantized> {
+        let (k, groups, rows) = (sweep.grouping.order.len(), sweep.grouping.groups, sweep.rows);
+        let codes = self.alloc::<u8>(rows * k)?;
+        let args = [
+            Arg::Address(self.address(&codes)),
+            Arg::Address(self.address(&sweep.codes)),
+            Arg::Address(self.address(&sweep.order)),
+            Arg::Int(k as i32),
+        ];
+        self.launch("sweep_scatter", Launch::blocks(rows, 256), &args)?;
+        Ok(Quantized {
+            bits: sweep.spec.bits,
+            codes: self.download(&codes, rows * k)?,
+            scales: self.download(&sweep.scales, groups * rows)?,
+            zeros: self.download(&sweep.zeros, groups * rows)?,
+            g_idx: sweep.grouping.g_idx(),
+            losses: self.download(&sweep.losses, rows)?,
+        })
+    }
+}
+
+impl Cuda {
+    fn gather(&self, sweep: &CudaSweep, weight: &HostTensor, first: usize, rows: usize) -> Result<()> {
+        let k = sweep.grouping.order.len();
+        let target = self.address(&sweep.weights) + 4 * (first * k) as u64;
+        let launch = |kernel, source| {
+            let order = self.address(&sweep.order);
+            let args = [Arg::Address(target), Arg::Address(source), Arg::Address(order), Arg::Int(k as i32)];
+            self.launch(kernel, Launch::blocks(rows, 256), &args)
+        };
+        if weight.dtype == Dtype::F32 || weight.dtype != self.dtype() {
+            let source = self.upload(&weight.to_f32())?;
+            return launch("sweep_gather_wide", self.address(&source));
+        }
+        let mut source = self.alloc::<u16>(rows * k)?;
+        self.upload_host(weight, &mut source.slice_mut(..))?;
+        launch("sweep_gather", self.address(&source))
+    }
+
+    fn clear(&self, sweep: &CudaSweep, dead: &[u32]) -> Result<()> {
+        if dead.is_empty() {
+            return Ok(());
+        }
+        let order = &sweep.grouping.order;
+        let cleared: Vec<u8> = order.iter().map(|i| dead.contains(i) as u8).collect();
+        let cleared = self.upload(&cleared)?;
+        let args = [
+            Arg::Address(self.address(&sweep.weights)),
+            Arg::Address(self.address(&cleared)),
+            Arg::Int(order.len() as i32),
+        ];
+        self.launch("sweep_clear", Launch::blocks(sweep.rows, 256), &args)
+    }
+
+    /// All grids from the weights as they are.
+    fn grids(&self, sweep: &CudaSweep) -> Result<()> {
+        let Grouping { group_of, groups, order, .. } = &sweep.grouping;
+        let mut members: Vec<u32> = (0..order.len() as u32).collect();
+        members.sort_by_key(|place| group_of[*place as usize]);
+        let starts: Vec<u32> = (0..=*groups as u32)
+            .map(|g| members.partition_point(|place| group_of[*place as usize] < g) as u32)
+            .collect();
+        let widest = starts.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
+        let (members, starts) = (self.upload(&members)?, self.upload(&starts)?);
+        let args = [
+            Arg::Address(self.address(&sweep.scales)),
+            Arg::Address(self.address(&sweep.zeros)),
+            Arg::Address(self.address(&sweep.weights)),
+            Arg::Address(self.address(&members)),
+            Arg::Address(self.address(&starts)),
+            Arg::Int(order.len() as i32),
+            Arg::Int(sweep.rows as i32),
+            Arg::Spec(sweep.spec.numbers()),
+        ];
+        let launch = Launch::grid(sweep.rows, *groups, 1, 32).shared(4 * widest as usize);
+        self.launch("sweep_static_grids", launch, &args)
+    }
+}
+
+impl GridSpec {
+    /// In the order of the kernel's `struct Spec`.
+    fn numbers(&self) -> [i32; 5] {
+        [self.bits as i32, self.sym as i32, self.mse as i32, self.min_zero as i32, self.f16_scales as i32]
+    }
+}
+
+/// Where the run of equal groups that holds each place ends.
+fn group_ends(group_of: &[u32]) -> Vec<u32> {
+    let mut ends = vec![group_of.len() as u32; group_of.len()];
+    for place in (1..group_of.len()).rev() {
+        ends[place - 1] = if group_of[place - 1] == group_of[place] { ends[place] } else { place as u32 };
+    }
+    ends
+}

@@ -1,0 +1,213 @@
+// One warp solves one output row. Lane l holds columns l, l + 32, l + 64 and l + 96 of the block, so that the
+// loop over columns needs a shuffle and four multiply-adds a step. The block's triangle of U lies in shared
+// memory.
+
+#define SLOTS 4
+#define SHRINK_STEPS 80
+
+struct Grid {
+    float scale, zero;
+};
+
+/// How grids are found; see GridSpec.
+struct Spec {
+    int bits, sym, mse, min_zero, f16_scales;
+};
+
+__device__ __forceinline__ float code_of(const Grid& grid, float max_code, float w) {
+    float code = rintf(__fmul_rn(__fdiv_rn(w, grid.scale), TIES_OUTWARD)) + grid.zero;
+    return fminf(fmaxf(code, 0.f), max_code);
+}
+
+__device__ __forceinline__ float stored_scale(double scale, int f16_scales) {
+    if (!f16_scales) return fmaxf((float)scale, 1.17549435e-38f);
+    return fmaxf(f16_round((float)scale), 5.9604645e-8f);
+}
+
+__device__ Grid grid_of(float low, float high, const Spec& spec) {
+    float max_code = (float)((1 << spec.bits) - 1);
+    double step = ((double)high - (double)low) / max_code;
+    Grid grid;
+    grid.scale = stored_scale(step, spec.f16_scales);
+    if (spec.sym) {
+        grid.zero = (max_code + 1.f) / 2.f;
+        return grid;
+    }
+    grid.zero = (float)rint(-(double)low / step);
+    if (grid.zero < (float)spec.min_zero) {
+        grid.zero = (float)spec.min_zero;
+        grid.scale = stored_scale((double)high / (max_code - grid.zero), spec.f16_scales);
+    }
+    grid.zero = fminf(grid.zero, max_code);
+    return grid;
+}
+
+/// Weights of one row that share a grid, seen by a whole warp: `count` values at `values`, each lane taking
+/// every 32nd.
+__device__ float grid_error(const Grid& grid, float max_code, const float* values, int count) {
+    float sum = 0.f;
+    for (int i = threadIdx.x % 32; i < count; i += 32) {
+        float difference = fabsf((code_of(grid, max_code, values[i]) - grid.zero) * grid.scale - values[i]);
+        sum += powf(difference, 2.4f);
+    }
+    return warp_sum(sum);
+}
+
+__device__ Grid find_grid(const float* values, int count, const Spec& spec) {
+    float low = 0.f, high = 0.f, max_code = (float)((1 << spec.bits) - 1);
+    for (int i = threadIdx.x % 32; i < count; i += 32) {
+        low = fminf(low, values[i]);
+        high = fmaxf(high, values[i]);
+    }
+    low = warp_min(low);
+    high = warp_max(high);
+    if (spec.sym) {
+        high = fmaxf(high, -low);
+        if (low < 0.f) low = -high;
+    }
+    if (low == 0.f && high == 0.f) {
+        low = -1.f;
+        high = 1.f;
+    }
+    Grid best = grid_of(low, high, spec);
+    if (!spec.mse) return best;
+    float least = grid_error(best, max_code, values, count);
+    for (int step = 1; step < SHRINK_STEPS; step++) {
+        float p = 1.f - step / 100.f;
+        Grid grid = grid_of(p * low, p * high, spec);
+        float error = grid_error(grid, max_code, values, count);
+        if (error < least) {
+            least = error;
+            best = grid;
+        }
+    }
+    return best;
+}
+
+/// weights[n, place] = source[n, order[place]]
+extern "C" __global__ void sweep_gather(
+    float* weights,         // [rows, in], f32, sweep order
+    const half_t* source,   // [rows, in], compute type
+    const u32* order,       // [in]
+    int in) {
+    for (int i = threadIdx.x; i < in; i += blockDim.x)
+        weights[(size_t)blockIdx.x * in + i] = to_float(source[(size_t)blockIdx.x * in + order[i]]);
+}
+
+/// The same from f32.
+extern "C" __global__ void sweep_gather_wide(float* weights, const float* source, const u32* order, int in) {
+    for (int i = threadIdx.x; i < in; i += blockDim.x)
+        weights[(size_t)blockIdx.x * in + i] = source[(size_t)blockIdx.x * in + order[i]];
+}
+
+/// weights[n, place] = 0 where cleared[place] is 1.
+extern "C" __global__ void sweep_clear(float* weights, const u8* cleared, int in) {
+    for (int i = threadIdx.x; i < in; i += blockDim.x)
+        if (cleared[i]) weights[(size_t)blockIdx.x * in + i] = 0.f;
+}
+
+/// Grids of all groups from the weights as they are: for the whole row, or for static groups, whose members
+/// are `members[starts[g] .. starts[g + 1]]`. One warp a row and group.
+extern "C" __global__ void sweep_static_grids(
+    float* scales,         // [groups, rows]
+    u8* zeros,             // [groups, rows]
+    const float* weights,  // [rows, in]
+    const u32* members,    // [in], places of the sweep, sorted by group
+    const u32* starts,     // [groups + 1]
+    int in, int rows, Spec spec) {
+    extern __shared__ float values[];
+    int row = blockIdx.x, group = blockIdx.y;
+    int start = starts[group], count = starts[group + 1] - start;
+    for (int i = threadIdx.x; i < count; i += 32) values[i] = weights[(size_t)row * in + members[start + i]];
+    __syncwarp();
+    Grid grid = find_grid(values, count, spec);
+    if (threadIdx.x == 0) {
+        scales[(size_t)group * rows + row] = grid.scale;
+        zeros[(size_t)group * rows + row] = (u8)grid.zero;
+    }
+}
+
+/// Solves the columns `first .. first + width` of every row.
+extern "C" __global__ void sweep_block(
+    float* weights,        // [rows, in], sweep order
+    u8* codes,             // [rows, in], sweep order
+    float* errors,         // [rows, width]
+    float* losses,         // [rows], added to
+    float* scales,         // [groups, rows]
+    u8* zeros,             // [groups, rows]
+    const float* u,        // [in, in], or null for the identity
+    const u32* group_of,   // [in]
+    const u32* group_end,  // [in]: where the run of equal groups that holds this place ends
+    int rows, int in, int first, int width, int grids_known, Spec spec) {
+    extern __shared__ float shared[];
+    float* triangle = shared;                                          // [width, width]
+    float* mine = shared + width * width + (threadIdx.x / 32) * width;  // this warp's weights
+    if (u)
+        for (int i = threadIdx.x; i < width * width; i += blockDim.x)
+            triangle[i] = u[(size_t)(first + i / width) * in + first + i % width];
+    __syncthreads();
+    int lane = threadIdx.x % 32, row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (row >= rows) return;
+    float* row_weights = weights + (size_t)row * in;
+    float w[SLOTS];
+#pragma unroll
+    for (int s = 0; s < SLOTS; s++) w[s] = lane + 32 * s < width ? row_weights[first + lane + 32 * s] : 0.f;
+    float max_code = (float)((1 << spec.bits) - 1), loss = 0.f;
+    Grid grid = {1.f, 0.f};
+    int seen = -1;
+#pragma unroll
+    for (int slot = 0; slot < SLOTS; slot++) {
+        for (int l = 0; l < 32; l++) {
+            int i = slot * 32 + l;
+            if (i >= width) break;
+            int place = first + i, group = group_of[place];
+            if (group != seen) {
+                seen = group;
+                bool starts_here = place == 0 || group_of[place - 1] != group;
+                if (grids_known || !starts_here) {
+                    grid.scale = scales[(size_t)group * rows + row];
+                    grid.zero = (float)zeros[(size_t)group * rows + row];
+                } else {
+                    int end = group_end[place];
+                    if (end <= first + width) {
+                        __syncwarp();
+#pragma unroll
+                        for (int s = 0; s < SLOTS; s++)
+                            if (lane + 32 * s < width) mine[lane + 32 * s] = w[s];
+                        __syncwarp();
+                        grid = find_grid(mine + i, end - place, spec);
+                    } else {
+                        grid = find_grid(row_weights + place, end - place, spec);
+                    }
+                    if (lane == 0) {
+                        scales[(size_t)group * rows + row] = grid.scale;
+                        zeros[(size_t)group * rows + row] = (u8)grid.zero;
+                    }
+                }
+            }
+            float weight = __shfl_sync(FULL_WARP, w[slot], l);
+            float code = code_of(grid, max_code, weight);
+            float error = weight - (code - grid.zero) * grid.scale;
+            if (u) {
+                error /= triangle[i * width + i];
+#pragma unroll
+                for (int s = 0; s < SLOTS; s++) {
+                    int column = lane + 32 * s;
+                    if (s >= slot && column > i && column < width) w[s] -= error * triangle[i * width + column];
+                }
+            }
+            loss += 0.5f * error * error;
+            if (lane == 0) {
+                codes[(size_t)row * in + place] = (u8)code;
+                errors[(size_t)row * width + i] = error;
+            }
+        }
+    }
+    if (lane == 0) losses[row] += loss;
+}
+
+/// codes to the checkpoint's order of features: out[n, order[place]] = codes[n, place]
+extern "C" __global__ void sweep_scatter(u8* out, const u8* codes, const u32* order, int in) {
+    for (int i = threadIdx.x; i < in; i += blockDim.x)
+        out[(size_t)blockIdx.x * in + order[i]] = codes[(size_t)blockIdx.x * in + i];
+}

@@ -1,0 +1,85 @@
+use cudarc::driver::CudaSlice;
+
+use super::{MatMul, check, check_parts};
+use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Operand};
+use crate::{Device, Error, HostTensor, Result};
+
+/// A dense weight `[out, in]` in the compute type.
+pub struct CudaWeight {
+    values: CudaSlice<u16>,
+    dims: (usize, usize),
+    /// Stored `[in, out]`, as dequantizing leaves it.
+    turned: bool,
+    bias: Option<CudaTensor>,
+}
+
+impl CudaWeight {
+    pub(crate) fn new(values: CudaSlice<u16>, dims: (usize, usize), turned: bool, bias: Option<CudaTensor>) -> Self {
+        Self { values, dims, turned, bias }
+    }
+
+    pub(crate) fn dims(&self) -> (usize, usize) {
+        self.dims
+    }
+
+    pub(crate) fn values(&self) -> &CudaSlice<u16> {
+        &self.values
+    }
+}
+
+impl MatMul for Cuda {
+    type Weight = CudaWeight;
+
+    fn weight(&self, parts: &[HostTensor], biases: &[HostTensor]) -> Result<CudaWeight> {
+        let dims = check_parts(parts, biases)?;
+        let mut values = self.alloc::<u16>(dims.0 * dims.1)?;
+        let mut start = 0;
+        for part in parts {
+            let length = part.shape.iter().product::<usize>();
+            self.upload_host(part, &mut values.slice_mut(start..start + length))?;
+            start += length;
+        }
+        let bias: Vec<f32> = biases.iter().flat_map(HostTensor::to_f32).collect();
+        let bias = if bias.is_empty() { None } else { Some(self.tensor(bias, (1, dims.0))?) };
+        Ok(CudaWeight::new(values, dims, false, bias))
+    }
+
+    fn weight_from_f32(&self, values: Vec<f32>, dims: (usize, usize), bias: Option<Vec<f32>>) -> Result<CudaWeight> {
+        if values.len() != dims.0 * dims.1 {
+            return Err(Error::shape("matmul weight", dims, values.len()));
+        }
+        if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != dims.0) {
+            return Err(Error::shape("matmul bias", dims.0, bias.len()));
+        }
+        let bias = bias.map(|bias| self.tensor(bias, (1, dims.0))).transpose()?;
+        Ok(CudaWeight::new(self.upload(&self.narrow(&values))?, dims, false, bias))
+    }
+
+    fn matmul(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
+        let y = self.new_tensor((self.shape(x).0, weight.dims.0))?;
+        let target = Operand::half(self.half(&y)?, weight.dims.0);
+        self.product(x, weight, target)?;
+        if let Some(bias) = &weight.bias {
+            let args =
+                [Arg::Address(self.half(&y)?), Arg::Address(self.half(bias)?), Arg::Int(weight.dims.0 as i32)];
+            self.launch("add_bias", Launch::blocks(y.shape().0, 256), &args)?;
+        }
+        Ok(y)
+    }
+
+    fn logits(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
+        let y = self.new_wide_tensor((self.shape(x).0, weight.dims.0))?;
+        self.product(x, weight, Operand::wide(self.wide(&y)?, weight.dims.0))?;
+        Ok(y)
+    }
+}
+
+impl Cuda {
+    fn product(&self, x: &CudaTensor, weight: &CudaWeight, target: Operand) -> Result<()> {
+        let (rows, k) = self.shape(x);
+        check((rows, k), weight.dims)?;
+        let (n, address) = (weight.dims.0, self.address(&weight.values));
+        let w = if weight.turned { Operand::half(address, n) } else { Operand::half(address, k).transposed() };
+        self.gemm((n, rows, k), (1.0, 0.0), w, Operand::half(self.half(x)?, k), target)
+    }
+}

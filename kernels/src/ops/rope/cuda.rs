@@ -1,0 +1,36 @@
+use super::{Rope, RopeShape, check};
+use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
+use crate::{Batch, Device, Result};
+
+pub(crate) const SOURCE: &str = include_str!("rope.cu");
+
+impl Rope for Cuda {
+    fn rope(&self, qkv: &CudaTensor, batch: &Batch, shape: &RopeShape<CudaTensor>) -> Result<[CudaTensor; 3]> {
+        check(self.shape(qkv), batch, shape)?;
+        let rows = batch.rows();
+        let q = self.new_tensor((rows, shape.heads * shape.head_dim))?;
+        let k = self.new_tensor((rows, shape.kv_heads * shape.head_dim))?;
+        let v = self.new_tensor((rows, shape.kv_heads * shape.head_dim))?;
+        let positions = self.upload(&batch.positions())?;
+        let (q_norm, k_norm, eps) = match &shape.norms {
+            Some(norms) => (self.half(&norms.q)?, self.half(&norms.k)?, norms.eps),
+            None => (0, 0, 0.0),
+        };
+        let args = [
+            Arg::Address(self.half(&q)?),
+            Arg::Address(self.half(&k)?),
+            Arg::Address(self.half(&v)?),
+            Arg::Address(self.half(qkv)?),
+            Arg::Address(self.address(&positions)),
+            Arg::Address(self.wide(&shape.inv_freq)?),
+            Arg::Address(q_norm),
+            Arg::Address(k_norm),
+            Arg::Int(shape.heads as i32),
+            Arg::Int(shape.kv_heads as i32),
+            Arg::Int(shape.head_dim as i32),
+            Arg::Float(eps),
+        ];
+        self.launch("rope", Launch::blocks(rows, 256), &args)?;
+        Ok([q, k, v])
+    }
+}
