@@ -8,7 +8,8 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::model_folder::{ModelFolder, Tensor, largest_difference, logits};
-use crate::program::{artifact, demo, gptq, perplexity, run, workplace};
+use crate::program::{artifact, demo, gptq, quantize, run, workplace};
+use crate::support::golden;
 
 /// One way to write the demo: command-line options, and the same as the branch of a plan.
 struct Case {
@@ -72,53 +73,78 @@ fn modules() -> impl Iterator<Item = (String, usize, usize)> {
 }
 
 /// Unpacked by the format's description, bit by bit: the codes of a column follow one another from the lowest
-/// bit of its first word; `value = scale * (code - zero)`.
-fn dequantize(folder: &mut ModelFolder, name: &str, case: &Case, k: usize, n: usize) -> Vec<f32> {
-    let qweight = folder.tensor(&format!("{name}.qweight")).words();
-    let qzeros = folder.tensor(&format!("{name}.qzeros")).words();
-    let scales = folder.tensor(&format!("{name}.scales")).halves();
-    let g_idx = folder.tensor(&format!("{name}.g_idx")).words();
+/// bit of its first word; `value = scale * (code - zero)`. The result is `[out, in]`.
+fn dequantize(folder: &mut ModelFolder, name: &str, bits: usize, offset: i64) -> Tensor {
+    let mut part = |part: &str| folder.tensors.remove(&format!("{name}.{part}")).unwrap();
+    let (qweight, qzeros, g_idx) = (part("qweight"), part("qzeros").words(), part("g_idx").words());
+    let (scales, k, n) = (part("scales").halves(), qweight.shape[0] * 32 / bits, qweight.shape[1]);
+    let qweight = qweight.words();
     let field = |word: &dyn Fn(usize) -> u32, index: usize| -> i64 {
-        let bits = (0..case.bits).map(|b| (index * case.bits + b, b));
-        bits.map(|(at, b)| i64::from(word(at / 32) >> (at % 32) & 1) << b).sum()
+        (0..bits)
+            .map(|b| (index * bits + b, b))
+            .map(|(at, b)| i64::from(word(at / 32) >> (at % 32) & 1) << b)
+            .sum()
     };
     let mut weight = vec![0.0; n * k];
     for o in 0..n {
         for i in 0..k {
             let group = g_idx[i] as usize;
             let code = field(&|word| qweight[word * n + o], i);
-            let zero = field(&|word| qzeros[group * n * case.bits / 32 + word], o) + case.offset;
+            let zero = field(&|word| qzeros[group * n * bits / 32 + word], o) + offset;
             weight[o * k + i] = scales[group * n + o] * (code - zero) as f32;
         }
     }
-    weight
+    Tensor::f32(vec![n, k], &weight)
 }
 
-/// The artifact as an ordinary checkpoint of 32-bit weights.
-fn write_dequantized(mut folder: ModelFolder, case: &Case, dir: &Path) {
-    for (name, k, n) in modules() {
-        let weight = dequantize(&mut folder, &name, case, k, n);
-        for part in ["qweight", "qzeros", "scales", "g_idx", "bias"] {
-            folder.tensors.remove(&format!("{name}.{part}"));
-        }
-        folder.tensors.insert(format!("{name}.weight"), Tensor::f32(vec![n, k], &weight));
+/// The artifact as an ordinary checkpoint of 32-bit weights; biases stay only where the source has them.
+fn write_dequantized(artifact: &Path, source: &ModelFolder, bits: usize, offset: i64, dir: &Path) {
+    let mut folder = ModelFolder::read(artifact);
+    let quantized = folder.tensors.keys().filter_map(|name| name.strip_suffix(".qweight")).map(String::from);
+    for name in quantized.collect::<Vec<_>>() {
+        let weight = dequantize(&mut folder, &name, bits, offset);
+        folder.tensors.insert(format!("{name}.weight"), weight);
     }
+    folder.tensors.retain(|name, _| !name.ends_with(".bias") || source.tensors.contains_key(name));
     folder.config.as_object_mut().unwrap().remove("quantization_config");
     folder.config["dtype"] = json!("float32");
     folder.write(dir);
 }
 
 #[test]
+fn real_biases_tied_embeddings_and_head_norms_of_other_families_survive() {
+    let work = workplace("families");
+    for family in
+        ["llama-gqa-tied", "llama-linear-rope-bias", "mistral-sliding", "qwen2-bias", "qwen3-qk-norm"]
+    {
+        let source = golden("logits").join(family);
+        let (out, plain) = (work.join(family), work.join(format!("{family}-plain")));
+        run(&mut quantize(&source, &out, "--method rtn --bits 8 --group-size 32 --no-bias")).ok();
+        let original = ModelFolder::read(&source);
+        write_dequantized(&out, &original, 8, 1, &plain);
+        let (ours, theirs) = (logits(&out), logits(&plain));
+        let (worst, moved) =
+            (largest_difference(&ours, &theirs), largest_difference(&ours, &logits(&source)));
+        println!("{family}: largest difference {worst:.1e}, from fp16 {moved:.1e}");
+        assert!(worst <= 1e-3 && moved > 1e-3 && moved < 0.5, "{family}: {worst}, {moved}");
+        let biases =
+            |folder: &ModelFolder| folder.tensors.keys().filter(|name| name.ends_with(".bias")).count();
+        assert_eq!(biases(&ModelFolder::read(&out)), biases(&original), "{family}");
+    }
+}
+
+#[test]
 fn an_independent_reader_of_the_format_gets_the_same_logits() {
     let plain = workplace("dequantized");
+    let source = ModelFolder::read(&demo());
     let mut seen: Vec<Vec<f32>> = Vec::new();
     for case in ONE_FILE.iter().chain(&OTHERS) {
         let dir = artifact(case.options);
-        write_dequantized(ModelFolder::read(&dir), case, &plain);
+        write_dequantized(&dir, &source, case.bits, case.offset, &plain);
         let (ours, theirs) = (logits(&dir), logits(&plain));
         let worst = largest_difference(&ours, &theirs);
         println!("{:>55}: largest difference {worst:.1e}", case.options);
-        // Logits reach about 20; the two forward passes sum in different orders.
+        // Measured: at most 3.3e-5. The two forward passes sum in different orders.
         assert!(worst <= 1e-3, "{}: {worst}", case.options);
         if !matches!(case.options, "--no-bias" | "--max-shard-size 2MB") {
             assert!(seen.iter().all(|other| largest_difference(other, &ours) > 0.05), "{}", case.options);
@@ -226,12 +252,16 @@ fn bias_and_shards_are_as_asked_for_and_what_is_not_quantized_is_copied() {
     let index = fs::read(sharded.join("model.safetensors.index.json")).unwrap();
     let index: Value = serde_json::from_slice(&index).unwrap();
     let shards = ModelFolder::read(&sharded);
-    assert!(
-        !sharded.join("model.safetensors").exists()
-            && sharded.join("model-00003-of-00003.safetensors").exists()
-    );
-    assert_eq!(index["weight_map"].as_object().unwrap().len(), whole.tensors.len());
-    assert!(shards.tensors.iter().all(|(name, tensor)| tensor.data == whole.tensors[name].data));
+    assert!(!sharded.join("model.safetensors").exists());
+    assert_eq!(shards.tensors.len(), whole.tensors.len());
+    let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
+    for (name, file) in index["weight_map"].as_object().unwrap() {
+        assert!(shards.tensors[name].data == whole.tensors[name].data, "{name}");
+        *sizes.entry(file.as_str().unwrap()).or_default() += whole.tensors[name].data.len();
+    }
+    assert!(sizes.keys().eq(&["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]));
+    assert!(sizes.values().all(|bytes| *bytes <= 2_000_000), "{sizes:?}");
+    assert_eq!(index["metadata"]["total_size"], sizes.values().sum::<usize>());
 
     let source = ModelFolder::read(&demo());
     let kept = source.tensors.iter().filter(|(name, _)| !name.contains("_proj."));
@@ -259,18 +289,4 @@ fn artifacts_in_the_layout_of_other_programs_are_read() {
     let new = ModelFolder::read(&dir);
     new.write(&work.join("new"));
     assert!(logits(&work.join("new")) == expected, "with quantization_config in config.json alone");
-}
-
-#[test]
-fn gptq_loses_less_than_rounding_to_nearest() {
-    let calibration = "--bits 3 --samples 16 --seq-len 256";
-    let fp16 = perplexity(&demo());
-    let rtn = perplexity(&artifact("--bits 3 --method rtn"));
-    let gptq = perplexity(&artifact(calibration));
-    let in_order = perplexity(&artifact(&format!("{calibration} {PLAIN}")));
-    println!(
-        "perplexity: fp16 {fp16:.3}, 3-bit rtn {rtn:.3}, gptq {gptq:.3}, without act-order {in_order:.3}"
-    );
-    assert!(fp16.is_finite() && fp16 < gptq && gptq < rtn, "fp16 {fp16}, gptq {gptq}, rtn {rtn}");
-    assert!(fp16 < in_order && in_order < rtn, "fp16 {fp16}, without act-order {in_order}, rtn {rtn}");
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
+use gptq_calibration::dataset::{self, DatasetRoots, Join};
 use serde_json::{Value, json};
 
 use crate::model_folder::{ModelFolder, logits};
@@ -89,12 +90,19 @@ fn a_stop_text_ends_the_text_before_it() {
 
 #[test]
 fn a_chat_goes_through_the_template() {
-    let options = "--temperature 0 --max-new-tokens 4 --chat";
-    let plain = generated(&demo(), options)["prompt_tokens"].as_u64().unwrap();
-    let with_system =
-        generated(&demo(), &format!("{options} --system Brief."))["prompt_tokens"].as_u64().unwrap();
-    let bare = generated(&demo(), "--temperature 0 --max-new-tokens 4")["prompt_tokens"].as_u64().unwrap();
-    assert!(bare < plain && plain < with_system, "{bare}, {plain}, {with_system}");
+    let tokens = |chat: &[&str]| {
+        let mut command = gptq("generate");
+        command.arg(demo()).args(["--prompt", "Hello"]).args(chat);
+        let options = "--temperature 0 --max-new-tokens 2 --json";
+        run(command.args(words(options))).json()["prompt_tokens"].as_u64().unwrap()
+    };
+    let short = tokens(&["--chat", "--system", "Be brief."]);
+    let long =
+        tokens(&["--chat", "--system", "Be brief, be kind, and answer in the tongue of the question."]);
+    let default = tokens(&["--chat"]);
+    assert!(tokens(&[]) < short && short < default && default < long, "{short}, {default}, {long}");
+    // ChatML models get this system message where none is given.
+    assert_eq!(default, tokens(&["--chat", "--system", "You are a helpful assistant."]));
 }
 
 #[test]
@@ -116,10 +124,11 @@ fn inspect_tells_a_sound_artifact_from_a_damaged_one() {
     };
     let g_idx = "model.layers.3.mlp.down_proj.g_idx";
     unsound("out-of-range", g_idx, &|bytes| bytes[1] = 1);
-    unsound("other-group", g_idx, &|bytes| bytes[0] = (bytes[0] + 1) % 6);
     unsound("zero-points", "model.layers.0.mlp.up_proj.qzeros", &|bytes| bytes[5] ^= 8);
     unsound("scales", "model.layers.1.mlp.up_proj.scales", &|bytes| bytes[..2].copy_from_slice(&[0, 0x7E]));
     unsound("norm", "model.norm.weight", &|bytes| bytes[..2].copy_from_slice(&[0, 0x7C]));
+    // Still a group of the linear, but one with a member too many.
+    unsound("other-group", g_idx, &|bytes| bytes[0] = (bytes[0] + 1) % 6);
 }
 
 #[test]
@@ -183,7 +192,9 @@ fn a_model_has_no_distance_to_itself_and_some_to_its_artifact() {
 #[test]
 fn a_closed_pipe_ends_the_program_without_a_panic() {
     let model = artifact("");
-    let model = model.to_str().unwrap();
+    let (model, text) = (model.to_str().unwrap(), demo_text("test"));
+    let (source, out) =
+        (demo().display().to_string(), workplace("closed-pipe").join("out").display().to_string());
     for (verb, options) in [
         ("table", "causallm-7b".to_string()),
         ("table", "causallm-7b --json".into()),
@@ -192,6 +203,8 @@ fn a_closed_pipe_ends_the_program_without_a_panic() {
         ("completions", "bash".into()),
         ("generate", format!("{model} --prompt a --max-new-tokens 8 --temperature 0")),
         ("generate", format!("{model} --prompt a --max-new-tokens 8 --temperature 0 --json")),
+        ("eval", format!("{model} --dataset {text} --ctx 64 --max-windows 1")),
+        ("quantize", format!("{source} --out {out} --method rtn")),
         ("--help", String::new()),
     ] {
         let (reader, writer) = std::io::pipe().unwrap();
@@ -210,9 +223,13 @@ fn a_closed_pipe_ends_the_program_without_a_panic() {
 #[test]
 fn branches_of_a_plan_are_made_measured_and_listed() {
     let work = workplace("branches");
-    let (plan, out) = (work.join("plan.toml"), work.join("out"));
-    let text = "[[branch]]\nname = \"main\"\nbits = 4\n[[branch]]\nbits = 8\ngroup_size = -1\n";
-    fs::write(&plan, text).unwrap();
+    let (plan, text, out) = (work.join("plan.toml"), work.join("text.txt"), work.join("out"));
+    // One window of 2048 tokens, of three to four letters each.
+    let rows =
+        dataset::load(&demo_text("test").parse().unwrap(), &DatasetRoots::from_env().unwrap()).unwrap();
+    fs::write(&text, &rows.join(Join::Raw)[..12_000]).unwrap();
+    let branches = "[[branch]]\nname = \"main\"\nbits = 4\n[[branch]]\nbits = 8\ngroup_size = -1\n";
+    fs::write(&plan, branches).unwrap();
     let mut command = gptq("branches");
     command
         .arg(demo())
@@ -221,7 +238,7 @@ fn branches_of_a_plan_are_made_measured_and_listed() {
         .arg("--plan")
         .arg(&plan)
         .args(["--dataset", &demo_text("train")]);
-    command.args(["--eval-dataset", &demo_text("test")]);
+    command.arg("--eval-dataset").arg(&text);
     let rows = run(command.args(words("--samples 4 --seq-len 128 --json"))).json();
     let measured = run(gptq("table").arg(demo()).arg("--artifacts").arg(&out).arg("--json")).json();
     assert_eq!(rows, measured);

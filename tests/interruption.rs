@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::program::{alone, artifact, demo, quantize, run, workplace};
 
 /// Long enough layers that a run can be stopped inside each of them.
-const OPTIONS: &str = "--samples 16 --seq-len 256";
+const OPTIONS: &str = "--samples 8 --seq-len 256";
 
 /// Where the run of `out` keeps its journal: a line of settings, then a line for every finished layer.
 fn journal(out: &Path) -> PathBuf {
@@ -172,6 +172,18 @@ fn a_finished_output_is_kept_until_force_has_its_replacement() {
 }
 
 #[test]
+fn what_a_crash_while_replacing_left_does_not_stop_the_next_run() {
+    let work = workplace("replacing");
+    let (out, left) = (work.join("q4"), work.join(".q4.replaced"));
+    run(&mut quantize(&demo(), &out, OPTIONS)).ok();
+    fs::create_dir(&left).unwrap();
+    fs::write(left.join("config.json"), "{}").unwrap();
+    run(&mut quantize(&demo(), &out, &format!("{OPTIONS} --bits 8 --force"))).ok();
+    assert_same(&out, &artifact(&format!("{OPTIONS} --bits 8")));
+    assert!(!left.exists(), "no leftovers");
+}
+
+#[test]
 fn two_processes_cannot_write_one_output() {
     let out = workplace("two").join("q4");
     let mut first = {
@@ -191,6 +203,46 @@ fn two_processes_cannot_write_one_output() {
 }
 
 fn signal(child: &Child, signal: &str) {
-    let status = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status();
+    let status = Command::new("kill").args([signal, &child.id().to_string()]).status();
     assert!(status.unwrap().success());
+}
+
+#[test]
+fn a_write_that_fails_halfway_leaves_no_output() {
+    let out = workplace("file-limit").join("out");
+    let mut limited = Command::new("sh");
+    // A limit of 500 kB on every file, reported as an error because the signal is ignored.
+    let script = "trap '' XFSZ; ulimit -f 1000; exec \"$@\"";
+    limited
+        .args(["-c", script, "sh"])
+        .arg(env!("CARGO_BIN_EXE_gptq"))
+        .args(quantize(&demo(), &out, "").get_args());
+    let line = run(&mut limited).refusal();
+    assert!(line.contains("File too large"), "{line}");
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_full_disk_is_named_and_leaves_no_output() {
+    let work = workplace("full-disk");
+    let disk = work.join("disk");
+    fs::create_dir(&disk).unwrap();
+    // The small file system exists in the mount namespace of this one process alone.
+    let in_namespace = |script: &str, arguments: &[PathBuf]| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--map-root-user", "sh", "-c"]);
+        command.arg(format!("mount -t tmpfs -o size=1m none \"$0\" && {script}")).arg(&disk).args(arguments);
+        command
+    };
+    if !in_namespace("true", &[]).output().is_ok_and(|output| output.status.success()) {
+        return println!("skipped: no small file system can be mounted here");
+    }
+    let script = "\"$@\"; code=$?; ls -A \"$0\"; exit $code";
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_gptq"));
+    let arguments: Vec<_> = quantize(&demo(), &disk.join("out"), "").get_args().map(PathBuf::from).collect();
+    let ended = run(&mut in_namespace(script, &[vec![program], arguments].concat()));
+    let left = ended.stdout.clone();
+    let line = ended.refusal();
+    assert!(line.contains("disk is full"), "{line}");
+    assert!(!left.lines().any(|name| name == "out"), "{left}");
 }

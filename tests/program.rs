@@ -88,18 +88,14 @@ impl Run {
         serde_json::from_str(&self.ok()).unwrap()
     }
 
-    /// The one error line, after which nothing comes. Mistakes in the options end with a hint at `--help`.
+    /// The one error line. Nothing comes after it, but for the usage after a mistake in the options.
     pub fn refusal(self) -> String {
         assert!(matches!(self.code, Some(1 | 2)), "exit status {:?}: {}", self.code, self.stderr);
-        let text = self.stderr.trim_end().trim_end_matches("For more information, try '--help'.").trim_end();
-        let errors = text.lines().filter(|line| line.starts_with("error:")).count();
-        let last = text.lines().last().unwrap_or_default();
-        assert!(
-            errors == 1 && last.starts_with("error: "),
-            "expected one last line with the error, got {text}"
-        );
-        assert!(!text.contains("panicked"), "{text}");
-        last.into()
+        let mut lines = self.stderr.lines();
+        let errors: Vec<_> = lines.clone().filter(|line| line.starts_with("error: ")).collect();
+        assert!(errors.len() == 1 && !self.stderr.contains("panicked"), "{}", self.stderr);
+        assert!(self.code == Some(2) || lines.next_back() == Some(errors[0]), "{}", self.stderr);
+        errors[0].into()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Bad input: one line that names the fault, an exit status that is not 0, and nothing under the output's name.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use safetensors::Dtype;
@@ -166,7 +166,7 @@ fn settings_that_cannot_be_are_refused_by_name() {
         ("--damp-percent 1.5", "--damp-percent"),
         ("--damp-percent 0", "damp"),
         ("--max-shard-size 3apples", "--max-shard-size"),
-        ("--method awq", "--method"),
+        ("--device tpu", "--device"),
         ("--no-such-option", "--no-such-option"),
     ] {
         refuses(rtn(&model, &out).args(words(options)), &out, &[named]);
@@ -208,6 +208,27 @@ fn an_output_with_files_is_not_touched() {
     let line = run(rtn(&model, &model.join("config.json")).arg("--force")).refusal();
     assert!(line.contains("config.json"), "{line}");
     assert!(fs::read_to_string(model.join("config.json")).unwrap().contains("LlamaForCausalLM"));
+}
+
+#[test]
+fn force_replaces_artifacts_and_neither_the_source_nor_other_folders() {
+    let work = workplace("forced");
+    let model = work.join("models/fp16");
+    tiny().write(&model);
+    let home = work.join("home");
+    fs::create_dir(&home).unwrap();
+    fs::write(home.join("thesis.txt"), "precious").unwrap();
+    fs::copy(model.join("config.json"), home.join("config.json")).unwrap();
+    for out in [&model, &work.join("models"), &home] {
+        let line = run(rtn(&model, out).arg("--force")).refusal();
+        assert!(line.contains(out.to_str().unwrap()), "{line}");
+    }
+    assert!(home.join("thesis.txt").exists());
+    assert!(ModelFolder::read(&model).tensors.contains_key(Q_PROJ), "the source is whole");
+    let (out, again) = (work.join("out"), ["--bits", "8", "--force"]);
+    run(&mut rtn(&model, &out)).ok();
+    run(rtn(&model, &out).args(again)).ok();
+    assert_eq!(ModelFolder::read(&out).config["quantization_config"]["bits"], 8);
 }
 
 #[test]
@@ -254,41 +275,4 @@ fn a_model_without_a_tokenizer_is_refused_where_one_is_needed() {
     refuses(&mut quantize(&model, &out, ""), &out, &["tokenizer"]);
     let line = run(gptq("generate").arg(&model).args(words("--prompt x"))).refusal();
     assert!(line.contains("tokenizer"), "{line}");
-}
-
-#[test]
-fn a_write_that_fails_halfway_leaves_no_output() {
-    let out = workplace("file-limit").join("out");
-    let mut limited = Command::new("sh");
-    // A limit of 500 kB on every file, reported as an error because the signal is ignored.
-    let script = "trap '' XFSZ; ulimit -f 1000; exec \"$@\"";
-    limited.args(["-c", script, "sh"]).arg(env!("CARGO_BIN_EXE_gptq")).args(rtn(&demo(), &out).get_args());
-    let line = run(&mut limited).refusal();
-    assert!(line.contains("File too large"), "{line}");
-    assert!(!out.exists());
-}
-
-#[test]
-fn a_full_disk_is_named_and_leaves_no_output() {
-    let work = workplace("full-disk");
-    let disk = work.join("disk");
-    fs::create_dir(&disk).unwrap();
-    // The small file system exists in the mount namespace of this one process alone.
-    let in_namespace = |script: &str, arguments: &[PathBuf]| {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--map-root-user", "sh", "-c"]);
-        command.arg(format!("mount -t tmpfs -o size=1m none \"$0\" && {script}")).arg(&disk).args(arguments);
-        command
-    };
-    if !in_namespace("true", &[]).output().is_ok_and(|output| output.status.success()) {
-        return println!("skipped: no small file system can be mounted here");
-    }
-    let script = "\"$@\"; code=$?; ls -A \"$0\"; exit $code";
-    let program = PathBuf::from(env!("CARGO_BIN_EXE_gptq"));
-    let quantize: Vec<_> = rtn(&demo(), &disk.join("out")).get_args().map(PathBuf::from).collect();
-    let ended = run(&mut in_namespace(script, &[vec![program], quantize].concat()));
-    let left = ended.stdout.clone();
-    let line = ended.refusal();
-    assert!(line.contains("disk is full"), "{line}");
-    assert!(!left.lines().any(|name| name == "out"), "{left}");
 }

@@ -23,9 +23,7 @@ pub fn update(dir: &Path, log: &QuantizeLog, config: &ModelConfig) -> Result<()>
 /// The card's text, with the front matter that the hub reads.
 pub fn model_card(log: &QuantizeLog, config: &ModelConfig) -> String {
     let name = model_name(&log.model);
-    let hub_id =
-        (log.model.split('/').count() == 2 && fs::metadata(&log.model).is_err()).then_some(&log.model);
-    let base = hub_id.map_or(String::new(), |id| format!("base_model: {id}\n"));
+    let base = hub_id(&log.model).map_or(String::new(), |id| format!("base_model: {id}\n"));
     let mut text = format!(
         "---\n{base}library_name: transformers\npipeline_tag: text-generation\ntags:\n- gptq\n- {} bit\n---\n\n\
          # {name}, GPTQ, {}\n\n\
@@ -106,6 +104,15 @@ fn short(log: &QuantizeLog) -> String {
     format!("{} bits, {group}", log.bits)
 }
 
+/// `owner/name`, without a branch, where the source was named so and is no folder.
+fn hub_id(model: &str) -> Option<&str> {
+    let id = model.split(':').next().unwrap_or(model);
+    let plain = |part: &str| part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    let parts: Vec<_> = id.split('/').collect();
+    let named = parts.len() == 2 && parts.iter().all(|part| plain(part) && !part.is_empty());
+    (named && parts[0] != "." && parts[0] != ".." && fs::metadata(model).is_err()).then_some(id)
+}
+
 /// The last part of a folder or hub id, without a branch.
 fn model_name(model: &str) -> &str {
     let last = model.trim_end_matches('/').rsplit('/').next().unwrap_or(model);
@@ -161,6 +168,7 @@ mod tests {
         };
         let text = model_card(&log, &ModelConfig::preset("llama2-7b").unwrap());
         for part in [
+            "base_model: someone/Model-7B\n",
             "# Model-7B, GPTQ, 4 bits, no groups",
             "| Damp percent | 0.1 |",
             "128 sequences of 8192 tokens from wikitext2:train",

@@ -6,7 +6,7 @@
 //! | H = 2 X X^T | `hessian`: `X X^T`; the factor only scales the loss, see [`Solved::loss`] |
 //! | lambda | `damp_percent` x the mean of H's diagonal |
 //! | Cholesky(H^-1)^T | `factor`: upper triangular U with `U^T U = (H + lambda I)^-1` |
-//! | B | the blocks of [`crate::order::blocks`], at most 128 columns |
+//! | B | the blocks of `order::blocks`, at most 128 columns |
 //! | Q, E | codes and errors inside [`gptq_kernels::GptqSweep::sweep_block`] |
 //!
 //! Rounding to nearest is the same sweep with H = I.

@@ -1,61 +1,18 @@
 //! What a model folder holds, and whether it is sound: every tensor is read, nothing is computed with.
 
+mod report;
+
 use std::path::Path;
 
+use gptq_kernels::packing::pack_zeros;
 use gptq_runtime::layout::{self, LinearSpec};
 use gptq_runtime::model::ModelFiles;
-use gptq_runtime::quant_config::QuantConfig;
+use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
 use rayon::prelude::*;
-use serde::Serialize;
+
+pub use report::{GroupIndex, Quantization, Report};
 
 use crate::Result;
-use crate::table::human_size;
-
-/// The findings.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    pub architecture: String,
-    pub layers: usize,
-    pub hidden_size: usize,
-    pub vocab_size: usize,
-    pub context: usize,
-    pub quantization: Option<Quantization>,
-    /// File names with their bytes.
-    pub files: Vec<(String, u64)>,
-    pub tensors: usize,
-    pub elements: u64,
-    pub sound: bool,
-    /// One line each: where, expected, got.
-    pub problems: Vec<String>,
-}
-
-/// Parameters as declared, and what the tensors show.
-#[derive(Clone, Debug, Serialize)]
-pub struct Quantization {
-    pub bits: u32,
-    pub group_size: i64,
-    pub act_order: bool,
-    pub sym: bool,
-    pub static_groups: bool,
-    pub damp_percent: f64,
-    pub declared_format: String,
-    /// What the zero points of a symmetric artifact tell; `None` where they tell nothing.
-    pub zeros_suggest: Option<&'static str>,
-    pub g_idx: GroupIndex,
-    pub bias_tensors: bool,
-}
-
-/// How input features are assigned to groups.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GroupIndex {
-    /// No tensor: feature i is in group i / group_size.
-    Absent,
-    /// The tensor says the same.
-    Contiguous,
-    /// Features of one group lie apart: readers must follow the tensor.
-    ActOrder,
-}
 
 /// Examines a checkpoint or an artifact. Files that cannot be opened at all are an error; what is wrong
 /// inside them is in the report.
@@ -74,7 +31,7 @@ pub fn inspect(dir: &Path) -> Result<Report> {
         let seen: Vec<Seen> =
             linears.par_iter().map(|(name, linear)| examine(&files, quant, name, linear)).collect();
         problems.extend(seen.iter().flat_map(|seen| seen.problems.clone()));
-        quantization = Some(summarise(&files, quant, &seen));
+        quantization = Some(summarise(quant, &seen));
     }
     problems.extend(float_problems(&files));
     let names: Vec<_> = files.checkpoint.names().collect();
@@ -101,7 +58,8 @@ pub fn inspect(dir: &Path) -> Result<Report> {
 struct Seen {
     problems: Vec<String>,
     g_idx: GroupIndex,
-    zero_words: Option<u32>,
+    /// Under which format the zero points are those of symmetric grids.
+    zeros: Option<CheckpointFormat>,
     bias: bool,
 }
 
@@ -117,32 +75,15 @@ fn examine(files: &ModelFiles, quant: &QuantConfig, name: &str, linear: &LinearS
     let zeros = ints("qzeros", &[groups, n * bits / 32]);
     let present = files.checkpoint.contains(&format!("{name}.g_idx"));
     let g_idx = if present { ints("g_idx", &[k]) } else { None };
-    if let Some(g_idx) = &g_idx
-        && let Some(place) = g_idx.iter().position(|g| !(0..groups as i32).contains(g))
-    {
-        problems.push(format!(
-            "{name}.g_idx: expected groups 0 to {}, got {} at {place}",
-            groups - 1,
-            g_idx[place]
-        ));
-    }
-    match files.checkpoint.tensor(&format!("{name}.scales"), &[groups, n]) {
-        Err(error) => problems.push(error.to_string()),
-        Ok(scales) => {
-            if let Some(place) = scales.to_f32().iter().position(|s| !(s.is_finite() && *s >= 0.0)) {
-                problems.push(format!(
-                    "{name}.scales: expected finite scales of at least 0, got another at {place}"
-                ));
-            }
-        }
-    }
-    let uniform = |words: Vec<i32>| words.iter().all(|word| *word == words[0]).then(|| words[0] as u32);
-    let zero_words = zeros.filter(|words| !words.is_empty()).and_then(uniform);
-    if quant.sym && zero_words.is_none() {
-        problems
-            .push(format!("{name}.qzeros: expected one zero point, as symmetric grids have, got several"));
-    }
     let size = quant.group_size.unwrap_or(k);
+    problems.extend(g_idx.as_ref().and_then(|g_idx| group_problem(name, g_idx, size, groups)));
+    problems.extend(scale_problem(files, name, &[groups, n]));
+    let suggested = zeros.as_ref().and_then(|words| suggested_format(words, quant.bits, n));
+    problems.extend(zeros.filter(|_| quant.sym).and_then(|_| zero_problem(name, quant, suggested)));
+    let bias = files.checkpoint.contains(&format!("{name}.bias"));
+    if bias || linear.bias {
+        problems.extend(float_problem(files, &format!("{name}.bias"), &[n]));
+    }
     let g_idx = match g_idx {
         None => GroupIndex::Absent,
         Some(g_idx) if g_idx.iter().enumerate().all(|(i, g)| *g == (i / size) as i32) => {
@@ -150,15 +91,65 @@ fn examine(files: &ModelFiles, quant: &QuantConfig, name: &str, linear: &LinearS
         }
         Some(_) => GroupIndex::ActOrder,
     };
-    Seen { problems, g_idx, zero_words, bias: files.checkpoint.contains(&format!("{name}.bias")) }
+    Seen { problems, g_idx, zeros: suggested, bias }
 }
 
-fn summarise(files: &ModelFiles, quant: &QuantConfig, seen: &[Seen]) -> Quantization {
+/// Every group is there, and holds as many features as a group has; only the last may be short.
+fn group_problem(name: &str, g_idx: &[i32], size: usize, groups: usize) -> Option<String> {
+    let mut members = vec![0; groups];
+    for (place, group) in g_idx.iter().enumerate() {
+        match usize::try_from(*group).ok().and_then(|group| members.get_mut(group)) {
+            Some(count) => *count += 1,
+            None => {
+                let last = groups - 1;
+                return Some(format!("{name}.g_idx: expected groups 0 to {last}, got {group} at {place}"));
+            }
+        }
+    }
+    let expected = |group: usize| size.min(g_idx.len() - group * size);
+    let (group, count) = members.iter().enumerate().find(|(group, count)| **count != expected(*group))?;
+    Some(format!("{name}.g_idx: expected {} features in group {group}, got {count}", expected(group)))
+}
+
+fn scale_problem(files: &ModelFiles, name: &str, shape: &[usize]) -> Option<String> {
+    let scales = match files.checkpoint.tensor(&format!("{name}.scales"), shape) {
+        Ok(scales) => scales.to_f32(),
+        Err(error) => return Some(error.to_string()),
+    };
+    let place = scales.iter().position(|scale| !(scale.is_finite() && *scale >= 0.0))?;
+    let got = scales[place];
+    Some(format!("{name}.scales: expected finite scales of at least 0, got {got} at {place}"))
+}
+
+/// Symmetric grids have the middle code as zero point, stored as the declared format has it.
+fn zero_problem(name: &str, quant: &QuantConfig, suggested: Option<CheckpointFormat>) -> Option<String> {
+    let declared = quant.format.name();
+    match suggested {
+        Some(format) if format == quant.format => None,
+        Some(format) => Some(format!(
+            "{name}.qzeros: expected zero points as in {declared}, got those of {}",
+            format.name()
+        )),
+        None => Some(format!("{name}.qzeros: expected the middle code throughout (symmetric), got others")),
+    }
+}
+
+/// The format under which every zero point is the middle code, `2^(bits - 1)`.
+fn suggested_format(words: &[i32], bits: u32, out_features: usize) -> Option<CheckpointFormat> {
+    let middle = vec![2u8.pow(bits - 1); out_features];
+    [CheckpointFormat::Gptq, CheckpointFormat::GptqV2].into_iter().find(|format| {
+        let row = pack_zeros(&middle, out_features, bits, format.zero_offset());
+        row.is_ok_and(|row| {
+            words.iter().zip(row.iter().cycle()).all(|(word, expected)| *word as u32 == *expected)
+        })
+    })
+}
+
+fn summarise(quant: &QuantConfig, seen: &[Seen]) -> Quantization {
     let kinds = [GroupIndex::ActOrder, GroupIndex::Contiguous, GroupIndex::Absent];
     let g_idx =
         kinds.into_iter().find(|kind| seen.iter().any(|s| s.g_idx == *kind)).unwrap_or(GroupIndex::Absent);
-    let suggested =
-        seen.iter().map(|s| suggested_format(quant.bits, s.zero_words)).reduce(|a, b| a.filter(|_| a == b));
+    let suggested = seen.iter().map(|s| s.zeros).reduce(|a, b| a.filter(|_| a == b)).flatten();
     Quantization {
         bits: quant.bits,
         group_size: quant.group_size_number(),
@@ -167,18 +158,9 @@ fn summarise(files: &ModelFiles, quant: &QuantConfig, seen: &[Seen]) -> Quantiza
         static_groups: quant.static_groups,
         damp_percent: quant.damp_percent,
         declared_format: quant.format.name().into(),
-        zeros_suggest: suggested.flatten().filter(|_| quant.sym),
+        zeros_suggest: suggested.filter(|_| quant.sym).map(CheckpointFormat::name),
         g_idx,
-        bias_tensors: !files.config.qkv_bias && seen.iter().any(|s| s.bias),
-    }
-}
-
-/// A symmetric zero is the middle code, stored as it is (v2) or less one (v1): each code of the word is that.
-fn suggested_format(bits: u32, word: Option<u32>) -> Option<&'static str> {
-    match (bits, word?) {
-        (2, 0x5555_5555) | (4, 0x7777_7777) | (8, 0x7F7F_7F7F) => Some("gptq"),
-        (2, 0xAAAA_AAAA) | (4, 0x8888_8888) | (8, 0x8080_8080) => Some("gptq_v2"),
-        _ => None,
+        bias_tensors: seen.iter().any(|s| s.bias),
     }
 }
 
@@ -187,67 +169,117 @@ fn float_problems(files: &ModelFiles) -> Vec<String> {
     let quantized = files.quant.is_some();
     let specs = layout::checkpoint_tensors(&files.config);
     let kept = specs.par_iter().filter(|spec| !quantized || !is_linear(&spec.name));
-    let problem = |spec: &layout::TensorSpec| {
-        let tensor = files.checkpoint.tensor(&spec.name, &spec.shape);
-        tensor
-            .and_then(|tensor| files.checkpoint.check_finite(&tensor, &spec.name))
-            .err()
-            .map(|e| e.to_string())
-    };
-    kept.filter_map(problem).collect()
+    kept.filter_map(|spec| float_problem(files, &spec.name, &spec.shape)).collect()
+}
+
+fn float_problem(files: &ModelFiles, name: &str, shape: &[usize]) -> Option<String> {
+    let tensor = files.checkpoint.tensor(name, shape);
+    tensor.and_then(|tensor| files.checkpoint.check_finite(&tensor, name)).err().map(|e| e.to_string())
 }
 
 fn is_linear(name: &str) -> bool {
     name.contains("_proj.")
 }
 
-impl Report {
-    pub fn is_sound(&self) -> bool {
-        self.sound
+#[cfg(test)]
+mod tests {
+    use gptq_runtime::config::ModelConfig;
+    use gptq_runtime::layout::{StoredDtype, TensorSpec};
+
+    use super::*;
+    use crate::artifact::{ArtifactLayout, ArtifactWriter, Fingerprint, OutMode, metadata};
+
+    fn config() -> ModelConfig {
+        ModelConfig {
+            hidden_size: 64,
+            intermediate_size: 96,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            num_key_value_heads: 2,
+            head_dim: 32,
+            vocab_size: 32,
+            ..ModelConfig::preset("tinyllama-1.1b").unwrap()
+        }
     }
 
-    /// For people.
-    pub fn to_terminal(&self) -> String {
-        let mut text = format!(
-            "architecture  {}, {} layers, hidden size {}, vocabulary {}, context {}\n",
-            self.architecture, self.layers, self.hidden_size, self.vocab_size, self.context
-        );
-        match &self.quantization {
-            None => text += "weights       floating point, not quantized\n",
-            Some(q) => text += &q.lines(),
+    /// Inspects a symmetric artifact with groups of 32 whose tensors were changed by `damage`.
+    fn report(bits: u32, zeros: CheckpointFormat, damage: &dyn Fn(&str, &mut [u8])) -> Report {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("a");
+        let (config, quant) =
+            (config(), QuantConfig { bits, group_size: Some(32), ..QuantConfig::default() });
+        let specs = layout::artifact_tensors(&config, &quant, true);
+        let files = ArtifactLayout::new(specs.clone(), &metadata(&quant), None);
+        let (writer, _) = ArtifactWriter::begin(&out, files, &Fingerprint::new(), OutMode::New).unwrap();
+        for spec in &specs {
+            let mut bytes = content(spec, bits, zeros);
+            damage(&spec.name, &mut bytes);
+            writer.write_tensor(&spec.name, &bytes).unwrap();
         }
-        for (name, bytes) in &self.files {
-            text += &format!("file          {name}, {bytes} bytes ({})\n", human_size(*bytes));
-        }
-        text += &format!("tensors       {}, {} elements\n", self.tensors, self.elements);
-        for problem in &self.problems {
-            text += &format!("problem       {problem}\n");
-        }
-        text + if self.sound { "verdict       sound\n" } else { "verdict       NOT sound\n" }
+        writer.add_file("config.json", config.to_json().to_string().as_bytes()).unwrap();
+        writer
+            .add_file("quantize_config.json", quant.to_quantize_config_json("m").to_string().as_bytes())
+            .unwrap();
+        writer.finish().unwrap();
+        inspect(&out).unwrap()
     }
-}
 
-impl Quantization {
-    fn lines(&self) -> String {
-        let group = if self.group_size < 0 {
-            "one group a row".into()
-        } else {
-            format!("groups of {}", self.group_size)
-        };
-        let kind = if self.sym { "symmetric" } else { "asymmetric" };
-        let order = if self.act_order { "act-order" } else { "no act-order" };
-        let g_idx = match self.g_idx {
-            GroupIndex::Absent => "absent, groups are contiguous",
-            GroupIndex::Contiguous => "contiguous groups",
-            GroupIndex::ActOrder => "act-order, readers must follow it",
-        };
-        let suggests =
-            self.zeros_suggest.map_or(String::new(), |format| format!(", zero points look like {format}"));
-        let bias = if self.bias_tensors { "yes" } else { "no" };
-        format!(
-            "weights       {} bits, {group}, {kind}, {order}, damp {}\nformat        {}{suggests}\n\
-             g_idx         {g_idx}\nbias tensors  {bias}\n",
-            self.bits, self.damp_percent, self.declared_format
-        )
+    fn content(spec: &TensorSpec, bits: u32, zeros: CheckpointFormat) -> Vec<u8> {
+        let bytes = |words: Vec<u32>| words.into_iter().flat_map(u32::to_le_bytes).collect();
+        match spec.name.rsplit('.').next().unwrap() {
+            "g_idx" => bytes((0..spec.shape[0] as u32).map(|i| i / 32).collect()),
+            "qzeros" => {
+                let out_features = spec.shape[1] * 32 / bits as usize;
+                let middle = vec![2u8.pow(bits - 1); spec.shape[0] * out_features];
+                bytes(pack_zeros(&middle, out_features, bits, zeros.zero_offset()).unwrap())
+            }
+            _ => vec![0; spec.elements() as usize * if spec.dtype == StoredDtype::I32 { 4 } else { 2 }],
+        }
+    }
+
+    #[test]
+    fn sound_artifacts_of_every_width_are_called_sound() {
+        for bits in [2, 3, 4, 8] {
+            let report = report(bits, CheckpointFormat::Gptq, &|_, _| {});
+            assert_eq!(report.problems, [""; 0], "{bits} bits");
+            let quantization = report.quantization.unwrap();
+            assert_eq!(quantization.zeros_suggest, Some("gptq"), "{bits} bits");
+            assert_eq!(quantization.g_idx, GroupIndex::Contiguous);
+        }
+    }
+
+    #[test]
+    fn zero_points_of_the_other_format_are_a_problem() {
+        for bits in [3, 4] {
+            let report = report(bits, CheckpointFormat::GptqV2, &|_, _| {});
+            assert!(!report.sound && report.problems[0].contains("gptq_v2"), "{:?}", report.problems);
+            assert_eq!(report.quantization.unwrap().zeros_suggest, Some("gptq_v2"));
+        }
+    }
+
+    #[test]
+    fn each_kind_of_damage_is_found_and_named_once() {
+        type Damage = fn(&mut [u8]);
+        let cases: [(&str, Damage); 6] = [
+            ("self_attn.q_proj.g_idx", |bytes| bytes[0] = 2),
+            ("mlp.up_proj.g_idx", |bytes| bytes[0] = 1),
+            ("mlp.down_proj.qzeros", |bytes| bytes[5] ^= 8),
+            ("mlp.gate_proj.scales", |bytes| bytes[1] = 0x7C),
+            ("self_attn.v_proj.bias", |bytes| bytes[1] = 0x7E),
+            ("input_layernorm.weight", |bytes| bytes[..2].copy_from_slice(&[0xC0, 0x7F])),
+        ];
+        for (tensor, change) in cases {
+            let name = format!("model.layers.0.{tensor}");
+            let report = report(4, CheckpointFormat::Gptq, &|n, bytes| {
+                if n == name {
+                    change(bytes)
+                }
+            });
+            assert!(
+                report.problems.len() == 1 && report.problems[0].contains(&name),
+                "{name}: {:?}",
+                report.problems
+            );
+        }
     }
 }

@@ -42,7 +42,7 @@ pub fn blocks(grouping: &Grouping) -> Vec<Range<usize>> {
     };
     let spans: Vec<Range<usize>> = match group_size > BLOCK_SIZE {
         true => (0..size).step_by(group_size).map(|start| start..(start + group_size).min(size)).collect(),
-        false => vec![0..size],
+        false => std::iter::once(0..size).collect(),
     };
     let step = if group_size > BLOCK_SIZE { BLOCK_SIZE } else { BLOCK_SIZE / group_size * group_size };
     spans

@@ -39,15 +39,30 @@ impl Plan {
     }
 
     /// Reads a plan: `[[branch]]` tables with `bits`, and what differs from the card's defaults.
+    ///
+    /// ```toml
+    /// [[branch]]
+    /// bits = 4                # 2, 3, 4 or 8
+    /// name = "main"           # else made from the settings: gptq-4bit-128g-actorder_True
+    /// group_size = 128        # -1 for one group a row
+    /// act_order = true
+    /// damp_percent = 0.1      # between 0 and 1
+    /// sym = true
+    /// static_groups = false
+    /// mse = false             # search each grid's range
+    /// format = "gptq"         # or "gptq_v2"
+    /// ```
     pub fn from_toml(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         Self::parse(&text).map_err(|problem| Error::Invalid { place: path.display().to_string(), problem })
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let file: PlanFile =
-            toml::from_str(text).map_err(|error| error.to_string().trim().replace('\n', " "))?;
-        let branches = file.branch.into_iter().map(BranchEntry::check).collect::<Result<Vec<_>, _>>()?;
+        let file: PlanFile = toml::from_str(text).map_err(|error| one_line(&error, text))?;
+        let check = |(i, entry): (usize, BranchEntry)| {
+            entry.check().map_err(|problem| format!("branch {}: {problem}", i + 1))
+        };
+        let branches = file.branch.into_iter().enumerate().map(check).collect::<Result<Vec<_>, _>>()?;
         let mut names = BTreeSet::new();
         match branches.iter().find(|branch| !names.insert(&branch.name)) {
             Some(twice) => Err(format!("branch {} is there twice", twice.name)),
@@ -91,6 +106,13 @@ impl Branch {
 pub fn branch_name(bits: u32, group_size: Option<usize>, act_order: bool) -> String {
     let group = group_size.map_or(-1, |size| size as i64);
     format!("gptq-{bits}bit-{group}g-actorder_{}", if act_order { "True" } else { "False" })
+}
+
+/// The place and the message, without the excerpt that takes further lines.
+fn one_line(error: &toml::de::Error, text: &str) -> String {
+    let start = error.span().map_or(0, |span| span.start.min(text.len()));
+    let line = 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
+    format!("line {line}: {}", error.message().trim().replace('\n', ", "))
 }
 
 #[derive(Deserialize)]
@@ -201,7 +223,8 @@ mod tests {
         for (text, named) in [
             ("", "at least one"),
             ("[[branch]]\nbits = 5", "bits"),
-            ("[[branch]]\nbits = 4\ngroup = 3", "group"),
+            ("[[branch]]\nbits = 4\ngroup = 3", "line 3: unknown field `group`"),
+            ("[[branch]]\nbits = 4\n[[branch]]\nbits = 4\ngroup_size = 0", "branch 2: group_size"),
             ("[[branch]]\nbits = 4\ngroup_size = 0", "group_size"),
             ("[[branch]]\nbits = 4\nname = \"../x\"", "../x"),
             ("[[branch]]\nbits = 4\n[[branch]]\nbits = 4", "twice"),

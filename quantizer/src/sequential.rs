@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use gptq_kernels::packing::PackedLinear;
-use gptq_kernels::{Backend, Batch, HostTensor};
+use gptq_kernels::{Backend, Batch, Device, Hessian, HostTensor};
 use gptq_runtime::layout::{LinearSpec, Stage};
 use gptq_runtime::model::{self, Layer, ModelFiles, Projection, State};
 
@@ -30,6 +30,9 @@ pub struct Walk<'a, B: Backend> {
     tiles: Vec<Tile<B::Tensor>>,
     sequences: usize,
 }
+
+/// The states of all tiles before a stage, and the Hessian of its input; none for rounding to nearest.
+type Entered<B> = (Vec<State<<B as Device>::Tensor>>, Option<<B as Hessian>::Matrix>);
 
 /// One solved linear, ready to be written.
 pub struct SolvedLinear {
@@ -113,11 +116,7 @@ impl<'a, B: Backend> Walk<'a, B> {
     }
 
     /// All tiles' states before the first stage, and its Hessian.
-    fn enter(
-        &self,
-        layer: &Layer<B>,
-        clock: &mut Clock,
-    ) -> Result<(Vec<State<B::Tensor>>, Option<B::Matrix>)> {
+    fn enter(&self, layer: &Layer<B>, clock: &mut Clock) -> Result<Entered<B>> {
         let mut states = Vec::with_capacity(self.tiles.len());
         for tile in &self.tiles {
             states.push(layer.enter(self.backend, tile.hidden.clone())?);

@@ -87,7 +87,7 @@ fn measure_one(dir: &Path, quant: &QuantConfig) -> Result<Row> {
     let checkpoint = gptq_runtime::checkpoint::Checkpoint::open(dir)?;
     let entries: Vec<_> = checkpoint.names().filter_map(|name| checkpoint.spec(name)).collect();
     let totals = Totals {
-        bytes: entries.iter().map(|entry| entry.bytes() as u64).sum(),
+        bytes: entries.iter().map(|entry| entry.bytes()).sum(),
         elements: entries.iter().map(|entry| entry.shape.iter().map(|d| *d as u64).product::<u64>()).sum(),
         count: entries.len(),
     };
@@ -185,7 +185,8 @@ const MEASURED_HEADINGS: [&str; 4] = ["Perplexity", "KL div", "Top-1 %", "Second
 
 /// A table for a model card; columns of measurements only where something was measured.
 pub fn to_markdown(rows: &[Row]) -> String {
-    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let escaped = |cells: &[String]| cells.iter().map(|cell| cell.replace('|', "\\|")).collect::<Vec<_>>();
+    let line = |cells: &[String]| format!("| {} |\n", escaped(cells).join(" | "));
     let grid = grid(rows, true);
     let rule: Vec<String> = grid.iter().take(1).flatten().map(|_| "---".into()).collect();
     let mut lines: Vec<_> = grid.iter().map(|cells| line(cells)).collect();
@@ -283,5 +284,12 @@ mod tests {
         );
         assert!(lines[2].starts_with("| main | 4 | 128 | Yes | 0.1 | wikitext | 8192 | 5.86 GB | Yes | "));
         assert!(lines[4].contains("| 8 | None |"));
+    }
+
+    #[test]
+    fn a_bar_in_a_dataset_s_name_does_not_add_a_column() {
+        let config = ModelConfig::preset("causallm-7b").unwrap();
+        let text = to_markdown(&predict(&config, &Plan::card(), "a|b", 8192).unwrap());
+        assert!(text.contains("| a\\|b |"), "{text}");
     }
 }

@@ -21,6 +21,7 @@ use serde::Serialize;
 use super::common::{self, Calibration};
 use super::{demo, eval, quantize};
 use crate::args::BenchCpuArgs;
+use crate::output;
 
 /// Tokens of the decoding measurement.
 const DECODE_TOKENS: usize = 64;
@@ -75,8 +76,8 @@ pub fn run(args: &BenchCpuArgs) -> Result<()> {
     figures.push(decoding(&device, &out, &ceilings)?);
     std::fs::remove_dir_all(&work)?;
     match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&figures)?),
-        false => print(&device, job.model, &calibration, &figures),
+        true => output::json(&figures)?,
+        false => print(&device, job.model, &calibration, &figures)?,
     }
     Ok(())
 }
@@ -186,14 +187,20 @@ fn decoding(device: &Cpu, dir: &std::path::Path, ceilings: &Ceilings) -> Result<
     })
 }
 
-fn print(device: &Cpu, model: &str, calibration: &Calibration, figures: &[Figure]) {
+fn print(device: &Cpu, model: &str, calibration: &Calibration, figures: &[Figure]) -> Result<()> {
     let c = &calibration.record;
-    println!("{model}, 4-bit 128g act-order, {} x {} tokens, {}\n", c.samples, c.seq_len, device.name());
+    output::line(format_args!(
+        "{model}, 4-bit 128g act-order, {} x {} tokens, {}\n",
+        c.samples,
+        c.seq_len,
+        device.name()
+    ))?;
     for figure in figures {
         let share =
             figure.share_of_ceiling.map_or(String::new(), |s| format!("{:>6.1} % of the ceiling", 100.0 * s));
-        println!("{:<34} {:>10.2} {:<9} {share}", figure.what, figure.value, figure.unit);
+        output::line(format_args!("{:<34} {:>10.2} {:<9} {share}", figure.what, figure.value, figure.unit))?;
     }
+    Ok(())
 }
 
 /// A folder of this process's own.

@@ -16,6 +16,7 @@ use super::common::{self, Calibration};
 use super::eval::{self, Protocol};
 use super::quantize::{self, EVAL_CTX};
 use crate::args::{BranchesArgs, JoinArg};
+use crate::output;
 
 pub fn run(args: &BranchesArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
@@ -43,8 +44,8 @@ pub fn run(args: &BranchesArgs) -> Result<()> {
     };
     let rows = work.make_all(&plan)?;
     match args.output.json {
-        true => println!("{}", serde_json::to_string_pretty(&rows)?),
-        false => print!("{}", table::to_terminal(&rows)),
+        true => output::json(&rows)?,
+        false => output::text(format_args!("{}", table::to_terminal(&rows)))?,
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ use super::common::Calibration;
 use super::eval::{self, Protocol};
 use super::generate::{Output, complete};
 use crate::args::{CalibrationArgs, DemoArgs, JoinArg, SamplingArg};
+use crate::output;
 
 /// The built-in model: a Llama of 4 million parameters, trained on Wikipedia text.
 const MODEL: [(&str, &[u8]); 4] = [
@@ -72,24 +73,27 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         device: device.clone(),
     };
     let rows = work.make_all(&Plan::card())?;
-    println!("{}", table::to_terminal(&rows));
+    output::line(format_args!("{}", table::to_terminal(&rows)))?;
     if let Some(row) = rows.first() {
         let windows = measurement.protocol.max_windows.unwrap_or(0);
         let fp16 = row.baseline_perplexity.unwrap_or(f64::NAN);
-        println!(
+        output::line(format_args!(
             "fp16 has perplexity {fp16:.3}; all on up to {windows} windows of 512 tokens the model never saw.\n"
-        );
+        ))?;
     }
-    println!("main continues \"{PROMPT}\":\n  {}\n", sample_text(&device, &out.join("main"))?);
-    print_next_steps(&out, started.elapsed().as_secs_f64());
-    Ok(())
+    output::line(format_args!(
+        "main continues \"{PROMPT}\":\n  {}\n",
+        sample_text(&device, &out.join("main"))?
+    ))?;
+    print_next_steps(&out, started.elapsed().as_secs_f64())
 }
 
 /// The demo's folder may hold an earlier demo, but nothing else is ever replaced without being asked to.
 fn prepare(out: &Path, force: bool) -> Result<()> {
     let empty = std::fs::read_dir(out).map_or(true, |mut entries| entries.next().is_none());
     let earlier = out.join(MODEL_FOLDER).join("config.json").exists();
-    if !empty && !(force && earlier) {
+    let ours = force && earlier;
+    if !empty && !ours {
         bail!(
             "{}: expected a new or empty folder, or --force and an earlier demo, got other files",
             out.display()
@@ -134,11 +138,16 @@ fn sample_text(device: &Cpu, dir: &Path) -> Result<String> {
     Ok(format!("{PROMPT}{}", out.text.trim_end().replace('\n', "\n  ")))
 }
 
-fn print_next_steps(out: &Path, seconds: f64) {
+fn print_next_steps(out: &Path, seconds: f64) -> Result<()> {
     let out = out.display();
-    println!("Done in {seconds:.1} s. The artifacts are in {out}/<branch>. Next:");
-    println!("  gptq inspect {out}/main");
-    println!("  gptq generate {out}/main --prompt \"The river\" --max-new-tokens 80");
-    println!("  gptq table causallm-7b                      # what the branches of a 7B model will weigh");
-    println!("  gptq branches YOUR_MODEL --out branches     # the same for a model of yours");
+    output::line(format_args!("Done in {seconds:.1} s. The artifacts are in {out}/<branch>. Next:"))?;
+    output::line(format_args!("  gptq inspect {out}/main"))?;
+    output::line(format_args!("  gptq generate {out}/main --prompt \"The river\" --max-new-tokens 80"))?;
+    output::line(format_args!(
+        "  gptq table causallm-7b                      # what the branches of a 7B model will weigh"
+    ))?;
+    output::line(format_args!(
+        "  gptq branches YOUR_MODEL --out branches     # the same for a model of yours"
+    ))?;
+    Ok(())
 }

@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::common;
 use crate::args::{EvalArgs, JoinArg};
+use crate::output;
 use crate::progress::Progress;
 
 pub fn run(args: &EvalArgs) -> Result<()> {
@@ -48,17 +49,20 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             map.insert("calibrated_on_this_text".into(), json!(calibrated_on_it));
             map.insert("seconds".into(), json!(seconds));
         }
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        output::json(&value)?;
         return Ok(());
     }
-    println!("perplexity      {:.4}", result.perplexity);
+    output::line(format_args!("perplexity      {:.4}", result.perplexity))?;
     if let Some(comparison) = &result.comparison {
-        println!("baseline        {:.4}", comparison.baseline_perplexity);
-        println!("KL divergence   {:.6} nats a token, from the baseline", comparison.kl_divergence);
-        println!("top-1 agreement {:.2} %", 100.0 * comparison.top1_agreement);
+        output::line(format_args!("baseline        {:.4}", comparison.baseline_perplexity))?;
+        output::line(format_args!(
+            "KL divergence   {:.6} nats a token, from the baseline",
+            comparison.kl_divergence
+        ))?;
+        output::line(format_args!("top-1 agreement {:.2} %", 100.0 * comparison.top1_agreement))?;
     }
-    println!("protocol        {}", protocol.describe(&dataset.name, &result));
-    println!("time            {seconds:.1} s on {}", gptq_kernels::Device::name(&device));
+    output::line(format_args!("protocol        {}", protocol.describe(&dataset.name, &result)))?;
+    output::line(format_args!("time            {seconds:.1} s on {}", gptq_kernels::Device::name(&device)))?;
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::{common, eval};
 use crate::args::GenerateArgs;
+use crate::output;
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
@@ -44,9 +45,9 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
             "text": out.text, "finish_reason": reason, "prompt_tokens": ids.len(), "generated_tokens": count,
             "seed": params.sampling.seed, "seconds": seconds, "tokens_per_second": count as f64 / seconds,
         });
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        output::json(&value)?;
     } else {
-        println!();
+        output::line(format_args!(""))?;
     }
     Ok(())
 }

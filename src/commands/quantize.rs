@@ -17,6 +17,7 @@ use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
 use super::common::{self, Calibration};
 use super::eval::{self, Protocol};
 use crate::args::{FormatArg, JoinArg, MethodArg, OutputArgs, QuantizeArgs};
+use crate::output;
 use crate::progress::Progress;
 
 /// Window of the measurement after quantizing; the paper's.
@@ -55,8 +56,8 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
         record_evaluation(&mut log, &args.out, &files, evaluation(&dataset.name, protocol.join, &result))?;
     }
     match args.output.json {
-        true => println!("{}", serde_json::to_string_pretty(&log)?),
-        false => print_summary(&log, &args.out),
+        true => output::json(&log)?,
+        false => print_summary(&log, &args.out)?,
     }
     Ok(())
 }
@@ -145,36 +146,40 @@ fn params(args: &QuantizeArgs) -> GptqParams {
     }
 }
 
-fn print_summary(log: &QuantizeLog, out: &Path) {
-    println!("{:>5}  {:<18} {:>14} {:>8}", "layer", "linear", "loss", "damp");
+fn print_summary(log: &QuantizeLog, out: &Path) -> Result<()> {
+    output::line(format_args!("{:>5}  {:<18} {:>14} {:>8}", "layer", "linear", "loss", "damp"))?;
     for layer in &log.layers {
         for linear in &layer.linears {
-            println!(
+            output::line(format_args!(
                 "{:>5}  {:<18} {:>14.6} {:>8}",
                 layer.layer, linear.module, linear.loss, linear.damp_percent
-            );
+            ))?;
         }
     }
     let sum =
         |phase: fn(&gptq_quantizer::record::LayerRecord) -> f64| log.layers.iter().map(phase).sum::<f64>();
-    println!(
+    output::line(format_args!(
         "\nforward {:.1} s, Hessians {:.1} s, factors and sweeps {:.1} s, writing {:.1} s, in all {:.1} s",
         sum(|l| l.forward_seconds),
         sum(|l| l.hessian_seconds),
         sum(|l| l.solve_seconds),
         sum(|l| l.write_seconds),
         log.seconds
-    );
+    ))?;
     for (layer, linear) in log.raised_damp() {
-        println!(
+        output::line(format_args!(
             "layer {layer}, {}: needed damp_percent {} instead of {}",
             linear.module, linear.damp_percent, log.damp_percent
-        );
+        ))?;
     }
     if let Some(e) = &log.evaluation {
-        println!("perplexity {:.4} on {} ({} windows of {})", e.perplexity, e.dataset, e.windows, e.ctx);
+        output::line(format_args!(
+            "perplexity {:.4} on {} ({} windows of {})",
+            e.perplexity, e.dataset, e.windows, e.ctx
+        ))?;
     }
-    println!("total loss {:.4}\nwritten to {}", log.total_loss(), out.display());
+    output::line(format_args!("total loss {:.4}\nwritten to {}", log.total_loss(), out.display()))?;
+    Ok(())
 }
 
 impl OutputArgs {

@@ -9,6 +9,7 @@ use gptq_runtime::config::{ModelConfig, PRESETS};
 
 use super::common;
 use crate::args::TableArgs;
+use crate::output;
 
 pub fn run(args: &TableArgs) -> Result<()> {
     let rows = match &args.artifacts {
@@ -22,8 +23,8 @@ pub fn run(args: &TableArgs) -> Result<()> {
         }
     };
     match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&rows)?),
-        false => print!("{}", table::to_markdown(&rows)),
+        true => output::json(&rows)?,
+        false => output::text(format_args!("{}", table::to_markdown(&rows)))?,
     }
     Ok(())
 }

@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn the_six_published_files_have_these_lengths() {
         let config = ModelConfig::preset("causallm-7b").unwrap();
-        let lengths = Plan::card().branches.iter().map(|branch| {
+        let lengths = Plan::card().branches.into_iter().map(|branch| {
             let quant = branch.quant_config();
             ArtifactLayout::new(artifact_tensors(&config, &quant, true), &metadata(&quant), None).length()
         });

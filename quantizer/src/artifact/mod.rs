@@ -1,6 +1,8 @@
 //! The artifact on disk: safetensors laid out before any work, written layer by layer, renamed when complete.
 
 mod fingerprint;
+mod folder;
+mod journal;
 mod layout;
 mod side_files;
 mod writer;

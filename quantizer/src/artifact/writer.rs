@@ -5,7 +5,7 @@
 //! At the end the folder is renamed. A run that was killed goes on from the last line of the journal.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,10 @@ use std::sync::Mutex;
 use serde_json::Value;
 
 use super::fingerprint::Fingerprint;
+use super::folder::{self, LOCK, sync};
+use super::journal::{self, JOURNAL};
 use super::layout::{ArtifactLayout, Place};
 use crate::{Error, Result};
-
-const JOURNAL: &str = "journal.jsonl";
-const LOCK: &str = "lock";
 
 /// What to do with what is already there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,16 +52,23 @@ impl ArtifactWriter {
         fingerprint: &Fingerprint,
         mode: OutMode,
     ) -> Result<(Self, Vec<Value>)> {
-        check_free(out, mode)?;
-        let work = work_folder(out)?;
+        let out = folder::resolve(out)?;
+        folder::check_free(&out, mode)?;
+        let work = folder::work_folder(&out)?;
         fs::create_dir_all(&work).map_err(Error::io(&work))?;
-        let lock = lock(&work)?;
+        let lock = folder::lock(&work)?;
         let records = match mode {
-            OutMode::Resume => finished_layers(&work, fingerprint)?,
+            OutMode::Resume => journal::finished_layers(&work, fingerprint)?,
             OutMode::New | OutMode::Force => Vec::new(),
         };
+        if mode != OutMode::Resume && work.join(JOURNAL).exists() {
+            tracing::info!(
+                "{}: an interrupted run is started over, resuming was not asked for",
+                out.display()
+            );
+        }
         if records.is_empty() {
-            start_over(&work, &layout, fingerprint)?;
+            journal::start_over(&work, &layout, fingerprint)?;
         }
         let open = |name: &str| {
             let path = work.join(name);
@@ -81,7 +87,6 @@ impl ArtifactWriter {
         let prefixes: Vec<_> = (0..records.len()).map(gptq_runtime::layout::layer_prefix).collect();
         let done = layout.names().filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
         let written = Mutex::new(done.map(String::from).collect());
-        let out = out.to_path_buf();
         Ok((Self { out, work, mode, layout, files, journal, written, _lock: lock }, records))
     }
 
@@ -129,30 +134,18 @@ impl ArtifactWriter {
         if let Some(index) = self.layout.index() {
             self.add_file("model.safetensors.index.json", format!("{index:#}\n").as_bytes())?;
         }
-        for name in [JOURNAL, LOCK] {
-            let path = self.work.join(name);
-            fs::remove_file(&path).map_err(Error::io(&path))?;
-        }
         for entry in fs::read_dir(&self.work).map_err(Error::io(&self.work))? {
             sync(&entry.map_err(Error::io(&self.work))?.path())?;
         }
         sync(&self.work)?;
-        self.replace()?;
-        sync(&parent(&self.out))
-    }
-
-    fn replace(&self) -> Result<()> {
-        let rename = |from: &Path, to: &Path| fs::rename(from, to).map_err(Error::io(to));
-        if self.mode != OutMode::Force || is_free(&self.out) {
-            if self.out.exists() {
-                fs::remove_dir(&self.out).map_err(Error::io(&self.out))?;
-            }
-            return rename(&self.work, &self.out);
+        folder::rename(&self.work, &self.out, self.mode)?;
+        // Until here a failure leaves a run that can be resumed, and the lock keeps others out of its folder.
+        for name in [JOURNAL, LOCK] {
+            let path = self.out.join(name);
+            fs::remove_file(&path).map_err(Error::io(&path))?;
         }
-        let old = self.work.with_extension("replaced");
-        rename(&self.out, &old)?;
-        rename(&self.work, &self.out)?;
-        fs::remove_dir_all(&old).map_err(Error::io(&old))
+        sync(&self.out)?;
+        sync(&folder::parent(&self.out))
     }
 
     fn place(&self, name: &str) -> Result<&Place> {
@@ -162,110 +155,6 @@ impl ArtifactWriter {
     fn problem(&self, problem: String) -> Error {
         Error::Output { path: self.out.clone(), problem }
     }
-}
-
-/// Missing or an empty folder.
-fn is_free(out: &Path) -> bool {
-    !out.exists() || fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none())
-}
-
-fn check_free(out: &Path, mode: OutMode) -> Result<()> {
-    if is_free(out) || mode == OutMode::Force && out.is_dir() {
-        return Ok(());
-    }
-    let problem = match mode {
-        OutMode::Resume => "expected an interrupted run, got a finished output (--force replaces it)",
-        OutMode::New | OutMode::Force => {
-            "expected a new or empty folder, got one with files (--force replaces it)"
-        }
-    };
-    Err(Error::Output { path: out.into(), problem: problem.into() })
-}
-
-/// `.NAME.partial` beside `NAME`.
-fn work_folder(out: &Path) -> Result<PathBuf> {
-    let Some(name) = out.file_name() else {
-        return Err(Error::Output { path: out.into(), problem: "expected a folder name".into() });
-    };
-    Ok(parent(out).join(format!(".{}.partial", name.to_string_lossy())))
-}
-
-fn parent(out: &Path) -> PathBuf {
-    match out.parent() {
-        Some(parent) if parent != Path::new("") => parent.into(),
-        _ => ".".into(),
-    }
-}
-
-fn lock(work: &Path) -> Result<File> {
-    let path = work.join(LOCK);
-    let file =
-        OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::Output { path: work.into(), problem: "another process is writing this output".into() })
-        }
-        Err(TryLockError::Error(cause)) => Err(Error::Io { path, cause }),
-    }
-}
-
-/// Empties the work folder and lays out files and journal.
-fn start_over(work: &Path, layout: &ArtifactLayout, fingerprint: &Fingerprint) -> Result<()> {
-    for entry in fs::read_dir(work).map_err(Error::io(work))? {
-        let path = entry.map_err(Error::io(work))?.path();
-        if path.file_name() != Some(LOCK.as_ref()) {
-            fs::remove_file(&path).map_err(Error::io(&path))?;
-        }
-    }
-    for planned in &layout.files {
-        let path = work.join(&planned.name);
-        let file = File::create(&path).map_err(Error::io(&path))?;
-        file.write_all_at(&planned.header, 0).map_err(Error::io(&path))?;
-        file.set_len(planned.length).map_err(Error::io(&path))?;
-        file.sync_all().map_err(Error::io(&path))?;
-    }
-    // The journal comes last and at once: where it exists, the files have their headers and lengths.
-    let path = work.join(JOURNAL);
-    let temporary = work.join("journal.new");
-    let first = format!("{}\n", fingerprint.to_json());
-    fs::write(&temporary, first).map_err(Error::io(&temporary))?;
-    sync(&temporary)?;
-    fs::rename(&temporary, &path).map_err(Error::io(&path))?;
-    sync(work)
-}
-
-/// Records of the layers that the journal says are finished. A last line that was cut off counts for nothing.
-fn finished_layers(work: &Path, fingerprint: &Fingerprint) -> Result<Vec<Value>> {
-    let path = work.join(JOURNAL);
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
-    let bytes = fs::read(&path).map_err(Error::io(&path))?;
-    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
-    let lines = bytes[..whole].split(|b| *b == b'\n').filter(|line| !line.is_empty());
-    let mut values = Vec::new();
-    for line in lines {
-        let invalid =
-            |error: serde_json::Error| Error::Output { path: path.clone(), problem: error.to_string() };
-        values.push(serde_json::from_slice(line).map_err(invalid)?);
-    }
-    if values.is_empty() {
-        return Ok(values);
-    }
-    if let Some(difference) = fingerprint.difference(&values.remove(0)) {
-        let problem = format!("cannot resume, the interrupted run had {difference}");
-        return Err(Error::Output { path: work.into(), problem });
-    }
-    if whole < bytes.len() {
-        let file = OpenOptions::new().write(true).open(&path).map_err(Error::io(&path))?;
-        file.set_len(whole as u64).map_err(Error::io(&path))?;
-    }
-    Ok(values)
-}
-
-fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
 }
 
 #[cfg(test)]
@@ -371,5 +260,34 @@ mod tests {
         assert!(writer.write_tensor("other", &[0; 16]).is_err());
         assert!(writer.finish().is_err());
         assert!(!dir.path().join("a").exists());
+    }
+
+    #[test]
+    fn a_last_step_that_fails_does_not_cost_the_finished_layers() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("a");
+        let (mut writer, _) = begin(&out, OutMode::New).unwrap();
+        for name in TENSORS {
+            writer.write_tensor(name, &[1; 16]).unwrap();
+            writer.layer_done(&json!({})).unwrap();
+        }
+        fs::create_dir(&out).unwrap();
+        fs::write(out.join("from elsewhere"), "x").unwrap();
+        assert!(writer.finish().is_err() && out.join("from elsewhere").exists());
+        fs::remove_dir_all(&out).unwrap();
+        let (_, records) = begin(&out, OutMode::Resume).unwrap();
+        assert_eq!(records.len(), TENSORS.len());
+    }
+
+    #[test]
+    fn a_link_to_an_empty_folder_is_written_through_and_one_to_nothing_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, real) = (dir.path().join("link"), dir.path().join("real"));
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let message = begin(&link, OutMode::New).err().unwrap().to_string();
+        assert!(message.contains("link"), "{message}");
+        fs::create_dir(&real).unwrap();
+        finish(begin(&link, OutMode::New).unwrap().0, 0);
+        assert!(link.is_symlink() && real.join("model.safetensors.index.json").exists());
     }
 }
