@@ -179,8 +179,8 @@ pub struct OutputArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_shard_size: Option<u64>,
 
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
     pub device: DeviceArg,
 
     /// Print the summary as JSON
@@ -199,11 +199,11 @@ pub struct CalibrationArgs {
     #[arg(long, value_enum, default_value_t = JoinArg::Raw)]
     pub join: JoinArg,
 
-    /// Sequences (default: 32 on a CPU)
+    /// Sequences (default: 128 on a GPU, 32 on a CPU)
     #[arg(long)]
     pub samples: Option<usize>,
 
-    /// Tokens of a sequence (default: 1024 on a CPU)
+    /// Tokens of a sequence (default: 2048 on a GPU, 1024 on a CPU)
     #[arg(long, value_name = "T")]
     pub seq_len: Option<usize>,
 
@@ -276,8 +276,8 @@ pub struct EvalArgs {
     #[arg(long, value_name = "MODEL")]
     pub baseline: Option<String>,
 
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
     pub device: DeviceArg,
 
     /// Print the result as JSON
@@ -333,8 +333,8 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub system: Option<String>,
 
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
     pub device: DeviceArg,
 
     /// Print text, tokens and speed as JSON at the end instead of streaming
@@ -428,11 +428,13 @@ pub struct CompletionsArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupSize(pub Option<usize>);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+/// `auto`, `cpu`, `cuda` or `cuda:N`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceArg {
-    /// The fastest device that is there
+    /// The first card, or the CPU where there is none.
     Auto,
     Cpu,
+    Cuda(usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -464,6 +466,16 @@ pub enum SamplingArg {
 pub enum DtypeArg {
     F16,
     Bf16,
+}
+
+fn parse_device(text: &str) -> Result<DeviceArg, String> {
+    match text.split_once(':') {
+        None if text == "auto" => Ok(DeviceArg::Auto),
+        None if text == "cpu" => Ok(DeviceArg::Cpu),
+        None if text == "cuda" => Ok(DeviceArg::Cuda(0)),
+        Some(("cuda", number)) => number.parse().map(DeviceArg::Cuda).map_err(|_| "expected cuda:N".into()),
+        _ => Err("expected auto, cpu, cuda or cuda:N".into()),
+    }
 }
 
 fn parse_bits(text: &str) -> Result<u32, String> {
@@ -527,6 +539,8 @@ mod tests {
         );
         assert_eq!(parse_group_size("-1"), Ok(GroupSize(None)));
         assert!(parse_group_size("0").is_err() && parse_group_size("-2").is_err());
+        assert_eq!(parse_device("cuda:3"), Ok(DeviceArg::Cuda(3)));
+        assert!(parse_device("cuda:x").is_err() && parse_device("tpu").is_err());
         assert!(parse_bits("5").is_err() && parse_damp("1").is_err() && parse_damp("NaN").is_err());
     }
 

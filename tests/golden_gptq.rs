@@ -78,6 +78,42 @@ fn codes_and_loss_agree_with_the_reference() {
     }
 }
 
+/// The same input, rounded to f16 for both, on the card and on the CPU.
+#[test]
+fn a_card_finds_the_codes_of_the_cpu() {
+    let card = match gptq_kernels::Cuda::new(0, Dtype::F16) {
+        Ok(card) => card,
+        Err(error) => {
+            assert!(std::env::var_os("REQUIRE_CUDA").is_none(), "{error}");
+            return println!("skipped on CUDA: {error}");
+        }
+    };
+    let bytes = std::fs::read(support::golden("gptq/inputs.safetensors")).unwrap();
+    let inputs = SafeTensors::deserialize(&bytes).unwrap();
+    let weight = HostTensor::new(Dtype::F32, vec![OUT, IN], inputs.tensor("weight").unwrap().data()).unwrap();
+    let input: Vec<f32> =
+        support::floats(&inputs, "input").iter().map(|x| half::f16::from_f32(*x).to_f32()).collect();
+    let cpu = Cpu::new();
+    let mut on_cpu = cpu.hessian(IN).unwrap();
+    cpu.accumulate(&mut on_cpu, &cpu.tensor(input.clone(), (TOKENS, IN)).unwrap()).unwrap();
+    let mut on_card = card.hessian(IN).unwrap();
+    card.accumulate(&mut on_card, &card.tensor(input, (TOKENS, IN)).unwrap()).unwrap();
+    for case in cases() {
+        for f16_scales in [false, true] {
+            let name = case["case"].as_str().unwrap();
+            let params = GptqParams { f16_scales, ..params(&case) };
+            let expected = solve(&cpu, std::slice::from_ref(&weight), Some(&on_cpu), &params).unwrap();
+            let solved = solve(&card, std::slice::from_ref(&weight), Some(&on_card), &params).unwrap();
+            let pairs = solved.quantized.codes.iter().zip(&expected.quantized.codes);
+            let share = pairs.filter(|(a, b)| a == b).count() as f64 / (OUT * IN) as f64;
+            let loss = solved.loss(0..OUT, 1) / expected.loss(0..OUT, 1) - 1.0;
+            println!("{name}: {:.3} % of codes equal, loss {:+.4} %", share * 100.0, loss * 100.0);
+            assert!(share >= 0.99 && loss.abs() <= 0.01, "{name}: {share}, {loss}");
+            assert_eq!(solved.quantized.g_idx, expected.quantized.g_idx, "{name}");
+        }
+    }
+}
+
 #[test]
 fn given_codes_are_packed_bit_for_bit() {
     let mut widths = BTreeMap::new();

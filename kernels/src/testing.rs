@@ -3,6 +3,20 @@
 /// Largest normalised mean squared error, `sum (got - expected)^2 / sum expected^2`, of a backend in f32: rounding gives about 1e-14, a wrong element far more.
 pub(crate) const NMSE_F32: f64 = 1e-11;
 
+/// The same of a backend with 16-bit activations, inputs rounded to them included.
+pub(crate) const NMSE_HALF: f64 = 5e-4;
+
+/// A card in each compute type; none, visibly, where there is no card. `REQUIRE_CUDA=1` makes that a failure.
+pub(crate) fn cards() -> Vec<crate::Cuda> {
+    let cards: Result<Vec<_>, _> =
+        [crate::Dtype::F16, crate::Dtype::BF16].into_iter().map(|dtype| crate::Cuda::new(0, dtype)).collect();
+    cards.unwrap_or_else(|error| {
+        assert!(std::env::var_os("REQUIRE_CUDA").is_none(), "{error}");
+        println!("skipped on CUDA: {error}");
+        Vec::new()
+    })
+}
+
 /// Deterministic values in (-1, 1), from a 64-bit linear congruential generator.
 pub(crate) fn random(seed: u64, length: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03;

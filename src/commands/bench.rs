@@ -18,7 +18,7 @@ use gptq_runtime::model::ModelFiles;
 use gptq_runtime::sampling::SamplingParams;
 use serde::Serialize;
 
-use super::common::{self, Calibration};
+use super::common::{self, Calibration, DeviceKind};
 use super::{demo, eval, quantize};
 use crate::args::BenchCpuArgs;
 use crate::output;
@@ -42,12 +42,17 @@ pub fn run(args: &BenchCpuArgs) -> Result<()> {
     let (dir, calibration) = match &args.model {
         Some(model) => {
             let dir = common::model_dir(model)?;
-            let calibration = Calibration::load(&args.calibration, &dir)?;
+            let calibration = Calibration::load(&args.calibration, &dir, DeviceKind::Cpu)?;
             (dir, calibration)
         }
         None => {
             demo::write_model(&built_in)?;
-            let calibration = Calibration::from_dataset(&demo::CALIBRATION, &demo::train_text()?, &built_in)?;
+            let calibration = Calibration::from_dataset(
+                &demo::CALIBRATION,
+                &demo::train_text()?,
+                &built_in,
+                DeviceKind::Cpu,
+            )?;
             (built_in, calibration)
         }
     };

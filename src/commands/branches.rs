@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use gptq_calibration::dataset::Dataset;
-use gptq_kernels::Cpu;
+use gptq_kernels::Backend;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::plan::{Branch, Plan};
@@ -12,7 +12,7 @@ use gptq_quantizer::produce::{self, Job};
 use gptq_quantizer::table::{self, Row};
 use gptq_runtime::model::{Model, ModelFiles};
 
-use super::common::{self, Calibration};
+use super::common::{self, Calibration, DeviceKind, OnDevice};
 use super::eval::{self, Protocol};
 use super::quantize::{self, EVAL_CTX};
 use crate::args::{BranchesArgs, JoinArg};
@@ -24,7 +24,6 @@ pub fn run(args: &BranchesArgs) -> Result<()> {
         Some(path) => Plan::from_toml(path)?,
         None => Plan::card(),
     };
-    let calibration = Calibration::load(&args.calibration, &dir)?;
     let measurement = match &args.eval_dataset {
         Some(spec) => Some(Measurement {
             dataset: common::dataset(spec).with_context(|| format!("data set {spec}"))?,
@@ -32,17 +31,8 @@ pub fn run(args: &BranchesArgs) -> Result<()> {
         }),
         None => None,
     };
-    let work = Work {
-        model: &args.model,
-        dir: &dir,
-        out: &args.out,
-        mode: args.output.mode(),
-        max_shard_size: args.output.max_shard_size,
-        calibration: &calibration,
-        measurement: measurement.as_ref(),
-        device: common::device(args.output.device),
-    };
-    let rows = work.make_all(&plan)?;
+    let work = MakeAll { args, dir: &dir, plan: &plan, measurement: measurement.as_ref() };
+    let rows = common::on_device(args.output.device, &dir, work)?;
     match args.output.json {
         true => output::json(&rows)?,
         false => output::text(format_args!("{}", table::to_terminal(&rows)))?,
@@ -50,8 +40,35 @@ pub fn run(args: &BranchesArgs) -> Result<()> {
     Ok(())
 }
 
+/// The part that needs a device.
+struct MakeAll<'a> {
+    args: &'a BranchesArgs,
+    dir: &'a Path,
+    plan: &'a Plan,
+    measurement: Option<&'a Measurement>,
+}
+
+impl OnDevice for MakeAll<'_> {
+    type Output = Vec<Row>;
+
+    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<Vec<Row>> {
+        let Self { args, dir, plan, measurement } = self;
+        let work = Work {
+            model: &args.model,
+            dir,
+            out: &args.out,
+            mode: args.output.mode(),
+            max_shard_size: args.output.max_shard_size,
+            calibration: &Calibration::load(&args.calibration, dir, kind)?,
+            measurement,
+            device,
+        };
+        work.make_all(plan)
+    }
+}
+
 /// What all branches share.
-pub struct Work<'a> {
+pub struct Work<'a, B> {
     pub model: &'a str,
     pub dir: &'a Path,
     pub out: &'a Path,
@@ -59,7 +76,7 @@ pub struct Work<'a> {
     pub max_shard_size: Option<u64>,
     pub calibration: &'a Calibration,
     pub measurement: Option<&'a Measurement>,
-    pub device: Cpu,
+    pub device: B,
 }
 
 /// The text on which branches are compared with the checkpoint.
@@ -68,7 +85,7 @@ pub struct Measurement {
     pub protocol: Protocol,
 }
 
-impl Work<'_> {
+impl<B: Backend> Work<'_, B> {
     /// Makes every branch and returns the measured table. With `--resume`, finished branches are kept.
     pub fn make_all(&self, plan: &Plan) -> Result<Vec<Row>> {
         let files = ModelFiles::open(self.dir)?;
@@ -104,7 +121,7 @@ impl Work<'_> {
         branch: &Branch,
         out: &Path,
         files: &ModelFiles,
-        baseline: Option<&Model<Cpu>>,
+        baseline: Option<&Model<B>>,
         windows: &[Vec<u32>],
     ) -> Result<()> {
         let params = params(branch);

@@ -7,25 +7,57 @@ use gptq_calibration::dataset::{self, Dataset, DatasetRoots, DatasetSpec, Join};
 use gptq_calibration::hub::{HubCache, ModelRef};
 use gptq_calibration::sampling::{SampleRequest, Sampling, sample};
 use gptq_calibration::tokenizer::Tokenizer;
-use gptq_kernels::Cpu;
+use gptq_kernels::{Backend, Cpu, Cuda};
 use gptq_quantizer::record::CalibrationRecord;
+use gptq_runtime::config::ModelConfig;
 
 use crate::args::{CalibrationArgs, DeviceArg, JoinArg, SamplingArg};
-
-/// Sequences and their length where the command line leaves them open: enough for a stable Hessian, little
-/// enough for a processor. A publisher's 128 x 8192 are given by hand.
-const CPU_SAMPLES: usize = 32;
-const CPU_SEQ_LEN: usize = 1024;
 
 /// The folder of a model given as folder, hub id or hub-id:branch.
 pub fn model_dir(model: &str) -> Result<PathBuf> {
     Ok(ModelRef::parse(model)?.resolve(&HubCache::from_env()?)?)
 }
 
-/// The one device of this build; `auto` takes the best there is.
-pub fn device(arg: DeviceArg) -> Cpu {
-    match arg {
-        DeviceArg::Auto | DeviceArg::Cpu => Cpu::new(),
+/// Work that runs on whichever device is there.
+pub trait OnDevice {
+    type Output;
+
+    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<Self::Output>;
+}
+
+/// What a device is good for, where defaults depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    Cpu,
+    Gpu,
+}
+
+impl DeviceKind {
+    /// Sequences and their length where the command line leaves them open: enough for a stable Hessian, little
+    /// enough for the device. A publisher's 128 x 8192 are given by hand.
+    fn calibration(self) -> (usize, usize) {
+        match self {
+            Self::Cpu => (32, 1024),
+            Self::Gpu => (128, 2048),
+        }
+    }
+}
+
+/// Picks the device, once. `auto` takes the first card, and says why where there is none.
+pub fn on_device<W: OnDevice>(arg: DeviceArg, model_dir: &Path, work: W) -> Result<W::Output> {
+    let dtype = ModelConfig::from_file(&model_dir.join("config.json"))?.dtype;
+    let ordinal = match arg {
+        DeviceArg::Cpu => return work.run(Cpu::new(), DeviceKind::Cpu),
+        DeviceArg::Cuda(ordinal) => ordinal,
+        DeviceArg::Auto => 0,
+    };
+    match Cuda::new(ordinal, dtype) {
+        Ok(card) => work.run(card, DeviceKind::Gpu),
+        Err(error) if arg == DeviceArg::Auto => {
+            eprintln!("computing on the CPU ({error})");
+            work.run(Cpu::new(), DeviceKind::Cpu)
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -49,16 +81,22 @@ pub struct Calibration {
 
 impl Calibration {
     /// Loads, joins, encodes and samples the text that the command line asks for.
-    pub fn load(args: &CalibrationArgs, model_dir: &Path) -> Result<Self> {
+    pub fn load(args: &CalibrationArgs, model_dir: &Path, kind: DeviceKind) -> Result<Self> {
         let spec = args.dataset.as_str();
         let dataset = dataset(spec).with_context(|| format!("calibration data set {spec}"))?;
-        Self::from_dataset(args, &dataset, model_dir)
+        Self::from_dataset(args, &dataset, model_dir, kind)
     }
 
-    pub fn from_dataset(args: &CalibrationArgs, dataset: &Dataset, model_dir: &Path) -> Result<Self> {
+    pub fn from_dataset(
+        args: &CalibrationArgs,
+        dataset: &Dataset,
+        model_dir: &Path,
+        kind: DeviceKind,
+    ) -> Result<Self> {
+        let (samples, seq_len) = kind.calibration();
         let request = SampleRequest {
-            samples: args.samples.unwrap_or(CPU_SAMPLES),
-            seq_len: args.seq_len.unwrap_or(CPU_SEQ_LEN),
+            samples: args.samples.unwrap_or(samples),
+            seq_len: args.seq_len.unwrap_or(seq_len),
             sampling: match args.sampling {
                 SamplingArg::Consecutive => Sampling::Consecutive,
                 SamplingArg::Random => Sampling::Random,

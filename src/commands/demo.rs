@@ -14,7 +14,7 @@ use gptq_runtime::generate::GenerateParams;
 use gptq_runtime::sampling::SamplingParams;
 
 use super::branches::{Measurement, Work};
-use super::common::Calibration;
+use super::common::{Calibration, DeviceKind};
 use super::eval::{self, Protocol};
 use super::generate::{Output, complete};
 use crate::args::{CalibrationArgs, DemoArgs, JoinArg, SamplingArg};
@@ -56,7 +56,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     write_model(&model)?;
     eprintln!("Six GPTQ branches of a built-in Llama (4.4 million parameters), in {}", out.display());
     let train = Dataset::from_parquet_bytes("demo4m-text:train", TRAIN)?;
-    let calibration = Calibration::from_dataset(&CALIBRATION, &train, &model)?;
+    let calibration = Calibration::from_dataset(&CALIBRATION, &train, &model, DeviceKind::Cpu)?;
     let measurement = Measurement {
         dataset: Dataset::from_parquet_bytes("demo4m-text:test", TEST)?,
         protocol: Protocol { join: JoinArg::Raw, ctx: 512, max_windows: Some(32) },

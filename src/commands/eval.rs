@@ -6,13 +6,13 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use gptq_calibration::dataset::Dataset;
 use gptq_calibration::sampling::windows;
-use gptq_kernels::Cpu;
+use gptq_kernels::Backend;
 use gptq_quantizer::record::QuantizeLog;
 use gptq_runtime::model::{Model, ModelFiles};
 use gptq_runtime::perplexity::{Evaluation, evaluate};
 use serde_json::json;
 
-use super::common;
+use super::common::{self, DeviceKind, OnDevice};
 use crate::args::{EvalArgs, JoinArg};
 use crate::output;
 use crate::progress::Progress;
@@ -30,13 +30,9 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     let protocol = Protocol { join: args.join, ctx: args.ctx, max_windows: args.max_windows };
     let windows = protocol.windows(&dataset, &dir)?;
-    let device = common::device(args.device);
-    let baseline = match &args.baseline {
-        Some(baseline) => Some(load(&device, &common::model_dir(baseline)?)?),
-        None => None,
-    };
-    let model = load(&device, &dir)?;
-    let result = measure("evaluating", &model, baseline.as_ref(), &windows)?;
+    let baseline = args.baseline.as_ref().map(|model| common::model_dir(model)).transpose()?;
+    let work = Evaluate { dir: &dir, baseline: baseline.as_deref(), windows: &windows };
+    let (result, device) = common::on_device(args.device, &dir, work)?;
     let seconds = started.elapsed().as_secs_f64();
     if args.json {
         let mut value = serde_json::to_value(&result)?;
@@ -62,8 +58,25 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         output::line(format_args!("top-1 agreement {:.2} %", 100.0 * comparison.top1_agreement))?;
     }
     output::line(format_args!("protocol        {}", protocol.describe(&dataset.name, &result)))?;
-    output::line(format_args!("time            {seconds:.1} s on {}", gptq_kernels::Device::name(&device)))?;
+    output::line(format_args!("time            {seconds:.1} s on {}", device))?;
     Ok(())
+}
+
+/// The part that needs a device; returns its name too.
+struct Evaluate<'a> {
+    dir: &'a Path,
+    baseline: Option<&'a Path>,
+    windows: &'a [Vec<u32>],
+}
+
+impl OnDevice for Evaluate<'_> {
+    type Output = (Evaluation, String);
+
+    fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<Self::Output> {
+        let baseline = self.baseline.map(|dir| load(&device, dir)).transpose()?;
+        let model = load(&device, self.dir)?;
+        Ok((measure("evaluating", &model, baseline.as_ref(), self.windows)?, device.name()))
+    }
 }
 
 /// How a text becomes windows.
@@ -94,16 +107,16 @@ impl Protocol {
 }
 
 /// Loads a model folder onto the device.
-pub fn load(device: &Cpu, dir: &Path) -> Result<Model<Cpu>> {
+pub fn load<B: Backend>(device: &B, dir: &Path) -> Result<Model<B>> {
     let files = ModelFiles::open(dir)?;
     Ok(Model::load(device.clone(), &files)?)
 }
 
 /// Evaluates with a progress bar.
-pub fn measure(
+pub fn measure<B: Backend>(
     title: &str,
-    model: &Model<Cpu>,
-    baseline: Option<&Model<Cpu>>,
+    model: &Model<B>,
+    baseline: Option<&Model<B>>,
     windows: &[Vec<u32>],
 ) -> Result<Evaluation> {
     let mut progress = Progress::start(title, windows.len() as u64);

@@ -8,53 +8,72 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use gptq_calibration::chat::{ChatTemplate, Message};
 use gptq_calibration::tokenizer::Tokenizer;
-use gptq_kernels::Cpu;
+use gptq_kernels::Backend;
 use gptq_runtime::generate::{FinishReason, GenerateParams, generate};
 use gptq_runtime::model::Model;
 use gptq_runtime::sampling::SamplingParams;
 use serde_json::json;
 
-use super::{common, eval};
+use super::common::{self, DeviceKind, OnDevice};
+use super::eval;
 use crate::args::GenerateArgs;
 use crate::output;
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
-    let device = common::device(args.device);
-    let tokenizer = Tokenizer::load(&dir)?;
-    let (prompt, stops) = prompt(args, &dir)?;
-    let ids = tokenizer.encode(&prompt, !args.chat)?;
-    let model = eval::load(&device, &dir)?;
-    let params = GenerateParams {
-        max_new_tokens: args.max_new_tokens,
-        eos_token_ids: end_ids(&model, &tokenizer, &stops),
-        sampling: SamplingParams {
-            temperature: args.temperature,
-            top_p: args.top_p,
-            top_k: args.top_k,
-            repetition_penalty: args.repetition_penalty,
-            seed: args.seed.unwrap_or_else(clock_seed),
-        },
-    };
-    let mut out = Output { text: String::new(), shown: 0, stops: &args.stop, stream: !args.json };
-    let started = Instant::now();
-    let (reason, count) = complete(&model, &tokenizer, &ids, &params, &mut out)?;
-    let seconds = started.elapsed().as_secs_f64();
-    if args.json {
-        let value = json!({
-            "text": out.text, "finish_reason": reason, "prompt_tokens": ids.len(), "generated_tokens": count,
-            "seed": params.sampling.seed, "seconds": seconds, "tokens_per_second": count as f64 / seconds,
-        });
-        output::json(&value)?;
-    } else {
-        output::line(format_args!(""))?;
+    common::on_device(args.device, &dir, Generate { args, dir: &dir })
+}
+
+/// The part that needs a device.
+struct Generate<'a> {
+    args: &'a GenerateArgs,
+    dir: &'a Path,
+}
+
+impl OnDevice for Generate<'_> {
+    type Output = ();
+
+    fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<()> {
+        let Self { args, dir } = self;
+        let tokenizer = Tokenizer::load(dir)?;
+        let (prompt, stops) = prompt(args, dir)?;
+        let ids = tokenizer.encode(&prompt, !args.chat)?;
+        let model = eval::load(&device, dir)?;
+        let params = GenerateParams {
+            max_new_tokens: args.max_new_tokens,
+            eos_token_ids: end_ids(&model, &tokenizer, &stops),
+            sampling: sampling(args),
+        };
+        let mut out = Output { text: String::new(), shown: 0, stops: &args.stop, stream: !args.json };
+        let started = Instant::now();
+        let (reason, count) = complete(&model, &tokenizer, &ids, &params, &mut out)?;
+        let seconds = started.elapsed().as_secs_f64();
+        if args.json {
+            output::json(&json!({
+                "text": out.text, "finish_reason": reason, "prompt_tokens": ids.len(),
+                "generated_tokens": count, "seed": params.sampling.seed, "seconds": seconds,
+                "tokens_per_second": count as f64 / seconds,
+            }))?;
+        } else {
+            output::line(format_args!(""))?;
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+fn sampling(args: &GenerateArgs) -> SamplingParams {
+    SamplingParams {
+        temperature: args.temperature,
+        top_p: args.top_p,
+        top_k: args.top_k,
+        repetition_penalty: args.repetition_penalty,
+        seed: args.seed.unwrap_or_else(clock_seed),
+    }
 }
 
 /// Runs the model and feeds `out` with text; returns why it ended and how many tokens it made.
-pub fn complete(
-    model: &Model<Cpu>,
+pub fn complete<B: Backend>(
+    model: &Model<B>,
     tokenizer: &Tokenizer,
     prompt: &[u32],
     params: &GenerateParams,
@@ -151,7 +170,7 @@ fn prompt(args: &GenerateArgs, dir: &Path) -> Result<(String, Vec<String>)> {
     Ok((template.render(&messages, true)?, stops))
 }
 
-fn end_ids(model: &Model<Cpu>, tokenizer: &Tokenizer, stops: &[String]) -> Vec<u32> {
+fn end_ids<B: Backend>(model: &Model<B>, tokenizer: &Tokenizer, stops: &[String]) -> Vec<u32> {
     let of_template = stops.iter().filter_map(|stop| tokenizer.token_id(stop));
     model.config.eos_token_ids.iter().copied().chain(of_template).collect()
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use gptq_kernels::{Cpu, Device};
+use gptq_kernels::Backend;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::card;
 use gptq_quantizer::gptq::{GptqParams, Method};
@@ -14,7 +14,7 @@ use gptq_runtime::model::{Model, ModelFiles};
 use gptq_runtime::perplexity::Evaluation;
 use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
 
-use super::common::{self, Calibration};
+use super::common::{self, Calibration, DeviceKind, OnDevice};
 use super::eval::{self, Protocol};
 use crate::args::{FormatArg, JoinArg, MethodArg, OutputArgs, QuantizeArgs};
 use crate::output;
@@ -28,33 +28,8 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     let files = ModelFiles::open(&dir)?;
     let params = params(args);
     produce::check(&files, &params)?;
-    let device = common::device(args.output.device);
-    let calibration = match params.method {
-        Method::Gptq => Some(Calibration::load(&args.calibration, &dir)?),
-        Method::Rtn => None,
-    };
-    let job = Job {
-        model: &args.model,
-        source: &dir,
-        files: &files,
-        params: &params,
-        zero_bias: !args.no_bias,
-        sequences: calibration.as_ref().map_or(&[], |c| &c.sequences),
-        calibration: calibration.as_ref().map(|c| &c.record),
-        out: &args.out,
-        mode: args.output.mode(),
-        max_shard_size: args.output.max_shard_size,
-    };
-    let mut log = make(&device, &job, "quantizing")?;
-    if let Some(spec) = &args.eval_dataset {
-        let dataset = common::dataset(spec)?;
-        let protocol = Protocol { join: JoinArg::Paper, ctx: EVAL_CTX, max_windows: None };
-        let windows = protocol.windows(&dataset, &dir)?;
-        let baseline = Model::load(device.clone(), &files)?;
-        let result =
-            eval::measure("evaluating", &eval::load(&device, &args.out)?, Some(&baseline), &windows)?;
-        record_evaluation(&mut log, &args.out, &files, evaluation(&dataset.name, protocol.join, &result))?;
-    }
+    let work = Quantize { args, dir: &dir, files: &files, params: &params };
+    let log = common::on_device(args.output.device, &dir, work)?;
     match args.output.json {
         true => output::json(&log)?,
         false => print_summary(&log, &args.out)?,
@@ -62,8 +37,51 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     Ok(())
 }
 
+/// The part that needs a device.
+struct Quantize<'a> {
+    args: &'a QuantizeArgs,
+    dir: &'a Path,
+    files: &'a ModelFiles,
+    params: &'a GptqParams,
+}
+
+impl OnDevice for Quantize<'_> {
+    type Output = QuantizeLog;
+
+    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<QuantizeLog> {
+        let Self { args, dir, files, params } = self;
+        let calibration = match params.method {
+            Method::Gptq => Some(Calibration::load(&args.calibration, dir, kind)?),
+            Method::Rtn => None,
+        };
+        let job = Job {
+            model: &args.model,
+            source: dir,
+            files,
+            params,
+            zero_bias: !args.no_bias,
+            sequences: calibration.as_ref().map_or(&[], |c| &c.sequences),
+            calibration: calibration.as_ref().map(|c| &c.record),
+            out: &args.out,
+            mode: args.output.mode(),
+            max_shard_size: args.output.max_shard_size,
+        };
+        let mut log = make(&device, &job, "quantizing")?;
+        if let Some(spec) = &args.eval_dataset {
+            let dataset = common::dataset(spec)?;
+            let protocol = Protocol { join: JoinArg::Paper, ctx: EVAL_CTX, max_windows: None };
+            let windows = protocol.windows(&dataset, dir)?;
+            let baseline = Model::load(device.clone(), files)?;
+            let result =
+                eval::measure("evaluating", &eval::load(&device, &args.out)?, Some(&baseline), &windows)?;
+            record_evaluation(&mut log, &args.out, files, evaluation(&dataset.name, protocol.join, &result))?;
+        }
+        Ok(log)
+    }
+}
+
 /// Makes one artifact with progress on stderr.
-pub fn make(device: &Cpu, job: &Job, title: &str) -> Result<QuantizeLog> {
+pub fn make<B: Backend>(device: &B, job: &Job, title: &str) -> Result<QuantizeLog> {
     let layers = job.files.config.num_hidden_layers;
     let mut progress = Progress::start(title, (layers * Stage::ALL.len()) as u64);
     if let Some(c) = job.calibration {

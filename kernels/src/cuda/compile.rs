@@ -11,7 +11,7 @@ use crate::ops::gptq_sweep::TIES_OUTWARD;
 use crate::{Dtype, Error, KV_BLOCK_ROWS, Result, ops};
 
 /// All kernels are one program: the prelude, then each operation's file.
-const SOURCES: [(&str, &str); 10] = [
+const SOURCES: [(&str, &str); 11] = [
     ("prelude.cu", include_str!("prelude.cu")),
     ("add.cu", ops::add::cuda::SOURCE),
     ("attention.cu", ops::attention::cuda::SOURCE),
@@ -21,7 +21,8 @@ const SOURCES: [(&str, &str); 10] = [
     ("quant_matmul.cu", ops::quant_matmul::cuda::SOURCE),
     ("rms_norm.cu", ops::rms_norm::cuda::SOURCE),
     ("rope.cu", ops::rope::cuda::SOURCE),
-    ("activations.cu", concat!(include_str!("../ops/silu_mul/silu_mul.cu"), include_str!("../ops/token_loss/token_loss.cu"))),
+    ("silu_mul.cu", ops::silu_mul::cuda::SOURCE),
+    ("token_loss.cu", ops::token_loss::cuda::SOURCE),
 ];
 
 /// Machine code of all kernels for a card of compute capability `arch`, from the cache where it is there.

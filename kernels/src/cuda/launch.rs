@@ -68,8 +68,10 @@ impl Cuda {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(attribute, launch.shared as i32).map_err(Error::driver(kernel))?;
         }
-        let specs: Vec<_> = args.iter().map(|a| if let Arg::Spec(s) = a { Raw(*s) } else { Raw([0; 5]) }).collect();
-        let batches: Vec<_> = args.iter().map(|a| if let Arg::Batch(b) = a { Raw(*b) } else { Raw([0; 5]) }).collect();
+        let specs: Vec<_> =
+            args.iter().map(|a| if let Arg::Spec(s) = a { Raw(*s) } else { Raw([0; 5]) }).collect();
+        let batches: Vec<_> =
+            args.iter().map(|a| if let Arg::Batch(b) = a { Raw(*b) } else { Raw([0; 5]) }).collect();
         let mut builder = self.inner.stream.launch_builder(&function);
         for (i, arg) in args.iter().enumerate() {
             match arg {
@@ -91,7 +93,8 @@ impl Cuda {
     }
 
     fn function(&self, kernel: &'static str) -> Result<CudaFunction> {
-        let mut functions = self.inner.functions.lock().map_err(|_| Error::cuda(kernel, "an earlier launch failed"))?;
+        let mut functions =
+            self.inner.functions.lock().map_err(|_| Error::cuda(kernel, "an earlier launch failed"))?;
         if let Some(function) = functions.get(kernel) {
             return Ok(function.clone());
         }
@@ -111,7 +114,9 @@ pub(super) fn keep_freed_memory(context: &Arc<CudaContext>) -> Result<()> {
     let release = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
     // SAFETY: the pool belongs to the device of this context, and the attribute is a 64-bit number.
     unsafe {
-        sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()).result().map_err(Error::driver("memory pool"))?;
+        sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device())
+            .result()
+            .map_err(Error::driver("memory pool"))?;
         let value = std::ptr::from_mut(&mut threshold).cast();
         sys::cuMemPoolSetAttribute(pool, release, value).result().map_err(Error::driver("memory pool"))
     }

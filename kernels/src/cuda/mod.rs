@@ -60,10 +60,16 @@ impl Cuda {
                 return Err(Error::cuda("CUDA", "the NVIDIA driver (libcuda) is not installed"));
             }
             if !cudarc::cublas::sys::is_culib_present() {
-                return Err(Error::cuda("CUDA", "libcublas is not installed (it comes with the CUDA toolkit)"));
+                return Err(Error::cuda(
+                    "CUDA",
+                    "libcublas is not installed (it comes with the CUDA toolkit)",
+                ));
             }
             if !cudarc::cusolver::sys::is_culib_present() {
-                return Err(Error::cuda("CUDA", "libcusolver is not installed (it comes with the CUDA toolkit)"));
+                return Err(Error::cuda(
+                    "CUDA",
+                    "libcusolver is not installed (it comes with the CUDA toolkit)",
+                ));
             }
         }
         let dtype = if dtype == Dtype::BF16 { Dtype::BF16 } else { Dtype::F16 };
@@ -106,7 +112,10 @@ impl Cuda {
         unsafe { self.inner.stream.alloc(length.max(1)) }.map_err(Error::driver("allocation"))
     }
 
-    pub(crate) fn zeros<T: DeviceRepr + cudarc::driver::ValidAsZeroBits>(&self, length: usize) -> Result<CudaSlice<T>> {
+    pub(crate) fn zeros<T: DeviceRepr + cudarc::driver::ValidAsZeroBits>(
+        &self,
+        length: usize,
+    ) -> Result<CudaSlice<T>> {
         self.inner.stream.alloc_zeros(length.max(1)).map_err(Error::driver("allocation"))
     }
 
@@ -118,7 +127,11 @@ impl Cuda {
         Ok(slice)
     }
 
-    pub(crate) fn download<T: DeviceRepr + Default + Clone>(&self, slice: &CudaSlice<T>, length: usize) -> Result<Vec<T>> {
+    pub(crate) fn download<T: DeviceRepr + Default + Clone>(
+        &self,
+        slice: &CudaSlice<T>,
+        length: usize,
+    ) -> Result<Vec<T>> {
         let mut values = vec![T::default(); length];
         if length > 0 {
             let view = slice.slice(0..length);
@@ -174,7 +187,11 @@ impl Cuda {
     }
 
     /// A host tensor on the card in the compute type, copied as it is where it has that type already.
-    pub(crate) fn upload_host(&self, host: &HostTensor, target: &mut cudarc::driver::CudaViewMut<u16>) -> Result<()> {
+    pub(crate) fn upload_host(
+        &self,
+        host: &HostTensor,
+        target: &mut cudarc::driver::CudaViewMut<u16>,
+    ) -> Result<()> {
         let copy = |bits: &[u16], target: &mut cudarc::driver::CudaViewMut<u16>| {
             self.inner.stream.memcpy_htod(bits, target).map_err(Error::driver("copy to the card"))
         };

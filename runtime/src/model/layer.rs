@@ -68,7 +68,7 @@ impl<B: Backend> Layer<B> {
             }),
             false => None,
         };
-        let inv_freq = backend.tensor(files.inverse_frequencies.clone(), (1, head_dim / 2))?;
+        let inv_freq = backend.wide_tensor(files.inverse_frequencies.clone(), (1, head_dim / 2))?;
         Ok(Self {
             input_norm: norm("input_layernorm.weight", config.hidden_size)?,
             post_attention_norm: norm("post_attention_layernorm.weight", config.hidden_size)?,

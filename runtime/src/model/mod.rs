@@ -101,7 +101,7 @@ impl<B: Backend> Model<B> {
     /// Scores of every vocabulary entry for the given rows, `[rows, vocab]`.
     pub fn logits(&self, hidden: &B::Tensor, rows: Range<usize>) -> Result<B::Tensor> {
         let hidden = self.backend.rows(hidden, rows)?;
-        Ok(self.backend.matmul(&hidden, self.lm_head.as_ref().unwrap_or(&self.embedding))?)
+        Ok(self.backend.logits(&hidden, self.lm_head.as_ref().unwrap_or(&self.embedding))?)
     }
 }
 

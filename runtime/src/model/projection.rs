@@ -35,12 +35,11 @@ impl<B: Backend> Projection<B> {
 
     /// A solved stage as a dense weight with the values that the artifact will hold.
     pub fn dequantized(backend: &B, parts: &[PackedLinear]) -> Result<Self> {
-        let values: Vec<f32> = parts.iter().flat_map(PackedLinear::dequantized).collect();
-        let out_features = parts.iter().map(|p| p.out_features).sum();
-        let in_features = parts.first().map_or(0, |p| p.in_features);
-        let zeros = |p: &PackedLinear| p.bias.clone().unwrap_or(vec![0.0; p.out_features]);
-        let bias = parts.iter().any(|p| p.bias.is_some()).then(|| parts.iter().flat_map(zeros).collect());
-        Ok(Self::Dense(backend.weight_from_f32(values, (out_features, in_features), bias)?))
+        let whole = PackedLinear::stack(parts).ok_or_else(|| Error::Unsound {
+            tensor: "a solved stage".into(),
+            problem: "expected linears that share their groups".into(),
+        })?;
+        Ok(Self::Dense(backend.dense_weight(&whole)?))
     }
 
     /// `[tokens, in]` to `[tokens, out of all linears]`.

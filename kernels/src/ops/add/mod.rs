@@ -35,4 +35,9 @@ mod tests {
     fn adds_and_does_not_broadcast_on_the_cpu() {
         conforms(&Cpu::new());
     }
+
+    #[test]
+    fn agrees_with_f64_on_cuda() {
+        crate::testing::cards().iter().for_each(conforms);
+    }
 }

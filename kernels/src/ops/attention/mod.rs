@@ -85,7 +85,7 @@ pub(crate) fn check(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{NMSE_F32, assert_close, random};
+    use crate::testing::{NMSE_F32, NMSE_HALF, assert_close, random};
     use crate::{Cpu, SequenceRows};
 
     /// Attention of the last `rows` tokens of one sequence, in f64, the score matrix written out.
@@ -218,6 +218,11 @@ mod tests {
     #[test]
     fn agrees_with_f64_on_the_cpu() {
         conforms(&Cpu::new(), NMSE_F32);
+    }
+
+    #[test]
+    fn agrees_with_f64_on_cuda() {
+        crate::testing::cards().iter().for_each(|card| conforms(card, NMSE_HALF));
     }
 
     #[test]

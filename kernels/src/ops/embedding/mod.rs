@@ -38,4 +38,9 @@ mod tests {
     fn rows_come_in_the_order_of_the_ids_on_the_cpu() {
         conforms(&Cpu::new());
     }
+
+    #[test]
+    fn agrees_with_f64_on_cuda() {
+        crate::testing::cards().iter().for_each(conforms);
+    }
 }

@@ -31,7 +31,13 @@ pub struct CudaSweep {
 impl GptqSweep for Cuda {
     type Sweep = CudaSweep;
 
-    fn sweep_start(&self, weights: &[HostTensor], dead: &[u32], grouping: &Grouping, spec: &GridSpec) -> Result<CudaSweep> {
+    fn sweep_start(
+        &self,
+        weights: &[HostTensor],
+        dead: &[u32],
+        grouping: &Grouping,
+        spec: &GridSpec,
+    ) -> Result<CudaSweep> {
         let k = grouping.order.len();
         grouping.check(k)?;
         let dims = weights.iter().map(HostTensor::dims2).collect::<Result<Vec<_>>>()?;
@@ -69,7 +75,12 @@ impl GptqSweep for Cuda {
         Ok(sweep)
     }
 
-    fn sweep_block(&self, sweep: &mut CudaSweep, factor: Option<&CudaMatrix>, block: Range<usize>) -> Result<()> {
+    fn sweep_block(
+        &self,
+        sweep: &mut CudaSweep,
+        factor: Option<&CudaMatrix>,
+        block: Range<usize>,
+    ) -> Result<()> {
         let k = sweep.grouping.order.len();
         let errors = self.alloc::<f32>(sweep.rows * block.len())?;
         let u = factor.map_or(0, |u| self.address(&u.values));

@@ -2,8 +2,8 @@ use std::ffi::c_void;
 
 use cudarc::cusolver::safe::DnHandle;
 use cudarc::cusolver::sys::{
-    cublasDiagType_t, cudaDataType_t, cublasFillMode_t, cusolverDnSpotrf, cusolverDnSpotrf_bufferSize, cusolverDnXtrtri,
-    cusolverDnXtrtri_bufferSize,
+    cublasDiagType_t, cublasFillMode_t, cudaDataType_t, cusolverDnSpotrf, cusolverDnSpotrf_bufferSize,
+    cusolverDnXtrtri, cusolverDnXtrtri_bufferSize,
 };
 
 use super::{InverseCholesky, check};
@@ -47,7 +47,8 @@ impl InverseCholesky for Cuda {
 impl Cuda {
     /// Replaces the lower triangle at `matrix`, column-major, by the inverse of its Cholesky factor.
     fn factor_and_invert(&self, matrix: u64, size: usize) -> Result<()> {
-        let failed = |error: cudarc::cusolver::result::CusolverError| Error::cuda("cuSOLVER", format!("{error:?}"));
+        let failed =
+            |error: cudarc::cusolver::result::CusolverError| Error::cuda("cuSOLVER", format!("{error:?}"));
         let solver = DnHandle::new(self.stream().clone()).map_err(failed)?;
         let lower = cublasFillMode_t::CUBLAS_FILL_MODE_LOWER;
         let info = self.zeros::<i32>(1)?;
@@ -55,13 +56,22 @@ impl Cuda {
         // SAFETY: `matrix` is a square of this size, and work spaces have the sizes cuSOLVER asks for.
         unsafe {
             let mut length = 0;
-            cusolverDnSpotrf_bufferSize(solver.cu(), lower, size as i32, matrix as *mut f32, size as i32, &mut length)
-                .result()
-                .map_err(failed)?;
+            cusolverDnSpotrf_bufferSize(
+                solver.cu(),
+                lower,
+                size as i32,
+                matrix as *mut f32,
+                size as i32,
+                &mut length,
+            )
+            .result()
+            .map_err(failed)?;
             let work = self.alloc::<f32>(length as usize)?;
             let work_address = self.address(&work) as *mut f32;
             let (n, a) = (size as i32, matrix as *mut f32);
-            cusolverDnSpotrf(solver.cu(), lower, n, a, n, work_address, length, info_address).result().map_err(failed)?;
+            cusolverDnSpotrf(solver.cu(), lower, n, a, n, work_address, length, info_address)
+                .result()
+                .map_err(failed)?;
         }
         let pivot = self.download(&info, 1)?[0];
         if pivot != 0 {
@@ -73,15 +83,36 @@ impl Cuda {
         unsafe {
             let (mut on_card, mut on_host) = (0, 0);
             let a = matrix as *mut c_void;
-            cusolverDnXtrtri_bufferSize(solver.cu(), lower, diagonal, n, kind, a, n, &mut on_card, &mut on_host)
-                .result()
-                .map_err(failed)?;
+            cusolverDnXtrtri_bufferSize(
+                solver.cu(),
+                lower,
+                diagonal,
+                n,
+                kind,
+                a,
+                n,
+                &mut on_card,
+                &mut on_host,
+            )
+            .result()
+            .map_err(failed)?;
             let work = self.alloc::<u8>(on_card)?;
             let mut host_work = vec![0u8; on_host.max(1)];
             let work_address = self.address(&work) as *mut c_void;
             let host_address = host_work.as_mut_ptr().cast();
             cusolverDnXtrtri(
-                solver.cu(), lower, diagonal, n, kind, a, n, work_address, on_card, host_address, on_host, info_address,
+                solver.cu(),
+                lower,
+                diagonal,
+                n,
+                kind,
+                a,
+                n,
+                work_address,
+                on_card,
+                host_address,
+                on_host,
+                info_address,
             )
             .result()
             .map_err(failed)?;

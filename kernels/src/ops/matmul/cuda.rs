@@ -14,7 +14,12 @@ pub struct CudaWeight {
 }
 
 impl CudaWeight {
-    pub(crate) fn new(values: CudaSlice<u16>, dims: (usize, usize), turned: bool, bias: Option<CudaTensor>) -> Self {
+    pub(crate) fn new(
+        values: CudaSlice<u16>,
+        dims: (usize, usize),
+        turned: bool,
+        bias: Option<CudaTensor>,
+    ) -> Self {
         Self { values, dims, turned, bias }
     }
 
@@ -44,7 +49,12 @@ impl MatMul for Cuda {
         Ok(CudaWeight::new(values, dims, false, bias))
     }
 
-    fn weight_from_f32(&self, values: Vec<f32>, dims: (usize, usize), bias: Option<Vec<f32>>) -> Result<CudaWeight> {
+    fn weight_from_f32(
+        &self,
+        values: Vec<f32>,
+        dims: (usize, usize),
+        bias: Option<Vec<f32>>,
+    ) -> Result<CudaWeight> {
         if values.len() != dims.0 * dims.1 {
             return Err(Error::shape("matmul weight", dims, values.len()));
         }
@@ -60,8 +70,11 @@ impl MatMul for Cuda {
         let target = Operand::half(self.half(&y)?, weight.dims.0);
         self.product(x, weight, target)?;
         if let Some(bias) = &weight.bias {
-            let args =
-                [Arg::Address(self.half(&y)?), Arg::Address(self.half(bias)?), Arg::Int(weight.dims.0 as i32)];
+            let args = [
+                Arg::Address(self.half(&y)?),
+                Arg::Address(self.half(bias)?),
+                Arg::Int(weight.dims.0 as i32),
+            ];
             self.launch("add_bias", Launch::blocks(y.shape().0, 256), &args)?;
         }
         Ok(y)
@@ -79,7 +92,8 @@ impl Cuda {
         let (rows, k) = self.shape(x);
         check((rows, k), weight.dims)?;
         let (n, address) = (weight.dims.0, self.address(&weight.values));
-        let w = if weight.turned { Operand::half(address, n) } else { Operand::half(address, k).transposed() };
+        let w =
+            if weight.turned { Operand::half(address, n) } else { Operand::half(address, k).transposed() };
         self.gemm((n, rows, k), (1.0, 0.0), w, Operand::half(self.half(x)?, k), target)
     }
 }

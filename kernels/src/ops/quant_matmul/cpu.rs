@@ -89,7 +89,11 @@ impl QuantMatMul for Cpu {
 
     fn dense_weight(&self, packed: &PackedLinear) -> Result<CpuWeight> {
         packed.check()?;
-        self.weight_from_f32(packed.dequantized(), (packed.out_features, packed.in_features), packed.bias.clone())
+        self.weight_from_f32(
+            packed.dequantized(),
+            (packed.out_features, packed.in_features),
+            packed.bias.clone(),
+        )
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) fn check(x: (usize, usize), weight: (usize, usize)) -> Result<()> {
 mod tests {
     use super::*;
     use crate::Cpu;
-    use crate::testing::{NMSE_F32, assert_close, random};
+    use crate::testing::{NMSE_F32, NMSE_HALF, assert_close, random};
 
     fn reference(x: &[f32], weight: &[f32], eps: f64) -> Vec<f64> {
         let row = |x: &[f32]| {
@@ -52,5 +52,10 @@ mod tests {
     #[test]
     fn agrees_with_f64_on_the_cpu() {
         conforms(&Cpu::new(), NMSE_F32);
+    }
+
+    #[test]
+    fn agrees_with_f64_on_cuda() {
+        crate::testing::cards().iter().for_each(|card| conforms(card, NMSE_HALF));
     }
 }

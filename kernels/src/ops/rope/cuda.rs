@@ -5,7 +5,12 @@ use crate::{Batch, Device, Result};
 pub(crate) const SOURCE: &str = include_str!("rope.cu");
 
 impl Rope for Cuda {
-    fn rope(&self, qkv: &CudaTensor, batch: &Batch, shape: &RopeShape<CudaTensor>) -> Result<[CudaTensor; 3]> {
+    fn rope(
+        &self,
+        qkv: &CudaTensor,
+        batch: &Batch,
+        shape: &RopeShape<CudaTensor>,
+    ) -> Result<[CudaTensor; 3]> {
         check(self.shape(qkv), batch, shape)?;
         let rows = batch.rows();
         let q = self.new_tensor((rows, shape.heads * shape.head_dim))?;

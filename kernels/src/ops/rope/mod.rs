@@ -53,7 +53,7 @@ pub(crate) fn check<T>(qkv: (usize, usize), batch: &Batch, shape: &RopeShape<T>)
 mod tests {
     use super::*;
     use crate::Cpu;
-    use crate::testing::{NMSE_F32, assert_close, random};
+    use crate::testing::{NMSE_F32, NMSE_HALF, assert_close, random};
 
     fn rotate(head: &[f64], position: usize, inv_freq: &[f32]) -> Vec<f64> {
         let half = head.len() / 2;
@@ -98,7 +98,7 @@ mod tests {
                 heads,
                 kv_heads,
                 head_dim,
-                inv_freq: tensor(&inv_freq),
+                inv_freq: device.wide_tensor(inv_freq.clone(), (1, head_dim / 2)).unwrap(),
                 norms: norms.then(|| QkNorm { q: tensor(&weights[0]), k: tensor(&weights[1]), eps: 1e-6 }),
             };
             let qkv = device.tensor(qkv, (5, width)).unwrap();
@@ -115,5 +115,10 @@ mod tests {
     #[test]
     fn agrees_with_f64_on_the_cpu() {
         conforms(&Cpu::new(), NMSE_F32);
+    }
+
+    #[test]
+    fn agrees_with_f64_on_cuda() {
+        crate::testing::cards().iter().for_each(|card| conforms(card, NMSE_HALF));
     }
 }

@@ -23,7 +23,7 @@ pub(crate) fn check(x: (usize, usize)) -> Result<usize> {
 mod tests {
     use super::*;
     use crate::Cpu;
-    use crate::testing::{NMSE_F32, assert_close, random};
+    use crate::testing::{NMSE_F32, NMSE_HALF, assert_close, random};
 
     fn conforms(device: &impl SiluMul, tolerance: f64) {
         for (risk, scale) in [("ordinary values", 3.0), ("the exponential overflows", 200.0)] {
@@ -43,5 +43,10 @@ mod tests {
     #[test]
     fn agrees_with_f64_on_the_cpu() {
         conforms(&Cpu::new(), NMSE_F32);
+    }
+
+    #[test]
+    fn agrees_with_f64_on_cuda() {
+        crate::testing::cards().iter().for_each(|card| conforms(card, NMSE_HALF));
     }
 }

@@ -62,8 +62,8 @@ mod tests {
             let q: Vec<f32> = p.iter().zip(random(2, 3 * vocab)).map(|(p, noise)| p + 0.3 * noise).collect();
             let targets = [0, vocab as u32 / 2, vocab as u32 - 1];
             let (tp, tq) = (
-                device.tensor(p.clone(), (3, vocab)).unwrap(),
-                device.tensor(q.clone(), (3, vocab)).unwrap(),
+                device.wide_tensor(p.clone(), (3, vocab)).unwrap(),
+                device.wide_tensor(q.clone(), (3, vocab)).unwrap(),
             );
             let losses = device.token_loss(&tq, &targets).unwrap();
             let distances = device.divergence(&tp, &tq).unwrap();
@@ -96,5 +96,10 @@ mod tests {
     #[test]
     fn agrees_with_f64_on_the_cpu() {
         conforms(&Cpu::new());
+    }
+
+    #[test]
+    fn agrees_with_f64_on_cuda() {
+        crate::testing::cards().iter().for_each(conforms);
     }
 }
