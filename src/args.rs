@@ -171,8 +171,8 @@ pub struct OutputArgs {
     #[arg(long)]
     pub resume: bool,
 
-    /// Replace an output folder that is not empty
-    #[arg(long)]
+    /// Replace a finished artifact; other folders are never replaced
+    #[arg(long, conflicts_with = "resume")]
     pub force: bool,
 
     /// Split the weights into files of at most this size, e.g. 5GB
@@ -379,10 +379,6 @@ pub struct SynthArgs {
     /// Split the weights into files of at most this size
     #[arg(long, value_name = "SIZE", default_value = "10GB", value_parser = parse_size)]
     pub max_shard_size: u64,
-
-    /// Replace an output folder that is not empty
-    #[arg(long)]
-    pub force: bool,
 }
 
 /// Measure this machine and how near the program comes to it
@@ -495,8 +491,8 @@ fn parse_group_size(text: &str) -> Result<GroupSize, String> {
 
 fn parse_damp(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(damp) if (0.0..1.0).contains(&damp) => Ok(damp),
-        _ => Err("expected a number from 0 up to but not including 1".into()),
+        Ok(damp) if damp > 0.0 && damp < 1.0 => Ok(damp),
+        _ => Err("expected a number above 0 and below 1".into()),
     }
 }
 

@@ -39,7 +39,7 @@ fn run(verb: Option<Verb>) -> anyhow::Result<ExitCode> {
         Some(Verb::Bench(args)) => match args.what {
             BenchVerb::Cpu(args) => commands::bench::run(&args)?,
         },
-        Some(Verb::Completions(args)) => commands::completions::run(&args),
+        Some(Verb::Completions(args)) => commands::completions::run(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -73,6 +73,7 @@ pub fn check_settings(files: &ModelFiles, params: &GptqParams) -> Result<()> {
 pub fn produce<B: Backend>(backend: &B, job: &Job, on_event: &mut dyn FnMut(Event)) -> Result<QuantizeLog> {
     let started = Instant::now();
     check(job.files, job.params)?;
+    refuse_source(job)?;
     let config = &job.files.config;
     let specs = artifact_specs(job);
     let layout = ArtifactLayout::new(specs, &artifact::metadata(&job.params.quant), job.max_shard_size);
@@ -103,6 +104,18 @@ pub fn produce<B: Backend>(backend: &B, job: &Job, on_event: &mut dyn FnMut(Even
     writer.add_file(card::CARD_FILE, card::model_card(&log, config).as_bytes())?;
     writer.finish()?;
     Ok(log)
+}
+
+/// The output must not hold the source, which replacing it would delete.
+fn refuse_source(job: &Job) -> Result<()> {
+    let whole = |path: &Path| path.canonicalize().ok();
+    match (whole(job.source), whole(job.out)) {
+        (Some(source), Some(out)) if source.starts_with(&out) => {
+            let problem = format!("expected another folder than the source's, {}", source.display());
+            Err(Error::Output { path: job.out.into(), problem })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The artifact's tensors, with the types that the source's own tensors have.

@@ -42,7 +42,7 @@ pub enum Error {
     #[error("{}: {name}: expected finite values, got {value} at element {index}", path.display())]
     NotFinite { path: PathBuf, name: String, index: usize, value: f32 },
 
-    #[error("{}: expected a folder without a model, got one that has {found}", path.display())]
+    #[error("{}: expected a new or empty folder, got one that has {found}", path.display())]
     NotEmpty { path: PathBuf, found: String },
 
     #[error("{tensor}: {problem}")]

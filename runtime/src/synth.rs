@@ -32,8 +32,8 @@ const SUMS: usize = BYTES_A_VALUE * 255 + 1;
 /// Bytes that are generated, by all threads together, before they are written.
 const BUFFER_BYTES: usize = 32 << 20;
 
-/// Writes `config.json` and a random checkpoint, sharded above `max_shard_size` bytes, into a folder that
-/// holds no model yet. `progress` is told the bytes done and their total.
+/// Writes `config.json` and a random checkpoint, sharded above `max_shard_size` bytes, as the folder `dir`,
+/// which must be new or empty and appears when it is complete. `progress` is told the bytes done and their total.
 pub fn write_checkpoint(
     config: &ModelConfig,
     dir: &Path,
@@ -41,8 +41,29 @@ pub fn write_checkpoint(
     max_shard_size: u64,
     progress: &dyn Fn(u64, u64),
 ) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    refuse_model(dir)?;
+    refuse_content(dir)?;
+    let Some(name) = dir.file_name() else {
+        return Err(Error::NotEmpty { path: dir.into(), found: "no name".into() });
+    };
+    let work = dir.with_file_name(format!(".{}.partial", name.to_string_lossy()));
+    if work.exists() {
+        fs::remove_dir_all(&work).map_err(Error::io(&work))?;
+    }
+    fs::create_dir_all(&work).map_err(Error::io(&work))?;
+    write_files(config, &work, seed, max_shard_size, progress)?;
+    if dir.exists() {
+        fs::remove_dir(dir).map_err(Error::io(dir))?;
+    }
+    fs::rename(&work, dir).map_err(Error::io(dir))
+}
+
+fn write_files(
+    config: &ModelConfig,
+    dir: &Path,
+    seed: u64,
+    max_shard_size: u64,
+    progress: &dyn Fn(u64, u64),
+) -> Result<()> {
     let specs = checkpoint_tensors(config);
     let total = specs.iter().map(TensorSpec::bytes).sum();
     let shards = shards(&specs, max_shard_size);
@@ -74,16 +95,18 @@ pub fn write_checkpoint(
     write_json(&dir.join("config.json"), &config.to_json())
 }
 
-/// A model that is there already is neither replaced nor mixed with ours.
-fn refuse_model(dir: &Path) -> Result<()> {
-    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
-        let name = entry.map_err(Error::io(dir))?.file_name().to_string_lossy().into_owned();
-        let is_model = name == "config.json" || name.contains(".safetensors");
-        if is_model && !name.starts_with('.') {
-            return Err(Error::NotEmpty { path: dir.into(), found: name });
+/// What is there already is neither replaced nor mixed with ours.
+fn refuse_content(dir: &Path) -> Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    match fs::read_dir(dir).map_err(Error::io(dir))?.next() {
+        None => Ok(()),
+        Some(entry) => {
+            let name = entry.map_err(Error::io(dir))?.file_name().to_string_lossy().into_owned();
+            Err(Error::NotEmpty { path: dir.into(), found: name })
         }
     }
-    Ok(())
 }
 
 /// Consecutive tensors of at most `max_bytes` together; a larger tensor stands alone.

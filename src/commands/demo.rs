@@ -59,7 +59,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let calibration = Calibration::from_dataset(&CALIBRATION, &train, &model, DeviceKind::Cpu)?;
     let measurement = Measurement {
         dataset: Dataset::from_parquet_bytes("demo4m-text:test", TEST)?,
-        protocol: Protocol { join: JoinArg::Raw, ctx: 512, max_windows: Some(32) },
+        protocol: Protocol { join: JoinArg::Raw, ctx: 512, max_windows: Some(16) },
     };
     let device = Cpu::new();
     let work = Work {

@@ -41,7 +41,8 @@ pub(super) fn check_free(out: &Path, mode: OutMode) -> Result<()> {
     }
     match mode {
         _ if is_empty(out) => Ok(()),
-        OutMode::Force => Ok(()),
+        OutMode::Force if out.join("quantize_config.json").is_file() => Ok(()),
+        OutMode::Force => Err(problem(out, "expected an artifact to replace, got a folder of other files")),
         OutMode::New => {
             Err(problem(out, "expected a new or empty folder, got one with files (--force replaces it)"))
         }

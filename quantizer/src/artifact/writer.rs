@@ -234,6 +234,8 @@ mod tests {
         fs::create_dir(&out).unwrap();
         fs::write(out.join("precious"), "x").unwrap();
         assert!(begin(&out, OutMode::New).is_err() && begin(&out, OutMode::Resume).is_err());
+        assert!(begin(&out, OutMode::Force).is_err(), "what is no artifact is never replaced");
+        fs::write(out.join("quantize_config.json"), "{}").unwrap();
         let (writer, _) = begin(&out, OutMode::Force).unwrap();
         assert!(out.join("precious").exists());
         finish(writer, 0);
