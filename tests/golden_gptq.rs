@@ -63,7 +63,7 @@ fn codes_and_loss_agree_with_the_reference() {
         let expected = SafeTensors::deserialize(&bytes).unwrap();
         let solved = solve(&cpu, std::slice::from_ref(&weight), Some(&hessian), &params(case)).unwrap();
         let codes = expected.tensor("codes").unwrap().data();
-        let equal = solved.quantized.codes.iter().zip(codes).filter(|(a, b)| a == b).count();
+        let equal = solved.packed.codes().iter().zip(codes).filter(|(a, b)| a == b).count();
         let share = equal as f64 / codes.len() as f64;
         // One sequence makes H = 2 X X^T, as in the reference.
         let (loss, reference) = (solved.loss(0..OUT, 1), case["loss"].as_f64().unwrap());
@@ -74,7 +74,7 @@ fn codes_and_loss_agree_with_the_reference() {
         );
         assert!(share >= 0.995, "{name}: {share}");
         assert!((loss / reference - 1.0).abs() <= 1e-3, "{name}: loss {loss}, reference {reference}");
-        assert_eq!(solved.quantized.g_idx, support::ints(&expected, "g_idx"), "{name}");
+        assert_eq!(solved.packed.g_idx, support::ints(&expected, "g_idx"), "{name}");
     }
 }
 
@@ -104,12 +104,13 @@ fn a_card_finds_the_codes_of_the_cpu() {
             let params = GptqParams { f16_scales, ..params(&case) };
             let expected = solve(&cpu, std::slice::from_ref(&weight), Some(&on_cpu), &params).unwrap();
             let solved = solve(&card, std::slice::from_ref(&weight), Some(&on_card), &params).unwrap();
-            let pairs = solved.quantized.codes.iter().zip(&expected.quantized.codes);
-            let share = pairs.filter(|(a, b)| a == b).count() as f64 / (OUT * IN) as f64;
+            let (codes, expected_codes) = (solved.packed.codes(), expected.packed.codes());
+            let share =
+                codes.iter().zip(&expected_codes).filter(|(a, b)| a == b).count() as f64 / (OUT * IN) as f64;
             let loss = solved.loss(0..OUT, 1) / expected.loss(0..OUT, 1) - 1.0;
             println!("{name}: {:.3} % of codes equal, loss {:+.4} %", share * 100.0, loss * 100.0);
             assert!(share >= 0.99 && loss.abs() <= 0.01, "{name}: {share}, {loss}");
-            assert_eq!(solved.quantized.g_idx, expected.quantized.g_idx, "{name}");
+            assert_eq!(solved.packed.g_idx, expected.packed.g_idx, "{name}");
         }
     }
 }

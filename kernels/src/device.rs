@@ -12,6 +12,11 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// A name for people: the processor or the card, and how much of it is used.
     fn name(&self) -> String;
 
+    /// Waits until everything asked for is done; a device that computes at once has nothing to wait for.
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// An activation tensor of `shape` `(rows, features)` from row-major values.
     fn tensor(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<Self::Tensor>;
 

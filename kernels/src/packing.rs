@@ -4,6 +4,8 @@
 //! stream that is cut into 32-bit words. `qweight` is `[in * bits / 32, out]`: a lane is an output row, its
 //! words lie a row apart. `qzeros` is `[groups, out * bits / 32]`: a lane is a group, its words are adjacent.
 
+use std::ops::Range;
+
 use half::f16;
 use rayon::prelude::*;
 
@@ -43,25 +45,13 @@ impl PackedLinear {
             .par_chunks_exact_mut(words)
             .zip(solved.codes.par_chunks_exact(in_features))
             .for_each(|(words, codes)| pack_lane(codes, bits, words));
-        let mut scales = Vec::with_capacity(solved.scales.len());
-        for scale in &solved.scales {
-            let stored = f16::from_f32(*scale);
-            if !stored.is_finite() {
-                return Err(Error::Unrepresentable {
-                    op: "pack",
-                    value: format!("scale {scale}"),
-                    why: "beyond f16",
-                });
-            }
-            scales.push(stored);
-        }
         Ok(Self {
             bits,
             in_features,
             out_features,
             qweight: transpose(&lanes, out_features, words),
             qzeros: pack_zeros(&solved.zeros, out_features, bits, zero_offset)?,
-            scales,
+            scales: stored_scales(&solved.scales)?,
             g_idx: solved.g_idx.clone(),
             zero_offset,
             bias: None,
@@ -122,6 +112,26 @@ impl PackedLinear {
         values
     }
 
+    /// The outputs of one linear of a stack. Whole words of zero points must belong to it.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Self> {
+        let words = lane_words(rows.len(), self.bits)?;
+        let first = lane_words(rows.start, self.bits)?;
+        let columns = |values: &[u32], width: usize, span: Range<usize>| -> Vec<u32> {
+            values.par_chunks_exact(width).flat_map_iter(|row| row[span.clone()].iter().copied()).collect()
+        };
+        let zero_words = lane_words(self.out_features, self.bits)?;
+        let scales = self.scales.chunks_exact(self.out_features).flat_map(|row| &row[rows.clone()]);
+        Ok(Self {
+            out_features: rows.len(),
+            qweight: columns(&self.qweight, self.out_features, rows.clone()),
+            qzeros: columns(&self.qzeros, zero_words, first..first + words),
+            scales: scales.copied().collect(),
+            bias: self.bias.as_ref().map(|bias| bias[rows.clone()].to_vec()),
+            g_idx: self.g_idx.clone(),
+            ..*self
+        })
+    }
+
     /// Several linears with the same input, group assignment and format, stacked along `out`.
     /// `None` where they cannot share one matrix.
     pub fn stack(parts: &[Self]) -> Option<Self> {
@@ -153,6 +163,17 @@ impl PackedLinear {
             ..first.clone()
         })
     }
+}
+
+/// Scales as the file holds them; an error where one is beyond f16.
+pub fn stored_scales(scales: &[f32]) -> Result<Vec<f16>> {
+    let stored = |scale: &f32| {
+        let stored = f16::from_f32(*scale);
+        let why = "beyond f16";
+        let error = || Error::Unrepresentable { op: "pack", value: format!("scale {scale}"), why };
+        stored.is_finite().then_some(stored).ok_or_else(error)
+    };
+    scales.iter().map(stored).collect()
 }
 
 /// Words of a lane of `count` codes; an error where the last word would not be full.
@@ -337,6 +358,9 @@ mod tests {
             let expected = [row(&a.zeros(), 8, g), row(&b.zeros(), 16, g)].concat();
             assert_eq!(row(&whole.zeros(), 24, g), expected);
         }
+        assert_eq!(whole.rows(0..8).unwrap(), a);
+        assert_eq!(whole.rows(8..24).unwrap(), b);
+        assert!(whole.rows(4..24).is_err(), "half a word of zero points");
         let other = PackedLinear { g_idx: vec![0; 64], ..b };
         assert!(PackedLinear::stack(&[a, other]).is_none(), "different groups cannot share a matrix");
     }

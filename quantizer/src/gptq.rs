@@ -11,7 +11,10 @@
 //!
 //! Rounding to nearest is the same sweep with H = I.
 
-use gptq_kernels::{Backend, GridSpec, HostTensor, Quantized};
+use std::time::Instant;
+
+use gptq_kernels::packing::PackedLinear;
+use gptq_kernels::{Backend, GridSpec, HostTensor};
 use gptq_runtime::quant_config::QuantConfig;
 
 use crate::{Error, Result, order};
@@ -37,9 +40,14 @@ pub struct GptqParams {
 
 /// A solved stage.
 pub struct Solved {
-    pub quantized: Quantized,
+    /// All linears of the stage, stacked along `out`.
+    pub packed: PackedLinear,
+    /// Of each output row, in the Hessian's own scale.
+    pub losses: Vec<f32>,
     /// The damp that the factorization needed: the one asked for, or more.
     pub damp_percent: f64,
+    /// Time for the factorization, and for the sweep with grids and packing.
+    pub seconds: [f64; 2],
 }
 
 /// The damp from which the ladder starts where none was asked for, and where it ends.
@@ -57,6 +65,7 @@ pub fn solve<B: Backend>(
     let in_features = weights.first().map_or(Ok(0), |w| w.dims2().map(|d| d.1))?;
     let diagonal = hessian.map_or(Ok(vec![1.0; in_features]), |h| backend.diagonal(h))?;
     let dead: Vec<u32> = (0..).zip(&diagonal).filter(|(_, h)| **h == 0.0).map(|(i, _)| i).collect();
+    let started = Instant::now();
     let grouping = order::grouping(&diagonal, quant.group_size, quant.act_order, quant.static_groups);
     let (factor, damp_percent) = match hessian {
         Some(h) => {
@@ -65,11 +74,14 @@ pub fn solve<B: Backend>(
         }
         None => (None, 0.0),
     };
+    let factored = started.elapsed().as_secs_f64();
     let mut sweep = backend.sweep_start(weights, &dead, &grouping, &params.grid_spec())?;
     for block in order::blocks(&grouping) {
         backend.sweep_block(&mut sweep, factor.as_ref(), block)?;
     }
-    Ok(Solved { quantized: backend.sweep_finish(sweep)?, damp_percent })
+    let (packed, losses) = backend.sweep_pack(sweep, quant.format.zero_offset())?;
+    let seconds = [factored, started.elapsed().as_secs_f64() - factored];
+    Ok(Solved { packed, losses, damp_percent, seconds })
 }
 
 /// The factor at the damp asked for, or at the first doubling of it that works.
@@ -116,7 +128,7 @@ impl Solved {
     /// The loss as other tools report it, `sum ((w - q) / U_ii)^2 / 2` with H = 2 / sequences * X X^T, for
     /// the given rows of the stage.
     pub fn loss(&self, rows: std::ops::Range<usize>, sequences: usize) -> f64 {
-        let sum: f64 = self.quantized.losses[rows].iter().map(|loss| *loss as f64).sum();
+        let sum: f64 = self.losses[rows].iter().map(|loss| *loss as f64).sum();
         sum * 2.0 / sequences.max(1) as f64
     }
 }

@@ -33,7 +33,7 @@ pub struct Job<'a> {
 }
 
 /// What is happening, for progress.
-pub enum Event<'a> {
+pub enum Event {
     /// An earlier run finished this layer; its activations are made again.
     Restoring {
         layer: usize,
@@ -42,8 +42,10 @@ pub enum Event<'a> {
         layer: usize,
         stage: Stage,
     },
+    /// Solved; it is being written while the next one is solved.
     Done {
-        record: &'a LayerRecord,
+        layer: usize,
+        loss: f64,
     },
 }
 
@@ -74,25 +76,17 @@ pub fn produce<B: Backend>(backend: &B, job: &Job, on_event: &mut dyn FnMut(Even
     let started = Instant::now();
     check(job.files, job.params)?;
     refuse_source(job)?;
-    let config = &job.files.config;
     let specs = artifact_specs(job);
     let layout = ArtifactLayout::new(specs, &artifact::metadata(&job.params.quant), job.max_shard_size);
-    let (mut writer, finished) = ArtifactWriter::begin(job.out, layout, &fingerprint(job), job.mode)?;
+    let (writer, finished) = ArtifactWriter::begin(job.out, layout, &fingerprint(job), job.mode)?;
     let mut walk = Walk::start(backend, job.files, job.params, job.sequences)?;
-    let mut records = read_records(finished)?;
+    let records = read_records(finished)?;
     for layer in 0..records.len() {
         on_event(Event::Restoring { layer });
         walk.skip_layer(layer, &restore(&writer, job, layer)?)?;
     }
-    for layer in records.len()..config.num_hidden_layers {
-        let solved = walk.solve_layer(layer, &mut |stage| on_event(Event::Solving { layer, stage }))?;
-        let writing = Instant::now();
-        write_layer(&writer, job, layer, &solved)?;
-        let record = layer_record(layer, &solved, writing.elapsed().as_secs_f64());
-        writer.layer_done(&serde_json::to_value(&record).unwrap_or_default())?;
-        on_event(Event::Done { record: &record });
-        records.push(record);
-    }
+    let (writer, records) = solve_and_write(job, &mut walk, writer, records, on_event)?;
+    drop(walk);
     for spec in outer_tensors(job) {
         write_copy(&writer, job, &spec)?;
     }
@@ -101,9 +95,43 @@ pub fn produce<B: Backend>(backend: &B, job: &Job, on_event: &mut dyn FnMut(Even
         writer.add_file(&name, &bytes)?;
     }
     writer.add_file(LOG_FILE, &log.to_bytes())?;
-    writer.add_file(card::CARD_FILE, card::model_card(&log, config).as_bytes())?;
+    writer.add_file(card::CARD_FILE, card::model_card(&log, &job.files.config).as_bytes())?;
     writer.finish()?;
     Ok(log)
+}
+
+/// Solves the layers that are left, while another thread writes the one before.
+fn solve_and_write<B: Backend>(
+    job: &Job,
+    walk: &mut Walk<B>,
+    mut writer: ArtifactWriter,
+    mut records: Vec<LayerRecord>,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<(ArtifactWriter, Vec<LayerRecord>)> {
+    let first = records.len();
+    let (send, receive) = std::sync::mpsc::sync_channel::<(usize, SolvedLayer)>(1);
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(move || -> Result<_> {
+            for (layer, solved) in receive {
+                let started = Instant::now();
+                write_layer(&writer, job, layer, &solved)?;
+                let record = layer_record(layer, &solved, started.elapsed().as_secs_f64());
+                writer.layer_done(&serde_json::to_value(&record).unwrap_or_default())?;
+                records.push(record);
+            }
+            Ok((writer, records))
+        });
+        for layer in first..job.files.config.num_hidden_layers {
+            let solved = walk.solve_layer(layer, &mut |stage| on_event(Event::Solving { layer, stage }))?;
+            on_event(Event::Done { layer, loss: solved.linears.iter().map(|linear| linear.loss).sum() });
+            // A writer that is gone has failed: its error comes with the join.
+            if send.send((layer, solved)).is_err() {
+                break;
+            }
+        }
+        drop(send);
+        writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// The output must not hold the source, which replacing it would delete.
@@ -167,8 +195,8 @@ fn write_copy(writer: &ArtifactWriter, job: &Job, spec: &TensorSpec) -> Result<(
     writer.write_tensor(&spec.name, job.files.checkpoint.tensor(&spec.name, &spec.shape)?.bytes)
 }
 
-/// The linears of a finished layer, by stage, read back from the unfinished artifact.
-fn restore(writer: &ArtifactWriter, job: &Job, layer: usize) -> Result<[Vec<PackedLinear>; 4]> {
+/// The stages of a finished layer, their linears stacked, read back from the unfinished artifact.
+fn restore(writer: &ArtifactWriter, job: &Job, layer: usize) -> Result<[PackedLinear; 4]> {
     let quant = &job.params.quant;
     let mut stages = [const { Vec::new() }; 4];
     for linear in layout::linears(&job.files.config) {
@@ -194,7 +222,11 @@ fn restore(writer: &ArtifactWriter, job: &Job, layer: usize) -> Result<[Vec<Pack
         packed.check()?;
         stages[linear.stage as usize].push(packed);
     }
-    Ok(stages)
+    let stacked = stages.iter().filter_map(|linears| PackedLinear::stack(linears)).collect::<Vec<_>>();
+    stacked.try_into().map_err(|_| Error::Invalid {
+        place: format!("layer {layer} of the interrupted run"),
+        problem: "expected linears of a stage to share their groups".into(),
+    })
 }
 
 /// Everything that decides the artifact's bytes; a run may only be resumed by one that agrees.
@@ -241,7 +273,9 @@ fn layer_record(layer: usize, solved: &SolvedLayer, write_seconds: f64) -> Layer
         layer,
         forward_seconds: solved.phases.forward.as_secs_f64(),
         hessian_seconds: solved.phases.hessian.as_secs_f64(),
-        solve_seconds: solved.phases.solve.as_secs_f64(),
+        factor_seconds: solved.phases.factor.as_secs_f64(),
+        sweep_seconds: solved.phases.sweep.as_secs_f64(),
+        pack_seconds: solved.phases.pack.as_secs_f64(),
         write_seconds,
         linears: linears.collect(),
     }

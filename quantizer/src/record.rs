@@ -58,7 +58,10 @@ pub struct LayerRecord {
     pub layer: usize,
     pub forward_seconds: f64,
     pub hessian_seconds: f64,
-    pub solve_seconds: f64,
+    pub factor_seconds: f64,
+    /// Reading the weights, grids, codes, packing.
+    pub sweep_seconds: f64,
+    pub pack_seconds: f64,
     pub write_seconds: f64,
     pub linears: Vec<LinearRecord>,
 }

@@ -10,7 +10,7 @@ use gptq_kernels::{Backend, Batch, Device, Hessian, HostTensor};
 use gptq_runtime::layout::{LinearSpec, Stage};
 use gptq_runtime::model::{self, Layer, ModelFiles, Projection, State};
 
-use crate::gptq::{self, GptqParams, Method, Solved};
+use crate::gptq::{self, GptqParams, Method};
 use crate::{Error, Result};
 
 /// Tokens of one tile, if sequences are shorter.
@@ -53,8 +53,10 @@ pub struct SolvedLayer {
 pub struct Phases {
     pub forward: Duration,
     pub hessian: Duration,
-    /// Factorization and sweep.
-    pub solve: Duration,
+    pub factor: Duration,
+    /// Reading the weights, grids, codes, packing.
+    pub sweep: Duration,
+    /// Cutting the stage into its linears.
     pub pack: Duration,
 }
 
@@ -80,31 +82,32 @@ impl<'a, B: Backend> Walk<'a, B> {
     /// Solves layer `index` and moves behind it; `on_stage` is told of each stage before it is solved.
     pub fn solve_layer(&mut self, index: usize, on_stage: &mut dyn FnMut(Stage)) -> Result<SolvedLayer> {
         let mut clock = Clock::new();
-        let mut layer = Layer::load(self.backend, self.files, index)?;
+        let mut layer = Layer::without_linears(self.backend, self.files, index)?;
         let (mut states, mut hessian) = self.enter(&layer, &mut clock)?;
         let mut linears = Vec::new();
         for stage in Stage::ALL {
             on_stage(stage);
-            let solved = self.solve_stage(index, stage, hessian.as_ref()).map_err(|e| e.at(index, stage))?;
-            clock.lap(|phases| &mut phases.solve);
-            let parts: Vec<PackedLinear> = solved.iter().map(|linear| linear.packed.clone()).collect();
-            linears.extend(solved);
-            clock.lap(|phases| &mut phases.pack);
+            let solved = self.solve_stage(index, stage, hessian.take(), &mut clock);
+            let packed = solved.map_err(|e| e.at(index, stage)).map(|(packed, mut stage)| {
+                linears.append(&mut stage);
+                packed
+            })?;
             if self.is_last(index) && stage == Stage::Down {
                 break;
             }
-            layer.replace(stage, Projection::dequantized(self.backend, &parts)?);
+            layer.replace(stage, Projection::dequantized(self.backend, &packed)?);
             hessian = self.advance(&layer, stage, &mut states, &mut clock)?;
         }
         self.leave(states);
         Ok(SolvedLayer { linears, phases: clock.phases })
     }
 
-    /// Moves behind layer `index`, which an earlier run solved: `parts` are its linears by stage.
-    pub fn skip_layer(&mut self, index: usize, parts: &[Vec<PackedLinear>; 4]) -> Result<()> {
-        let dense = |stage: Stage| Projection::dequantized(self.backend, &parts[stage as usize]);
-        let projections = [dense(Stage::Qkv)?, dense(Stage::O)?, dense(Stage::GateUp)?, dense(Stage::Down)?];
-        let layer = Layer::with_projections(self.backend, self.files, index, projections)?;
+    /// Moves behind layer `index`, which an earlier run solved: `stages` are its stages' linears, stacked.
+    pub fn skip_layer(&mut self, index: usize, stages: &[PackedLinear; 4]) -> Result<()> {
+        let mut layer = Layer::without_linears(self.backend, self.files, index)?;
+        for stage in Stage::ALL {
+            layer.replace(stage, Projection::dequantized(self.backend, &stages[stage as usize])?);
+        }
         for tile in &mut self.tiles {
             tile.hidden = layer.forward(self.backend, tile.hidden.clone(), &tile.batch, None)?;
         }
@@ -143,8 +146,10 @@ impl<'a, B: Backend> Walk<'a, B> {
         let before = std::mem::take(states);
         for (tile, state) in self.tiles.iter().zip(before) {
             let state = layer.advance(self.backend, stage, state, &tile.batch, None)?;
+            self.backend.synchronize()?;
             clock.lap(|phases| &mut phases.forward);
             self.accumulate(&mut hessian, &state)?;
+            self.backend.synchronize()?;
             clock.lap(|phases| &mut phases.hessian);
             states.push(state);
         }
@@ -173,38 +178,34 @@ impl<'a, B: Backend> Walk<'a, B> {
         }
     }
 
-    /// Solves the linears of one stage in one sweep, since they share Hessian and order.
+    /// Solves the linears of one stage in one sweep, since they share Hessian and order. Returns the stage's
+    /// stack, and its linears one by one.
     fn solve_stage(
         &self,
         index: usize,
         stage: Stage,
-        hessian: Option<&B::Matrix>,
-    ) -> Result<Vec<SolvedLinear>> {
+        hessian: Option<B::Matrix>,
+        clock: &mut Clock,
+    ) -> Result<(PackedLinear, Vec<SolvedLinear>)> {
         let specs = model::stage_linears(self.files, stage);
         let (weights, biases) = model::dense_parts(self.files, index, &specs)?;
-        let solved = gptq::solve(self.backend, &weights, hessian, self.params)?;
-        let mut biases = biases.iter();
+        let mut solved = gptq::solve(self.backend, &weights, hessian.as_ref(), self.params)?;
+        clock.phases.factor += Duration::from_secs_f64(solved.seconds[0]);
+        clock.phases.sweep += Duration::from_secs_f64(solved.seconds[1]);
+        clock.skip();
+        let bias: Vec<f32> = biases.iter().flat_map(HostTensor::to_f32).collect();
+        solved.packed.bias = (!bias.is_empty()).then_some(bias);
         let mut start = 0;
         let split = specs.iter().map(|spec| {
             let rows = start..start + spec.out_features;
             start = rows.end;
-            self.finish(&solved, spec, rows, spec.bias.then(|| biases.next()).flatten())
+            let loss = solved.loss(rows.clone(), self.sequences);
+            let packed = solved.packed.rows(rows)?;
+            Ok(SolvedLinear { spec: *spec, packed, loss, damp_percent: solved.damp_percent })
         });
-        split.collect()
-    }
-
-    fn finish(
-        &self,
-        solved: &Solved,
-        spec: &LinearSpec,
-        rows: std::ops::Range<usize>,
-        bias: Option<&HostTensor>,
-    ) -> Result<SolvedLinear> {
-        let zero_offset = self.params.quant.format.zero_offset();
-        let mut packed = PackedLinear::pack(&solved.quantized.rows(rows.clone()), zero_offset)?;
-        packed.bias = bias.map(|b| b.to_f32());
-        let loss = solved.loss(rows, self.sequences);
-        Ok(SolvedLinear { spec: *spec, packed, loss, damp_percent: solved.damp_percent })
+        let linears = split.collect::<Result<_>>()?;
+        clock.lap(|phases| &mut phases.pack);
+        Ok((solved.packed, linears))
     }
 }
 
@@ -217,6 +218,11 @@ struct Clock {
 impl Clock {
     fn new() -> Self {
         Self { last: Instant::now(), phases: Phases::default() }
+    }
+
+    /// Forgets the time since the last lap, which was booked otherwise.
+    fn skip(&mut self) {
+        self.last = Instant::now();
     }
 
     /// Books the time since the last lap.

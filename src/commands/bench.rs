@@ -162,7 +162,8 @@ fn phases(
     vec![
         figure("forward", seconds(|l| l.forward_seconds), Some(forward)),
         figure("Hessians (lower triangles)", seconds(|l| l.hessian_seconds), Some(hessian)),
-        figure("factors and sweeps", seconds(|l| l.solve_seconds), None),
+        figure("factors", seconds(|l| l.factor_seconds), None),
+        figure("sweeps", seconds(|l| l.sweep_seconds), None),
         figure("writing", seconds(|l| l.write_seconds), None),
         figure("quantization in all", log.seconds, None),
     ]

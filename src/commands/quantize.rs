@@ -105,10 +105,7 @@ pub fn make<B: Backend>(device: &B, job: &Job, title: &str) -> Result<QuantizeLo
             progress.message(&format!("layer {layer}, {}", stage.name()));
             progress.advance(1);
         }
-        Event::Done { record } => {
-            let loss: f64 = record.linears.iter().map(|linear| linear.loss).sum();
-            tracing::info!("layer {}: loss {loss:.4}", record.layer);
-        }
+        Event::Done { layer, loss } => tracing::info!("layer {layer}: loss {loss:.4}"),
     })?;
     Ok(log)
 }
@@ -177,10 +174,12 @@ fn print_summary(log: &QuantizeLog, out: &Path) -> Result<()> {
     let sum =
         |phase: fn(&gptq_quantizer::record::LayerRecord) -> f64| log.layers.iter().map(phase).sum::<f64>();
     output::line(format_args!(
-        "\nforward {:.1} s, Hessians {:.1} s, factors and sweeps {:.1} s, writing {:.1} s, in all {:.1} s",
+        "\nforward {:.1} s, Hessians {:.1} s, factors {:.1} s, sweeps {:.1} s, packing {:.1} s, writing beside {:.1} s, in all {:.1} s",
         sum(|l| l.forward_seconds),
         sum(|l| l.hessian_seconds),
-        sum(|l| l.solve_seconds),
+        sum(|l| l.factor_seconds),
+        sum(|l| l.sweep_seconds),
+        sum(|l| l.pack_seconds),
         sum(|l| l.write_seconds),
         log.seconds
     ))?;

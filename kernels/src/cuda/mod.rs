@@ -7,9 +7,10 @@ mod launch;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use cudarc::cublas::CudaBlas;
+use cudarc::cusolver::safe::DnHandle;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -28,6 +29,8 @@ pub struct Cuda {
 struct Inner {
     stream: Arc<CudaStream>,
     blas: CudaBlas,
+    /// Made at the first factorization.
+    solver: OnceLock<DnHandle>,
     module: Arc<CudaModule>,
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
     /// F16 or BF16: how activations and dense weights are kept.
@@ -83,7 +86,8 @@ impl Cuda {
         let module = context.load_module(cubin).map_err(Error::driver("CUDA kernels"))?;
         let blas = CudaBlas::new(stream.clone()).map_err(|e| Error::cuda("cuBLAS", format!("{e:?}")))?;
         launch::keep_freed_memory(&context)?;
-        let inner = Inner { stream, blas, module, functions: Mutex::default(), dtype, name };
+        let inner =
+            Inner { stream, blas, solver: OnceLock::new(), module, functions: Mutex::default(), dtype, name };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -97,13 +101,14 @@ impl Cuda {
         self.inner.stream.context().mem_get_info().map_err(Error::driver("memory"))
     }
 
-    /// Waits until everything asked for is done.
-    pub fn synchronize(&self) -> Result<()> {
-        self.inner.stream.synchronize().map_err(Error::driver("synchronize"))
-    }
-
-    pub(crate) fn stream(&self) -> &Arc<CudaStream> {
-        &self.inner.stream
+    pub(crate) fn solver(&self) -> Result<&DnHandle> {
+        if self.inner.solver.get().is_none() {
+            let solver = DnHandle::new(self.inner.stream.clone());
+            let solver = solver.map_err(|error| Error::cuda("cuSOLVER", format!("{error:?}")))?;
+            // Another thread's handle, if it came first, serves as well.
+            let _ = self.inner.solver.set(solver);
+        }
+        self.inner.solver.get().ok_or_else(|| Error::cuda("cuSOLVER", "no handle"))
     }
 
     /// Memory that nothing was written to yet.
@@ -213,6 +218,10 @@ impl Device for Cuda {
 
     fn name(&self) -> String {
         self.inner.name.clone()
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.inner.stream.synchronize().map_err(Error::driver("synchronize"))
     }
 
     fn tensor(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<CudaTensor> {

@@ -11,16 +11,16 @@ use gptq_kernels::{AttentionShape, Backend, Batch, QkNorm, RopeShape};
 
 use super::projection::Projection;
 use super::{ModelFiles, vector};
-use crate::Result;
 use crate::layout::{self, Stage};
+use crate::{Error, Result};
 
 /// One decoder layer.
 pub struct Layer<B: Backend> {
     input_norm: B::Tensor,
     post_attention_norm: B::Tensor,
     eps: f32,
-    /// In the order of [`Stage::ALL`].
-    projections: [Projection<B>; 4],
+    /// In the order of [`Stage::ALL`]; `None` until they are put in.
+    projections: [Option<Projection<B>>; 4],
     rope: RopeShape<B::Tensor>,
     attention: AttentionShape,
 }
@@ -36,22 +36,15 @@ pub struct State<T> {
 impl<B: Backend> Layer<B> {
     /// Loads layer `index` of a checkpoint or an artifact.
     pub fn load(backend: &B, files: &ModelFiles, index: usize) -> Result<Self> {
-        let load = |stage| Projection::load(backend, files, index, stage);
-        Self::with_projections(
-            backend,
-            files,
-            index,
-            [load(Stage::Qkv)?, load(Stage::O)?, load(Stage::GateUp)?, load(Stage::Down)?],
-        )
+        let mut layer = Self::without_linears(backend, files, index)?;
+        for stage in Stage::ALL {
+            layer.replace(stage, Projection::load(backend, files, index, stage)?);
+        }
+        Ok(layer)
     }
 
-    /// Layer `index` with the files' norms and the given linears.
-    pub fn with_projections(
-        backend: &B,
-        files: &ModelFiles,
-        index: usize,
-        projections: [Projection<B>; 4],
-    ) -> Result<Self> {
+    /// Layer `index` with the files' norms, its linears still to be put in.
+    pub fn without_linears(backend: &B, files: &ModelFiles, index: usize) -> Result<Self> {
         let config = &files.config;
         let norm = |name: &str, length| {
             vector(backend, files, &format!("{}{name}", layout::layer_prefix(index)), length)
@@ -73,15 +66,15 @@ impl<B: Backend> Layer<B> {
             input_norm: norm("input_layernorm.weight", config.hidden_size)?,
             post_attention_norm: norm("post_attention_layernorm.weight", config.hidden_size)?,
             eps,
-            projections,
+            projections: [const { None }; 4],
             rope: RopeShape { heads, kv_heads, head_dim, inv_freq, norms },
             attention: AttentionShape { heads, kv_heads, head_dim, window: config.sliding_window },
         })
     }
 
-    /// Puts other weights in the place of one stage's: the quantizer does, once it has solved them.
+    /// Puts in the weights of one stage: the quantizer does, once it has solved them.
     pub fn replace(&mut self, stage: Stage, projection: Projection<B>) {
-        self.projections[stage as usize] = projection;
+        self.projections[stage as usize] = Some(projection);
     }
 
     /// The state before the first stage.
@@ -99,7 +92,11 @@ impl<B: Backend> Layer<B> {
         batch: &Batch,
         cache: Option<&mut B::KvCache>,
     ) -> Result<State<B::Tensor>> {
-        let output = self.projections[stage as usize].forward(backend, &input)?;
+        let projection = self.projections[stage as usize].as_ref().ok_or_else(|| Error::Unsound {
+            tensor: format!("stage {}", stage.name()),
+            problem: "its weights were not put in yet".into(),
+        })?;
+        let output = projection.forward(backend, &input)?;
         Ok(match stage {
             Stage::Qkv => {
                 let qkv = backend.rope(&output, batch, &self.rope)?;

@@ -34,12 +34,8 @@ impl<B: Backend> Projection<B> {
     }
 
     /// A solved stage as a dense weight with the values that the artifact will hold.
-    pub fn dequantized(backend: &B, parts: &[PackedLinear]) -> Result<Self> {
-        let whole = PackedLinear::stack(parts).ok_or_else(|| Error::Unsound {
-            tensor: "a solved stage".into(),
-            problem: "expected linears that share their groups".into(),
-        })?;
-        Ok(Self::Dense(backend.dense_weight(&whole)?))
+    pub fn dequantized(backend: &B, solved: &PackedLinear) -> Result<Self> {
+        Ok(Self::Dense(backend.dense_weight(solved)?))
     }
 
     /// `[tokens, in]` to `[tokens, out of all linears]`.

@@ -5,6 +5,7 @@ use cudarc::driver::CudaSlice;
 use super::{GptqSweep, GridSpec, Grouping, Quantized};
 use crate::cuda::{Arg, Cuda, Launch, Operand};
 use crate::ops::hessian::cuda::CudaMatrix;
+use crate::packing::{PackedLinear, ZeroOffset, lane_words, pack_zeros, stored_scales};
 use crate::{Dtype, Error, HostTensor, Result};
 
 pub(crate) const SOURCE: &str = include_str!("gptq_sweep.cu");
@@ -117,14 +118,7 @@ impl GptqSweep for Cuda {
 
     fn sweep_finish(&self, sweep: CudaSweep) -> Result<Quantized> {
         let (k, groups, rows) = (sweep.grouping.order.len(), sweep.grouping.groups, sweep.rows);
-        let codes = self.alloc::<u8>(rows * k)?;
-        let args = [
-            Arg::Address(self.address(&codes)),
-            Arg::Address(self.address(&sweep.codes)),
-            Arg::Address(self.address(&sweep.order)),
-            Arg::Int(k as i32),
-        ];
-        self.launch("sweep_scatter", Launch::blocks(rows, 256), &args)?;
+        let codes = self.codes_in_file_order(&sweep)?;
         Ok(Quantized {
             bits: sweep.spec.bits,
             codes: self.download(&codes, rows * k)?,
@@ -134,9 +128,52 @@ impl GptqSweep for Cuda {
             losses: self.download(&sweep.losses, rows)?,
         })
     }
+
+    fn sweep_pack(&self, sweep: CudaSweep, zero_offset: ZeroOffset) -> Result<(PackedLinear, Vec<f32>)> {
+        let (k, groups, rows, bits) =
+            (sweep.grouping.order.len(), sweep.grouping.groups, sweep.rows, sweep.spec.bits);
+        let words = lane_words(k, bits)?;
+        let codes = self.codes_in_file_order(&sweep)?;
+        let qweight = self.alloc::<u32>(words * rows)?;
+        let args = [
+            Arg::Address(self.address(&qweight)),
+            Arg::Address(self.address(&codes)),
+            Arg::Int(rows as i32),
+            Arg::Int(k as i32),
+            Arg::Int(bits as i32),
+        ];
+        self.launch("pack_codes", Launch::grid(rows.div_ceil(256), words, 1, 256), &args)?;
+        let zeros = self.download(&sweep.zeros, groups * rows)?;
+        let packed = PackedLinear {
+            bits,
+            in_features: k,
+            out_features: rows,
+            qweight: self.download(&qweight, words * rows)?,
+            qzeros: pack_zeros(&zeros, rows, bits, zero_offset)?,
+            scales: stored_scales(&self.download(&sweep.scales, groups * rows)?)?,
+            g_idx: sweep.grouping.g_idx(),
+            zero_offset,
+            bias: None,
+        };
+        Ok((packed, self.download(&sweep.losses, rows)?))
+    }
 }
 
 impl Cuda {
+    /// `[rows, in]`, input features in the checkpoint's order.
+    fn codes_in_file_order(&self, sweep: &CudaSweep) -> Result<CudaSlice<u8>> {
+        let k = sweep.grouping.order.len();
+        let codes = self.alloc::<u8>(sweep.rows * k)?;
+        let args = [
+            Arg::Address(self.address(&codes)),
+            Arg::Address(self.address(&sweep.codes)),
+            Arg::Address(self.address(&sweep.order)),
+            Arg::Int(k as i32),
+        ];
+        self.launch("sweep_scatter", Launch::blocks(sweep.rows, 256), &args)?;
+        Ok(codes)
+    }
+
     fn gather(&self, sweep: &CudaSweep, weight: &HostTensor, first: usize, rows: usize) -> Result<()> {
         let k = sweep.grouping.order.len();
         let target = self.address(&sweep.weights) + 4 * (first * k) as u64;

@@ -211,3 +211,19 @@ extern "C" __global__ void sweep_scatter(u8* out, const u8* codes, const u32* or
     for (int i = threadIdx.x; i < in; i += blockDim.x)
         out[(size_t)blockIdx.x * in + order[i]] = codes[(size_t)blockIdx.x * in + i];
 }
+
+/// Words of the file from codes: word w of output n holds bits 32 w to 32 w + 31 of n's stream of codes.
+extern "C" __global__ void pack_codes(
+    u32* words,       // [in * bits / 32, rows]
+    const u8* codes,  // [rows, in], checkpoint order
+    int rows, int in, int bits) {
+    int n = blockIdx.x * blockDim.x + threadIdx.x, w = blockIdx.y;
+    if (n >= rows) return;
+    const u8* row = codes + (size_t)n * in;
+    u32 word = 0;
+    for (int i = 32 * w / bits; i * bits < 32 * (w + 1) && i < in; i++) {
+        int shift = i * bits - 32 * w;
+        word |= shift >= 0 ? (u32)row[i] << shift : (u32)row[i] >> -shift;
+    }
+    words[(size_t)w * rows + n] = word;
+}

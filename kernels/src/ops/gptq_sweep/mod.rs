@@ -9,6 +9,7 @@ use std::ops::Range;
 pub use grid::GridSpec;
 pub(crate) use grid::TIES_OUTWARD;
 
+use crate::packing::{PackedLinear, ZeroOffset};
 use crate::{Error, HostTensor, InverseCholesky, Result};
 
 /// In which order the columns are met, and which of them share a grid.
@@ -65,6 +66,12 @@ pub trait GptqSweep: InverseCholesky {
     ) -> Result<()>;
 
     fn sweep_finish(&self, sweep: Self::Sweep) -> Result<Quantized>;
+
+    /// The solved matrix as the file has it, and each row's loss.
+    fn sweep_pack(&self, sweep: Self::Sweep, zero_offset: ZeroOffset) -> Result<(PackedLinear, Vec<f32>)> {
+        let solved = self.sweep_finish(sweep)?;
+        Ok((PackedLinear::pack(&solved, zero_offset)?, solved.losses))
+    }
 }
 
 impl Quantized {

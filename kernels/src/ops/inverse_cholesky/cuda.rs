@@ -1,6 +1,5 @@
 use std::ffi::c_void;
 
-use cudarc::cusolver::safe::DnHandle;
 use cudarc::cusolver::sys::{
     cublasDiagType_t, cublasFillMode_t, cudaDataType_t, cusolverDnSpotrf, cusolverDnSpotrf_bufferSize,
     cusolverDnXtrtri, cusolverDnXtrtri_bufferSize,
@@ -9,7 +8,7 @@ use cudarc::cusolver::sys::{
 use super::{InverseCholesky, check};
 use crate::cuda::{Arg, Cuda, Launch};
 use crate::ops::hessian::cuda::CudaMatrix;
-use crate::{Error, Result};
+use crate::{Device, Error, Result};
 
 pub(crate) const SOURCE: &str = include_str!("inverse_cholesky.cu");
 
@@ -49,7 +48,7 @@ impl Cuda {
     fn factor_and_invert(&self, matrix: u64, size: usize) -> Result<()> {
         let failed =
             |error: cudarc::cusolver::result::CusolverError| Error::cuda("cuSOLVER", format!("{error:?}"));
-        let solver = DnHandle::new(self.stream().clone()).map_err(failed)?;
+        let solver = self.solver()?;
         let lower = cublasFillMode_t::CUBLAS_FILL_MODE_LOWER;
         let info = self.zeros::<i32>(1)?;
         let info_address = self.address(&info) as *mut i32;
