@@ -311,7 +311,7 @@ mod tests {
     fn an_existing_model_is_not_overwritten() {
         let (dir, _checkpoint) = written(&tiny(), 1, u64::MAX, 1);
         let again = write_checkpoint(&tiny(), dir.path(), 1, u64::MAX, &|_, _| {});
-        assert!(again.unwrap_err().to_string().contains("without a model"));
+        assert!(again.unwrap_err().to_string().contains("new or empty folder"));
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
     let files = ModelFiles::open(&dir)?;
     let params = params(args);
-    produce::check(&files, &params)?;
+    produce::check_settings(&files, &params)?;
     let work = Quantize { args, dir: &dir, files: &files, params: &params };
     let log = common::on_device(args.output.device, &dir, work)?;
     match args.output.json {

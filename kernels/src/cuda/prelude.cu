@@ -47,6 +47,18 @@ __device__ __forceinline__ u32 pack2(float low, float high) {
     return (u32)to_half(low) | (u32)to_half(high) << 16;
 }
 
+/// Eight 16-bit values in one 16-byte access.
+__device__ __forceinline__ void load8(float (&x)[8], const half_t* source) {
+    uint4 bits = *(const uint4*)source;
+    u32 words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+    for (int i = 0; i < 8; i++) x[i] = to_float((half_t)(words[i / 2] >> (i % 2 * 16)));
+}
+
+__device__ __forceinline__ void store8(half_t* target, const float (&x)[8]) {
+    *(uint4*)target = make_uint4(pack2(x[0], x[1]), pack2(x[2], x[3]), pack2(x[4], x[5]), pack2(x[6], x[7]));
+}
+
 __device__ __forceinline__ float warp_sum(float x) {
     for (int offset = 16; offset > 0; offset >>= 1) x += __shfl_xor_sync(FULL_WARP, x, offset);
     return x;

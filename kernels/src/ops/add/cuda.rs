@@ -16,7 +16,7 @@ impl Add for Cuda {
             Arg::Address(self.half(b)?),
             Arg::Long(count as u64),
         ];
-        self.launch("add", Launch::threads(count), &args)?;
+        self.launch("add", Launch::threads(count.div_ceil(8)), &args)?;
         Ok(y)
     }
 }

@@ -1,16 +1,28 @@
-/// y[t, i] = x[t, i] * weight[i] / sqrt(mean_j x[t, j]^2 + eps); one block a token.
+/// y[t, i] = x[t, i] * weight[i] / sqrt(mean_j x[t, j]^2 + eps); one block a token, a thread eight features at a
+/// time where the width allows.
 extern "C" __global__ void rms_norm(
     half_t* y,             // [tokens, hidden]
     const half_t* x,       // [tokens, hidden]
     const half_t* weight,  // [hidden]
     int hidden, float eps) {
     const half_t* row = x + (size_t)blockIdx.x * hidden;
-    float sum = 0.f;
-    for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
-        float value = to_float(row[i]);
-        sum += value * value;
+    half_t* out = y + (size_t)blockIdx.x * hidden;
+    int wide = hidden % 8 == 0 ? hidden : 0;
+    float sum = 0.f, values[8], weights[8];
+    for (int i = 8 * threadIdx.x; i < wide; i += 8 * blockDim.x) {
+        load8(values, row + i);
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum += values[j] * values[j];
     }
+    for (int i = wide + threadIdx.x; i < hidden; i += blockDim.x) sum += to_float(row[i]) * to_float(row[i]);
     float factor = rsqrtf(block_sum(sum) / hidden + eps);
-    for (int i = threadIdx.x; i < hidden; i += blockDim.x)
-        y[(size_t)blockIdx.x * hidden + i] = to_half(to_float(row[i]) * factor * to_float(weight[i]));
+    for (int i = 8 * threadIdx.x; i < wide; i += 8 * blockDim.x) {
+        load8(values, row + i);
+        load8(weights, weight + i);
+#pragma unroll
+        for (int j = 0; j < 8; j++) values[j] *= factor * weights[j];
+        store8(out + i, values);
+    }
+    for (int i = wide + threadIdx.x; i < hidden; i += blockDim.x)
+        out[i] = to_half(to_float(row[i]) * factor * to_float(weight[i]));
 }
