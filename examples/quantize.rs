@@ -1,0 +1,62 @@
+//! Quantizes a model folder with the library and measures what it cost:
+//! `cargo run --release --example quantize -- MODEL OUT TEXT.txt`
+
+use std::path::Path;
+
+use gptq_calibration::dataset::{self, DatasetRoots, DatasetSpec, Join};
+use gptq_calibration::sampling::{SampleRequest, Sampling, sample, windows};
+use gptq_calibration::tokenizer::Tokenizer;
+use gptq_kernels::Cpu;
+use gptq_quantizer::artifact::OutMode;
+use gptq_quantizer::gptq::{GptqParams, Method};
+use gptq_quantizer::produce::{Job, produce};
+use gptq_runtime::model::{Model, ModelFiles};
+use gptq_runtime::perplexity::evaluate;
+use gptq_runtime::quant_config::QuantConfig;
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [model, out, text] = &args[..] else { anyhow::bail!("usage: quantize MODEL OUT TEXT") };
+    let (source, out) = (Path::new(model), Path::new(out));
+
+    // Text to token sequences.
+    let spec: DatasetSpec = text.parse()?;
+    let text = dataset::load(&spec, &DatasetRoots::from_env()?)?.join(Join::Raw);
+    let tokens = Tokenizer::load(source)?.encode(&text, true)?;
+    let request = SampleRequest { samples: 8, seq_len: 256, sampling: Sampling::Random, seed: 0 };
+    let sequences = sample(&tokens, &request)?;
+
+    // Checkpoint to artifact.
+    let device = Cpu::new();
+    let files = ModelFiles::open(source)?;
+    let quant = QuantConfig {
+        bits: 4,
+        group_size: Some(64),
+        act_order: true,
+        damp_percent: 0.1,
+        ..QuantConfig::default()
+    };
+    let params = GptqParams { quant, method: Method::Gptq, mse: false, f16_scales: true };
+    let job = Job {
+        model,
+        source,
+        files: &files,
+        params: &params,
+        zero_bias: true,
+        sequences: &sequences,
+        calibration: None,
+        out,
+        mode: OutMode::New,
+        max_shard_size: None,
+    };
+    let log = produce(&device, &job, &mut |_| {})?;
+    println!("total loss {:.4} in {:.1} s", log.total_loss(), log.seconds);
+
+    // What it cost, on the same text (use another one for honest figures).
+    let windows: Vec<_> = windows(&tokens, 256, Some(8))?.into_iter().map(<[u32]>::to_vec).collect();
+    let original = Model::load(device.clone(), &files)?;
+    let quantized = Model::load(device, &ModelFiles::open(out)?)?;
+    let result = evaluate(&quantized, Some(&original), &windows, &mut |_| {})?;
+    println!("{result:#?}");
+    Ok(())
+}
