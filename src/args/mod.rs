@@ -1,0 +1,290 @@
+//! The command line, typed. What each verb does with it is in `commands/`.
+
+mod quantize;
+mod values;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};
+pub use values::{DeviceArg, DtypeArg, FormatArg, JoinArg, MethodArg, SamplingArg};
+use values::{parse_device, parse_size};
+
+/// Quantize Llama-family checkpoints with GPTQ, measure what each branch costs, and run the result.
+///
+/// Without a verb the demo runs: six branches of a small built-in model, their table and a text.
+#[derive(Parser)]
+#[command(name = "gptq", version = env!("GPTQ_VERSION"), propagate_version = true, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+
+    /// Say more: -v for decisions, -vv for details
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Subcommand)]
+pub enum Verb {
+    Demo(DemoArgs),
+    Quantize(QuantizeArgs),
+    Branches(BranchesArgs),
+    Table(TableArgs),
+    Eval(EvalArgs),
+    Generate(GenerateArgs),
+    Inspect(InspectArgs),
+    Synth(SynthArgs),
+    Bench(BenchArgs),
+    Completions(CompletionsArgs),
+}
+
+/// The whole story on a small built-in model, in under a minute
+///
+/// Quantizes the six branches of a publisher's card, measures size, perplexity, KL divergence and top-1
+/// agreement of each against the fp16 model, and writes a short text with the main branch.
+#[derive(Args, Default)]
+#[command(after_help = "Examples:\n  gptq demo\n  gptq demo --out my-branches --force")]
+pub struct DemoArgs {
+    /// Where the model, the artifacts and the table go
+    #[arg(long, default_value = "gptq-demo")]
+    pub out: Option<PathBuf>,
+
+    /// Replace an output folder that is not empty (default when no verb is given)
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// The provided-files table: predicted from a config alone, or measured from artifacts
+#[derive(Args)]
+#[command(after_help = "Examples:
+  gptq table causallm-7b
+  gptq table ./model/config.json --json
+  gptq table ./model --artifacts ./branches")]
+pub struct TableArgs {
+    /// Model folder, config.json, or a preset: causallm-7b, causallm-14b, llama2-7b, tinyllama-1.1b
+    pub model: String,
+
+    /// Read the table off the artifacts in this folder instead
+    #[arg(long, value_name = "DIR")]
+    pub artifacts: Option<PathBuf>,
+
+    /// Branches to list instead of the card's six
+    #[arg(long, value_name = "FILE.toml")]
+    pub plan: Option<PathBuf>,
+
+    /// Data set named in the table
+    #[arg(long, default_value = "wikitext")]
+    pub dataset: String,
+
+    /// Sequence length named in the table
+    #[arg(long, default_value_t = 8192)]
+    pub seq_len: usize,
+
+    /// Exact bytes, tensor and element counts as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Perplexity by the GPTQ protocol, and the distance to a baseline
+#[derive(Args)]
+#[command(after_help = "Examples:
+  gptq eval ./Llama-2-7B-GPTQ
+  gptq eval ./q4 --baseline ./model --ctx 1024 --max-windows 64 --json")]
+pub struct EvalArgs {
+    /// Model folder, hub id, or hub-id:branch
+    pub model: String,
+
+    /// A .parquet, .jsonl or .txt file, a folder of them, or wikitext2[:train|validation|test]
+    #[arg(long, value_name = "SPEC", default_value = "wikitext2:test")]
+    pub dataset: String,
+
+    /// How rows become one text: joined by blank lines (the paper's way), or concatenated as they are
+    #[arg(long, value_enum, default_value_t = JoinArg::Paper)]
+    pub join: JoinArg,
+
+    /// Tokens of a window
+    #[arg(long, default_value_t = 2048)]
+    pub ctx: usize,
+
+    /// Use the first windows only
+    #[arg(long, value_name = "N")]
+    pub max_windows: Option<usize>,
+
+    /// Model to compare with: KL divergence and top-1 agreement over the same windows
+    #[arg(long, value_name = "MODEL")]
+    pub baseline: Option<String>,
+
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    pub device: DeviceArg,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Generate text
+#[derive(Args)]
+#[command(after_help = "Examples:
+  gptq generate ./gptq-demo/main --prompt \"The river\" --max-new-tokens 100
+  gptq generate ./q4 --chat --system \"You are a poet.\" --prompt \"Write a haiku\" --temperature 0")]
+pub struct GenerateArgs {
+    /// Model folder, hub id, or hub-id:branch
+    pub model: String,
+
+    /// Text to continue, or with --chat the user's message
+    #[arg(long)]
+    pub prompt: String,
+
+    #[arg(long, default_value_t = 512)]
+    pub max_new_tokens: usize,
+
+    /// 0 takes the most likely token
+    #[arg(long, default_value_t = 0.7)]
+    pub temperature: f32,
+
+    /// Smallest set of tokens with this much probability
+    #[arg(long, default_value_t = 0.95)]
+    pub top_p: f32,
+
+    /// Keep this many tokens; 0 keeps all
+    #[arg(long, default_value_t = 40)]
+    pub top_k: usize,
+
+    /// Above 1 makes tokens seen before less likely
+    #[arg(long, default_value_t = 1.1)]
+    pub repetition_penalty: f32,
+
+    /// Equal seeds give equal texts (default: another one each time)
+    #[arg(long)]
+    pub seed: Option<u64>,
+
+    /// Stop before this text; may be given several times
+    #[arg(long, value_name = "S")]
+    pub stop: Vec<String>,
+
+    /// Wrap the prompt in the model's chat template
+    #[arg(long)]
+    pub chat: bool,
+
+    /// System message of the chat
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
+
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    pub device: DeviceArg,
+
+    /// Print text, tokens and speed as JSON at the end instead of streaming
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What a model folder holds and whether it is sound
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  gptq inspect ./Llama-2-7B-GPTQ\n  gptq inspect ./q4 --json\n\nThe exit status is 1 where something is unsound."
+)]
+pub struct InspectArgs {
+    /// Model folder
+    pub dir: PathBuf,
+
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Write a random checkpoint of a given architecture, for tests of scale
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  gptq synth tinyllama-1.1b --out ./random-1b\n  gptq synth ./config.json --out ./random --dtype bf16 --seed 7"
+)]
+pub struct SynthArgs {
+    /// causallm-7b, causallm-14b, llama2-7b, tinyllama-1.1b, or a config.json
+    pub arch: String,
+
+    /// Output folder; it appears when the checkpoint is complete
+    #[arg(long)]
+    pub out: PathBuf,
+
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+
+    /// Type of the weights (default: the config's)
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeArg>,
+
+    /// Split the weights into files of at most this size
+    #[arg(long, value_name = "SIZE", default_value = "10GB", value_parser = parse_size)]
+    pub max_shard_size: u64,
+}
+
+/// Measure this machine and how near the program comes to it
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  gptq bench cpu\n  gptq bench cpu --model ./model --dataset wikitext2:validation --samples 64 --seq-len 1024"
+)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: BenchVerb,
+}
+
+#[derive(Subcommand)]
+pub enum BenchVerb {
+    /// Phases of quantization and the speed of decoding, beside this CPU's own ceilings
+    Cpu(BenchCpuArgs),
+}
+
+#[derive(Args)]
+pub struct BenchCpuArgs {
+    /// Model to quantize (default: the built-in one)
+    #[arg(long)]
+    pub model: Option<String>,
+
+    #[command(flatten)]
+    pub calibration: CalibrationArgs,
+
+    /// Print the figures as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Print a completion script for a shell
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  gptq completions bash > /etc/bash_completion.d/gptq\n  gptq completions zsh > ~/.zfunc/_gptq"
+)]
+pub struct CompletionsArgs {
+    pub shell: Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent_and_every_verb_shows_an_example() {
+        Cli::command().debug_assert();
+        for verb in Cli::command().get_subcommands().filter(|verb| verb.get_name() != "help") {
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.starts_with("Examples:"), "{}", verb.get_name());
+        }
+    }
+
+    #[test]
+    fn the_last_of_two_opposite_flags_counts() {
+        let parse = |flags: &[&str]| {
+            let base = ["gptq", "quantize", "m", "--out", "o"];
+            match Cli::try_parse_from(base.iter().chain(flags)).map(|cli| cli.verb) {
+                Ok(Some(Verb::Quantize(args))) => args,
+                _ => panic!("not a quantize command"),
+            }
+        };
+        assert!(!parse(&[]).no_act_order && !parse(&[]).asym);
+        assert!(parse(&["--no-act-order", "--asym"]).no_act_order);
+        assert!(!parse(&["--no-act-order", "--act-order"]).no_act_order);
+    }
+}

@@ -1,0 +1,114 @@
+//! Values of options, and how they are read.
+
+use clap::ValueEnum;
+
+/// `None` is one group a row, -1 on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupSize(pub Option<usize>);
+
+/// `auto`, `cpu`, `cuda` or `cuda:N`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceArg {
+    /// The first card, or the CPU where there is none.
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MethodArg {
+    Gptq,
+    Rtn,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FormatArg {
+    Gptq,
+    #[value(name = "gptq_v2")]
+    GptqV2,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum JoinArg {
+    Paper,
+    Raw,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SamplingArg {
+    Consecutive,
+    Random,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    F16,
+    Bf16,
+}
+
+pub fn parse_device(text: &str) -> Result<DeviceArg, String> {
+    match text.split_once(':') {
+        None if text == "auto" => Ok(DeviceArg::Auto),
+        None if text == "cpu" => Ok(DeviceArg::Cpu),
+        None if text == "cuda" => Ok(DeviceArg::Cuda(0)),
+        Some(("cuda", number)) => number.parse().map(DeviceArg::Cuda).map_err(|_| "expected cuda:N".into()),
+        _ => Err("expected auto, cpu, cuda or cuda:N".into()),
+    }
+}
+
+pub fn parse_bits(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(bits) if matches!(bits, 2 | 3 | 4 | 8) => Ok(bits),
+        _ => Err("expected 2, 3, 4 or 8".into()),
+    }
+}
+
+pub fn parse_group_size(text: &str) -> Result<GroupSize, String> {
+    match text.parse::<i64>() {
+        Ok(-1) => Ok(GroupSize(None)),
+        Ok(size) if (1..1 << 24).contains(&size) => Ok(GroupSize(Some(size as usize))),
+        _ => Err("expected -1 or a positive number".into()),
+    }
+}
+
+pub fn parse_damp(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(damp) if damp > 0.0 && damp < 1.0 => Ok(damp),
+        _ => Err("expected a number above 0 and below 1".into()),
+    }
+}
+
+/// Bytes with an optional decimal suffix: 500MB, 5GB.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let factor = match text[digits..].trim().to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        _ => return Err("expected a number with B, KB, MB or GB".into()),
+    };
+    let number: u64 = text[..digits].parse().map_err(|_| "expected a number with B, KB, MB or GB")?;
+    number.checked_mul(factor).filter(|size| *size > 0).ok_or("expected a positive size below 2^64".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_groups_are_read_as_people_write_them() {
+        assert_eq!(parse_size("5GB"), Ok(5_000_000_000));
+        assert_eq!(parse_size("512"), Ok(512));
+        assert!(
+            parse_size("5 apples").is_err()
+                && parse_size("0").is_err()
+                && parse_size("99999999999GB").is_err()
+        );
+        assert_eq!(parse_group_size("-1"), Ok(GroupSize(None)));
+        assert!(parse_group_size("0").is_err() && parse_group_size("-2").is_err());
+        assert_eq!(parse_device("cuda:3"), Ok(DeviceArg::Cuda(3)));
+        assert!(parse_device("cuda:x").is_err() && parse_device("tpu").is_err());
+        assert!(parse_bits("5").is_err() && parse_damp("1").is_err() && parse_damp("NaN").is_err());
+    }
+}
