@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod engine;
 mod error;
 pub mod generate;
 pub mod layout;
@@ -9,6 +10,7 @@ pub mod model;
 pub mod perplexity;
 pub mod quant_config;
 pub mod sampling;
+pub mod server;
 pub mod synth;
 
 pub use error::{Error, Result};

@@ -41,44 +41,139 @@ impl SamplingParams {
     }
 }
 
+/// Further ways to change the odds, as serving APIs offer them; the default changes nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adjustments {
+    /// Keep the tokens whose surprise is nearest the expected one, up to this mass (Meister et al. 2022); 1
+    /// keeps all.
+    pub typical_p: f32,
+    /// Taken off a generated token's logit for every time it was generated.
+    pub frequency_penalty: f32,
+    /// Taken off once where the token was generated at all.
+    pub presence_penalty: f32,
+    /// Added to the logits of these ids.
+    pub logit_bias: Vec<(u32, f32)>,
+}
+
+impl Default for Adjustments {
+    fn default() -> Self {
+        Self { typical_p: 1.0, frequency_penalty: 0.0, presence_penalty: 0.0, logit_bias: Vec::new() }
+    }
+}
+
+impl Adjustments {
+    /// Refuses values that mean nothing.
+    pub fn check(&self) -> Result<()> {
+        let finite = [("frequency_penalty", self.frequency_penalty), ("presence_penalty", self.presence_penalty)];
+        if let Some((name, got)) = finite.into_iter().find(|(_, x)| !(-2.0..=2.0).contains(x)) {
+            return Err(Error::Parameter { name, expected: "-2 to 2", got });
+        }
+        if let Some((_, got)) = self.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias)) {
+            return Err(Error::Parameter { name: "logit_bias", expected: "-100 to 100", got: *got });
+        }
+        if !(self.typical_p > 0.0 && self.typical_p <= 1.0) {
+            return Err(Error::Parameter {
+                name: "typical_p",
+                expected: "above 0, at most 1",
+                got: self.typical_p,
+            });
+        }
+        Ok(())
+    }
+
+    fn apply(&self, logits: &mut [f32], generated: &[u32]) {
+        for (id, bias) in &self.logit_bias {
+            if let Some(logit) = logits.get_mut(*id as usize) {
+                *logit += bias;
+            }
+        }
+        if self.frequency_penalty == 0.0 && self.presence_penalty == 0.0 {
+            return;
+        }
+        let mut generated = generated.to_vec();
+        generated.sort_unstable();
+        for same in generated.chunk_by(|a, b| a == b) {
+            if let Some(logit) = logits.get_mut(same[0] as usize) {
+                *logit -= self.presence_penalty + self.frequency_penalty * same.len() as f32;
+            }
+        }
+    }
+}
+
+/// An id and the natural logarithm of its probability.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenProbability {
+    pub id: u32,
+    pub logprob: f32,
+}
+
+/// The log-probability of `id` and the `top` likeliest ids.  logits: `[vocab]`
+pub fn log_probabilities(logits: &[f32], id: u32, top: usize) -> (f32, Vec<TokenProbability>) {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|x| f64::from(x - largest).exp()).sum();
+    let normal = largest + sum.ln() as f32;
+    let likeliest = match top {
+        0 => Vec::new(),
+        _ => likeliest(logits, top),
+    };
+    let of = |id: u32, logit: f32| TokenProbability { id, logprob: logit - normal };
+    let own = logits.get(id as usize).map_or(f32::NEG_INFINITY, |logit| logit - normal);
+    (own, likeliest.into_iter().map(|(id, logit)| of(id, logit)).collect())
+}
+
 /// Draws tokens for one sequence; equal seeds give equal tokens.
 pub struct Sampler {
     params: SamplingParams,
+    adjustments: Adjustments,
     rng: ChaCha12Rng,
 }
 
 impl Sampler {
     pub fn new(params: SamplingParams) -> Result<Self> {
+        Self::adjusted(params, Adjustments::default())
+    }
+
+    pub fn adjusted(params: SamplingParams, adjustments: Adjustments) -> Result<Self> {
         params.check()?;
-        Ok(Self { rng: ChaCha12Rng::seed_from_u64(params.seed), params })
+        adjustments.check()?;
+        Ok(Self { rng: ChaCha12Rng::seed_from_u64(params.seed), params, adjustments })
     }
 
     /// The next token after `seen`.  logits: `[vocab]`
-    pub fn next(&mut self, mut logits: Vec<f32>, seen: &[u32]) -> u32 {
+    pub fn next(&mut self, logits: Vec<f32>, seen: &[u32]) -> u32 {
+        self.next_after(logits, seen, 0)
+    }
+
+    /// The same where the first `prompt` tokens of `seen` were not generated.  logits: `[vocab]`
+    pub fn next_after(&mut self, mut logits: Vec<f32>, seen: &[u32], prompt: usize) -> u32 {
+        self.adjustments.apply(&mut logits, &seen[prompt.min(seen.len())..]);
         penalise(&mut logits, seen, self.params.repetition_penalty);
         if self.params.temperature == 0.0 {
             return argmax(&logits);
         }
-        let mut candidates = self.candidates(&logits);
+        let mut candidates = likeliest(&logits, self.params.top_k);
         let total = softmax(&mut candidates, self.params.temperature);
         truncate(&mut candidates, self.params.top_p * total);
+        if self.adjustments.typical_p < 1.0 {
+            typical(&mut candidates, self.adjustments.typical_p);
+        }
         match WeightedIndex::new(candidates.iter().map(|c| c.1)) {
             Ok(weights) => candidates[weights.sample(&mut self.rng)].0,
             Err(_) => argmax(&logits),
         }
     }
+}
 
-    /// The `top_k` likeliest tokens with their logits, likeliest first.
-    fn candidates(&self, logits: &[f32]) -> Vec<(u32, f32)> {
-        let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
-        let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1);
-        if (1..all.len()).contains(&self.params.top_k) {
-            all.select_nth_unstable_by(self.params.top_k - 1, descending);
-            all.truncate(self.params.top_k);
-        }
-        all.sort_unstable_by(descending);
-        all
+/// The `top_k` likeliest tokens with their logits, likeliest first; 0 is all of them.
+fn likeliest(logits: &[f32], top_k: usize) -> Vec<(u32, f32)> {
+    let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+    let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if (1..all.len()).contains(&top_k) {
+        all.select_nth_unstable_by(top_k - 1, descending);
+        all.truncate(top_k);
     }
+    all.sort_unstable_by(descending);
+    all
 }
 
 fn penalise(logits: &mut [f32], seen: &[u32], penalty: f32) {
@@ -112,6 +207,16 @@ fn truncate(candidates: &mut Vec<(u32, f32)>, mass: f32) {
     });
     let kept = kept.count().max(1);
     candidates.truncate(kept);
+}
+
+/// Keeps the tokens whose surprise is nearest the entropy, up to and including the one that reaches `mass`.
+fn typical(candidates: &mut Vec<(u32, f32)>, mass: f32) {
+    let total: f32 = candidates.iter().map(|c| c.1).sum();
+    let surprise = |weight: f32| -(weight / total).max(f32::MIN_POSITIVE).ln();
+    let entropy: f32 = candidates.iter().map(|c| c.1 / total * surprise(c.1)).sum();
+    let distance = |c: &(u32, f32)| (surprise(c.1) - entropy).abs();
+    candidates.sort_by(|a, b| distance(a).total_cmp(&distance(b)));
+    truncate(candidates, mass * total);
 }
 
 /// The likeliest token, the first where several are.
@@ -172,6 +277,30 @@ mod tests {
         };
         assert_eq!(draw(3), draw(3));
         assert_ne!(draw(3), draw(4));
+    }
+
+    #[test]
+    fn generated_tokens_are_penalised_by_count_and_prompt_tokens_are_not() {
+        let greedy = SamplingParams { temperature: 0.0, ..params() };
+        let adjustments = Adjustments { frequency_penalty: 1.0, presence_penalty: 0.5, ..Default::default() };
+        let mut sampler = Sampler::adjusted(greedy, adjustments).unwrap();
+        assert_eq!(sampler.next_after(vec![3.0, 2.0], &[0, 0, 0], 3), 0);
+        assert_eq!(sampler.next_after(vec![3.4, 2.0], &[0, 0, 0], 2), 1, "one of three was generated");
+        assert_eq!(sampler.next_after(vec![3.6, 2.0], &[0, 0, 0], 2), 0);
+    }
+
+    #[test]
+    fn log_probabilities_are_normalised_and_sorted() {
+        let (own, top) = log_probabilities(&[1f32.ln(), 2f32.ln(), 7f32.ln()], 1, 2);
+        assert!((own - 0.2f32.ln()).abs() < 1e-6);
+        assert_eq!(top.iter().map(|t| t.id).collect::<Vec<_>>(), [2, 1]);
+    }
+
+    #[test]
+    fn typical_sampling_keeps_what_surprises_as_expected() {
+        let mut candidates = vec![(0, 0.6), (1, 0.2), (2, 0.2)];
+        typical(&mut candidates, 0.3);
+        assert!(candidates.iter().all(|c| c.0 == 0), "entropy 0.95 is nearest to surprise 0.51");
     }
 
     #[test]

@@ -1,0 +1,153 @@
+//! Many sequences at once over one paged KV cache: continuous batching, chunked prefill, preemption by
+//! recomputing. Token ids in, token ids out: text is not known here.
+
+mod blocks;
+mod runner;
+mod scheduler;
+mod sequence;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use gptq_kernels::{Backend, KV_BLOCK_ROWS};
+
+use crate::model::Model;
+use crate::{Error, Result};
+use runner::Runner;
+use scheduler::Scheduler;
+use sequence::Sequence;
+pub use sequence::{Event, Request, Token};
+
+/// What the engine may take.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineLimits {
+    /// Prompt and new tokens of one sequence.
+    pub max_total_tokens: usize,
+    /// Prompt tokens of one step.
+    pub max_batch_prefill_tokens: usize,
+    /// Tokens of all sequences in the KV cache.
+    pub max_batch_total_tokens: usize,
+    /// Sequences of one step.
+    pub max_running: usize,
+}
+
+/// The way to an engine; it ends when every handle is gone.
+#[derive(Clone)]
+pub struct EngineHandle {
+    requests: Sender<Request>,
+    pub stats: Arc<EngineStats>,
+}
+
+/// What the engine is doing, for health and metrics.
+#[derive(Default)]
+pub struct EngineStats {
+    pub ready: AtomicBool,
+    pub waiting: AtomicUsize,
+    pub running: AtomicUsize,
+    pub used_blocks: AtomicUsize,
+    pub total_blocks: AtomicUsize,
+    pub steps: AtomicU64,
+    pub tokens: AtomicU64,
+}
+
+/// The engine's end of the channel.
+pub struct Inbox {
+    requests: Receiver<Request>,
+    stats: Arc<EngineStats>,
+}
+
+/// A channel to an engine that starts later.
+pub fn handle() -> (EngineHandle, Inbox) {
+    let (sender, receiver) = channel();
+    let stats = Arc::new(EngineStats::default());
+    (EngineHandle { requests: sender, stats: stats.clone() }, Inbox { requests: receiver, stats })
+}
+
+impl EngineHandle {
+    /// Queues a request. `false` where the engine has ended.
+    pub fn submit(&self, request: Request) -> bool {
+        self.requests.send(request).is_ok()
+    }
+}
+
+/// Serves requests until every handle is gone.
+pub fn run<B: Backend>(model: Model<B>, limits: EngineLimits, inbox: Inbox) -> Result<()> {
+    let blocks = limits.max_batch_total_tokens / KV_BLOCK_ROWS;
+    if blocks < limits.max_total_tokens.div_ceil(KV_BLOCK_ROWS) {
+        return Err(Error::Parameter {
+            name: "max_batch_total_tokens",
+            expected: "at least max_total_tokens, rounded up to 16",
+            got: limits.max_batch_total_tokens as f32,
+        });
+    }
+    let scheduler = Scheduler::new(blocks, limits.max_batch_prefill_tokens.max(1), limits.max_running.max(1));
+    let mut engine = Engine { runner: Runner::new(model, blocks)?, scheduler, limits, stats: inbox.stats };
+    engine.stats.total_blocks.store(blocks, Relaxed);
+    engine.stats.ready.store(true, Relaxed);
+    loop {
+        if engine.scheduler.running.is_empty() && engine.scheduler.waiting.is_empty() {
+            engine.report();
+            match inbox.requests.recv() {
+                Ok(request) => engine.accept(request),
+                Err(_) => return Ok(()),
+            }
+        }
+        while let Ok(request) = inbox.requests.try_recv() {
+            engine.accept(request);
+        }
+        engine.step();
+    }
+}
+
+struct Engine<B: Backend> {
+    runner: Runner<B>,
+    scheduler: Scheduler,
+    limits: EngineLimits,
+    stats: Arc<EngineStats>,
+}
+
+impl<B: Backend> Engine<B> {
+    fn accept(&mut self, request: Request) {
+        match Sequence::new(request, self.limits.max_total_tokens) {
+            Ok(sequence) => self.scheduler.waiting.push_back(sequence),
+            Err((events, error)) => {
+                // Nobody listens when the client has gone.
+                let _ = events.send(Event::Failed(error.to_string()));
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        self.scheduler.drop_cancelled();
+        let step = self.scheduler.next();
+        self.report();
+        if step.ids.is_empty() {
+            return;
+        }
+        let logits = match self.runner.step(&step.ids, &step.batch, &step.rows) {
+            Ok(logits) => logits,
+            Err(error) => return self.fail(&error),
+        };
+        self.stats.steps.fetch_add(1, Relaxed);
+        self.stats.tokens.fetch_add(logits.len() as u64, Relaxed);
+        let mut done = vec![false; self.scheduler.running.len()];
+        for (i, logits) in step.ready.into_iter().zip(logits) {
+            done[i] = self.scheduler.running[i].advance(logits);
+        }
+        self.scheduler.remove(&done);
+    }
+
+    /// A step that failed ends everything that was running: the cache can no longer be trusted.
+    fn fail(&mut self, error: &Error) {
+        let message = error.to_string();
+        self.scheduler.running.iter().for_each(|sequence| sequence.fail(&message));
+        self.scheduler.finish(|_| true);
+    }
+
+    fn report(&self) {
+        self.stats.waiting.store(self.scheduler.waiting.len(), Relaxed);
+        self.stats.running.store(self.scheduler.running.len(), Relaxed);
+        self.stats.used_blocks.store(self.scheduler.blocks.used(), Relaxed);
+    }
+}
