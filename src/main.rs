@@ -14,7 +14,7 @@ use args::{BenchVerb, Cli, DemoArgs, Verb};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logging(cli.verbose);
+    start_logging(cli.verbose, matches!(&cli.verb, Some(Verb::Serve(args)) if args.json_output));
     match run(cli.verb) {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -34,6 +34,7 @@ fn run(verb: Option<Verb>) -> anyhow::Result<ExitCode> {
         Some(Verb::Table(args)) => commands::table::run(&args)?,
         Some(Verb::Eval(args)) => commands::eval::run(&args)?,
         Some(Verb::Generate(args)) => commands::generate::run(&args)?,
+        Some(Verb::Serve(args)) => commands::serve::run(&args)?,
         Some(Verb::Inspect(args)) => return commands::inspect::run(&args),
         Some(Verb::Synth(args)) => commands::synth::run(&args)?,
         Some(Verb::Bench(args)) => match args.what {
@@ -45,18 +46,19 @@ fn run(verb: Option<Verb>) -> anyhow::Result<ExitCode> {
 }
 
 /// Warnings always; `RUST_LOG` overrides what `-v` says.
-fn start_logging(verbose: u8) {
+fn start_logging(verbose: u8, json: bool) {
     let level = ["gptq=warn", "gptq=info", "gptq=debug"][usize::from(verbose.min(2))];
     let crates = ["calibration", "kernels", "quantizer", "runtime"];
     let directives = crates.map(|name| level.replace("gptq", &format!("gptq_{name}"))).join(",");
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{level},{directives}")));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .without_time()
-        .init();
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    if json {
+        lines.json().init();
+    } else {
+        lines.without_time().init();
+    }
 }
 
 /// A reader that closed its end, like `head`, is no failure of ours.

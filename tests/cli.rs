@@ -10,8 +10,19 @@ use serde_json::{Value, json};
 use crate::model_folder::{ModelFolder, logits};
 use crate::program::{alone, artifact, copy_folder, demo, demo_text, gptq, run, words, workplace};
 
-const VERBS: [&str; 10] =
-    ["demo", "quantize", "branches", "table", "eval", "generate", "inspect", "synth", "bench", "completions"];
+const VERBS: [&str; 11] = [
+    "demo",
+    "quantize",
+    "branches",
+    "table",
+    "eval",
+    "generate",
+    "serve",
+    "inspect",
+    "synth",
+    "bench",
+    "completions",
+];
 
 const CARD: [&str; 6] = [
     "main",

@@ -9,4 +9,5 @@ mod model_folder;
 mod program;
 mod quality;
 mod refusals;
+mod serve;
 mod support;

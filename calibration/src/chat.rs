@@ -89,6 +89,16 @@ impl ChatTemplate {
     /// Encode it without adding special tokens: the template has brought them. A ChatML conversation whose
     /// system message is missing or blank gets a default one.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_with_tools(messages, None, add_generation_prompt)
+    }
+
+    /// The same for a template that describes tools to the model.
+    pub fn render_with_tools(
+        &self,
+        messages: &[Message],
+        tools: Option<&serde_json::Value>,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         let messages: Vec<Value> = self
             .with_system_message(messages)
             .into_iter()
@@ -101,7 +111,7 @@ impl ChatTemplate {
             bos_token => token(&self.bos_token),
             eos_token => token(&self.eos_token),
             // Templates may test them against none without asking whether they are defined.
-            tools => Value::from(()),
+            tools => tools.map_or(Value::from(()), Value::from_serialize),
             documents => Value::from(()),
         };
         self.environment.render_named_str(TEMPLATE_FILE, &self.source, context).map_err(Error::ChatTemplate)

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt::Display;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -60,6 +61,14 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let encoding = self.shared.inner.encode_fast(text, add_special).map_err(failed("encode the text"))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Ids of the whole text and the characters that each covers, with what the model expects around a text.
+    pub fn encode_with_ranges(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let encoding =
+            self.shared.inner.encode_char_offsets(text, true).map_err(failed("encode the text"))?;
+        let ranges = encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect();
+        Ok((encoding.get_ids().to_vec(), ranges))
     }
 
     /// The text of `ids`. Bytes that are no UTF-8 become U+FFFD; ids outside the vocabulary have no text.

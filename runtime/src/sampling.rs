@@ -64,7 +64,8 @@ impl Default for Adjustments {
 impl Adjustments {
     /// Refuses values that mean nothing.
     pub fn check(&self) -> Result<()> {
-        let finite = [("frequency_penalty", self.frequency_penalty), ("presence_penalty", self.presence_penalty)];
+        let finite =
+            [("frequency_penalty", self.frequency_penalty), ("presence_penalty", self.presence_penalty)];
         if let Some((name, got)) = finite.into_iter().find(|(_, x)| !(-2.0..=2.0).contains(x)) {
             return Err(Error::Parameter { name, expected: "-2 to 2", got });
         }

@@ -1,6 +1,7 @@
 //! The command line, typed. What each verb does with it is in `commands/`.
 
 mod quantize;
+mod serve;
 mod values;
 
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};
+pub use serve::ServeArgs;
 pub use values::{DeviceArg, DtypeArg, FormatArg, JoinArg, MethodArg, SamplingArg};
 use values::{parse_device, parse_size};
 
@@ -34,6 +36,7 @@ pub enum Verb {
     Table(TableArgs),
     Eval(EvalArgs),
     Generate(GenerateArgs),
+    Serve(ServeArgs),
     Inspect(InspectArgs),
     Synth(SynthArgs),
     Bench(BenchArgs),

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod branches;
+mod codec;
 mod common;
 pub mod completions;
 pub mod demo;
@@ -9,5 +10,6 @@ pub mod eval;
 pub mod generate;
 pub mod inspect;
 pub mod quantize;
+pub mod serve;
 pub mod synth;
 pub mod table;

@@ -32,10 +32,11 @@ pub struct EngineLimits {
     pub max_running: usize,
 }
 
-/// The way to an engine; it ends when every handle is gone.
+/// The way to an engine; it ends when it is told to, or when every handle is gone.
 #[derive(Clone)]
 pub struct EngineHandle {
-    requests: Sender<Request>,
+    /// `None` ends the engine.
+    requests: Sender<Option<Request>>,
     pub stats: Arc<EngineStats>,
 }
 
@@ -53,7 +54,7 @@ pub struct EngineStats {
 
 /// The engine's end of the channel.
 pub struct Inbox {
-    requests: Receiver<Request>,
+    requests: Receiver<Option<Request>>,
     stats: Arc<EngineStats>,
 }
 
@@ -67,11 +68,17 @@ pub fn handle() -> (EngineHandle, Inbox) {
 impl EngineHandle {
     /// Queues a request. `false` where the engine has ended.
     pub fn submit(&self, request: Request) -> bool {
-        self.requests.send(request).is_ok()
+        self.requests.send(Some(request)).is_ok()
+    }
+
+    /// Ends the engine after its current step; what still runs hears no more.
+    pub fn stop(&self) {
+        // An engine that has ended already needs no telling.
+        let _ = self.requests.send(None);
     }
 }
 
-/// Serves requests until every handle is gone.
+/// Serves requests until it is told to stop.
 pub fn run<B: Backend>(model: Model<B>, limits: EngineLimits, inbox: Inbox) -> Result<()> {
     let blocks = limits.max_batch_total_tokens / KV_BLOCK_ROWS;
     if blocks < limits.max_total_tokens.div_ceil(KV_BLOCK_ROWS) {
@@ -89,12 +96,15 @@ pub fn run<B: Backend>(model: Model<B>, limits: EngineLimits, inbox: Inbox) -> R
         if engine.scheduler.running.is_empty() && engine.scheduler.waiting.is_empty() {
             engine.report();
             match inbox.requests.recv() {
-                Ok(request) => engine.accept(request),
-                Err(_) => return Ok(()),
+                Ok(Some(request)) => engine.accept(request),
+                Ok(None) | Err(_) => return Ok(()),
             }
         }
-        while let Ok(request) = inbox.requests.try_recv() {
-            engine.accept(request);
+        while let Ok(message) = inbox.requests.try_recv() {
+            match message {
+                Some(request) => engine.accept(request),
+                None => return Ok(()),
+            }
         }
         engine.step();
     }

@@ -52,7 +52,10 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub fn new(mut request: Request, limit: usize) -> std::result::Result<Self, (UnboundedSender<Event>, Error)> {
+    pub fn new(
+        mut request: Request,
+        limit: usize,
+    ) -> std::result::Result<Self, (UnboundedSender<Event>, Error)> {
         let ids = std::mem::take(&mut request.prompt);
         match Self::check(&ids, &request, limit) {
             Ok(sampler) => {

@@ -226,7 +226,9 @@ async fn respond(shared: &Shared, plan: &Plan, common: &Common, frame: Frame) ->
         choices.push(match frame.kind {
             Kind::Chat => json!({"index": index, "message": {"role": "assistant", "content": text},
                 "logprobs": logprobs, "finish_reason": finish}),
-            Kind::Text => json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}),
+            Kind::Text => {
+                json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish})
+            }
         });
     }
     let mut answer = frame.object(shared, choices, false);

@@ -118,13 +118,7 @@ pub async fn generate(shared: &Shared, body: &[u8], route: &str) -> Result<Respo
     Ok(if route == "/" { Json(json!([value])) } else { Json(value) }.into_response())
 }
 
-fn answer(
-    shared: &Shared,
-    steps: &[Step],
-    echo: &str,
-    seed: Option<u64>,
-    plan: &Plan,
-) -> (String, Value) {
+fn answer(shared: &Shared, steps: &[Step], echo: &str, seed: Option<u64>, plan: &Plan) -> (String, Value) {
     let text = steps.iter().fold(echo.to_owned(), |text, step| text + &step.text);
     let tokens: Vec<_> = steps.iter().map(|step| token(shared, step)).collect();
     let mut details = json!({

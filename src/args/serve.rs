@@ -1,0 +1,100 @@
+//! `gptq serve`, with the flags and environment names of text-generation-inference's launcher.
+
+use clap::{Args, ValueEnum};
+
+use super::values::parse_device;
+use super::{DeviceArg, DtypeArg};
+
+/// Serve a model over HTTP: text-generation-inference's API and OpenAI's
+#[derive(Args)]
+#[command(after_help = "Examples:
+  gptq serve --model-id ./gptq-demo/main --port 3000
+  gptq serve --model-id user/model-GPTQ:gptq-4bit-32g-actorder_True --hostname 0.0.0.0 --api-key KEY")]
+pub struct ServeArgs {
+    /// Model folder, hub id, or hub-id:branch
+    #[arg(long, env = "MODEL_ID")]
+    pub model_id: String,
+
+    /// Branch of the hub id
+    #[arg(long, env = "REVISION")]
+    pub revision: Option<String>,
+
+    /// Address to listen on; 0.0.0.0 lets other machines in. Not read from HOSTNAME, which shells set
+    #[arg(long, default_value = "127.0.0.1")]
+    pub hostname: String,
+
+    /// 0 takes a free port
+    #[arg(short, long, env = "PORT", default_value_t = 3000)]
+    pub port: u16,
+
+    /// What the model must be quantized with
+    #[arg(long, env = "QUANTIZE", value_enum)]
+    pub quantize: Option<QuantizeKind>,
+
+    /// Tokens of a prompt
+    #[arg(long, env = "MAX_INPUT_TOKENS")]
+    pub max_input_tokens: Option<usize>,
+
+    /// Older name of --max-input-tokens
+    #[arg(long, env = "MAX_INPUT_LENGTH", conflicts_with = "max_input_tokens")]
+    pub max_input_length: Option<usize>,
+
+    /// Tokens of a prompt and its answer (default: the model's, at most 4096)
+    #[arg(long, env = "MAX_TOTAL_TOKENS")]
+    pub max_total_tokens: Option<usize>,
+
+    /// Prompt tokens of one step
+    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", default_value_t = 512)]
+    pub max_batch_prefill_tokens: usize,
+
+    /// Tokens in the KV cache (default: four times --max-total-tokens)
+    #[arg(long, env = "MAX_BATCH_TOTAL_TOKENS")]
+    pub max_batch_total_tokens: Option<usize>,
+
+    /// Requests at a time; more are refused with 429
+    #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value_t = 128)]
+    pub max_concurrent_requests: usize,
+
+    /// Accepted for compatibility; a request carries one input
+    #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", default_value_t = 4)]
+    pub max_client_batch_size: usize,
+
+    /// Largest best_of and n
+    #[arg(long, env = "MAX_BEST_OF", default_value_t = 2)]
+    pub max_best_of: usize,
+
+    #[arg(long, env = "MAX_STOP_SEQUENCES", default_value_t = 4)]
+    pub max_stop_sequences: usize,
+
+    #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 5)]
+    pub max_top_n_tokens: usize,
+
+    /// Checked against the model's own type, which is the one that is used
+    #[arg(long, env = "DTYPE", value_enum)]
+    pub dtype: Option<DtypeArg>,
+
+    /// Clients must send `Authorization: Bearer KEY`
+    #[arg(long, env = "API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+
+    /// Site whose pages may ask; may be given several times (default: all)
+    #[arg(long, env = "CORS_ALLOW_ORIGIN", value_delimiter = ',')]
+    pub cors_allow_origin: Vec<String>,
+
+    /// Bytes of a request's body
+    #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000)]
+    pub payload_limit: usize,
+
+    /// Log lines as JSON
+    #[arg(long, env = "JSON_OUTPUT")]
+    pub json_output: bool,
+
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    pub device: DeviceArg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum QuantizeKind {
+    Gptq,
+}

@@ -1,0 +1,74 @@
+//! The model's tokenizer and chat template, as the server wants them.
+
+use std::path::Path;
+
+use anyhow::Result;
+use gptq_calibration::TextStream;
+use gptq_calibration::chat::{ChatTemplate, Message};
+use gptq_calibration::tokenizer::Tokenizer;
+use gptq_runtime::server::text::{ChatMessage, Pieces, Span, TextCodec};
+use serde_json::Value;
+
+pub struct Codec {
+    tokenizer: Tokenizer,
+    /// Base models have none; why is said to clients that want to chat.
+    template: Result<ChatTemplate, String>,
+}
+
+impl Codec {
+    pub fn load(dir: &Path) -> Result<Self> {
+        let template = ChatTemplate::load(dir).map_err(|error| error.to_string());
+        Ok(Self { tokenizer: Tokenizer::load(dir)?, template })
+    }
+}
+
+impl TextCodec for Codec {
+    fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, String> {
+        self.tokenizer.encode(text, add_special).map_err(|error| error.to_string())
+    }
+
+    fn spans(&self, text: &str) -> Result<Vec<Span>, String> {
+        let (ids, ranges) = self.tokenizer.encode_with_ranges(text).map_err(|error| error.to_string())?;
+        let of = |(id, range): (u32, std::ops::Range<usize>)| {
+            let piece = text.chars().skip(range.start).take(range.len()).collect();
+            Span { id, text: piece, start: range.start, stop: range.end }
+        };
+        Ok(ids.into_iter().zip(ranges).map(of).collect())
+    }
+
+    fn render(&self, messages: &[ChatMessage], tools: Option<&Value>) -> Result<String, String> {
+        let template = self.template.as_ref().map_err(Clone::clone)?;
+        let messages: Vec<_> =
+            messages.iter().map(|m| Message::new(m.role.as_str(), m.content.as_str())).collect();
+        template.render_with_tools(&messages, tools, true).map_err(|error| error.to_string())
+    }
+
+    fn end_of_turn(&self) -> Vec<u32> {
+        let markers = self.template.iter().flat_map(ChatTemplate::stop_tokens);
+        markers.filter_map(|marker| self.tokenizer.token_id(marker)).collect()
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        self.tokenizer.is_special(id)
+    }
+
+    fn token_text(&self, id: u32) -> String {
+        self.tokenizer.decode(&[id], false).unwrap_or_default()
+    }
+
+    fn pieces(&self) -> Box<dyn Pieces> {
+        Box::new(Stream(self.tokenizer.stream(true)))
+    }
+}
+
+struct Stream(TextStream);
+
+impl Pieces for Stream {
+    fn push(&mut self, id: u32) -> Result<String, String> {
+        self.0.push(id).map(Option::unwrap_or_default).map_err(|error| error.to_string())
+    }
+
+    fn finish(&mut self) -> Result<String, String> {
+        self.0.finish().map(Option::unwrap_or_default).map_err(|error| error.to_string())
+    }
+}

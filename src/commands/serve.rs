@@ -1,0 +1,158 @@
+//! `gptq serve`: the model on this thread, the server on others.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use axum::http::HeaderValue;
+use gptq_kernels::Backend;
+use gptq_runtime::config::ModelConfig;
+use gptq_runtime::engine::{self, EngineLimits, Inbox};
+use gptq_runtime::quant_config::QuantConfig;
+use gptq_runtime::server::{self, ModelInfo, ServerConfig, ServerLimits};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::codec::Codec;
+use super::common::{self, DeviceKind, OnDevice};
+use super::eval;
+use crate::args::ServeArgs;
+use crate::output;
+
+pub fn run(args: &ServeArgs) -> Result<()> {
+    let model = match &args.revision {
+        Some(revision) if args.model_id.contains(':') => {
+            bail!("--revision {revision}: expected no branch in --model-id, got {}", args.model_id)
+        }
+        Some(revision) => format!("{}:{revision}", args.model_id),
+        None => args.model_id.clone(),
+    };
+    let dir = common::model_dir(&model)?;
+    let config = ModelConfig::from_file(&dir.join("config.json"))?;
+    check(args, &dir, &config)?;
+    let limits = Limits::new(args, &config)?;
+    let (engine, inbox) = engine::handle();
+    let codec = Codec::load(&dir)?;
+    let server = ServerConfig {
+        limits: limits.server,
+        info: ModelInfo {
+            model_id: args.model_id.clone(),
+            model_sha: None,
+            version: env!("GPTQ_VERSION").into(),
+        },
+        eos_token_ids: config.eos_token_ids.clone(),
+        vocab_size: config.vocab_size,
+        api_key: args.api_key.clone(),
+        cors_allow_origin: origins(&args.cors_allow_origin)?,
+        text: Arc::new(codec),
+        engine,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let listening = listen(&runtime, (&args.hostname, args.port), server)?;
+    common::on_device(args.device, &dir, Serve { dir: &dir, limits: limits.engine, inbox })?;
+    runtime.block_on(listening)?.context("the server")
+}
+
+/// The part that needs a device: loads the model and runs the engine until the server ends.
+struct Serve<'a> {
+    dir: &'a Path,
+    limits: EngineLimits,
+    inbox: Inbox,
+}
+
+impl OnDevice for Serve<'_> {
+    type Output = ();
+
+    fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<()> {
+        let model = eval::load(&device, self.dir)?;
+        Ok(engine::run(model, self.limits, self.inbox)?)
+    }
+}
+
+fn listen(
+    runtime: &Runtime,
+    (host, port): (&str, u16),
+    config: ServerConfig,
+) -> Result<tokio::task::JoinHandle<std::io::Result<()>>> {
+    let _context = runtime.enter();
+    let listener = runtime
+        .block_on(TcpListener::bind((host, port)))
+        .with_context(|| format!("listening on {host}:{port}"))?;
+    output::line(format_args!("listening on http://{}", listener.local_addr()?))?;
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stop = async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    Ok(runtime.spawn(server::serve(listener, config, stop)))
+}
+
+/// What the launcher's flags say of the model must be true.
+fn check(args: &ServeArgs, dir: &Path, config: &ModelConfig) -> Result<()> {
+    if args.quantize.is_some() {
+        ensure!(
+            QuantConfig::read(dir)?.is_some(),
+            "--quantize gptq: expected a GPTQ model, got {}",
+            dir.display()
+        );
+    }
+    let own = format!("{:?}", config.dtype).to_lowercase();
+    match args.dtype {
+        Some(asked) if format!("{asked:?}").to_lowercase() != own => {
+            bail!("--dtype: expected the model's own type {own}, got {asked:?}")
+        }
+        _ => Ok(()),
+    }
+}
+
+struct Limits {
+    server: ServerLimits,
+    engine: EngineLimits,
+}
+
+impl Limits {
+    fn new(args: &ServeArgs, config: &ModelConfig) -> Result<Self> {
+        let context = config.max_position_embeddings;
+        let total = args.max_total_tokens.unwrap_or(context.min(4096));
+        ensure!((2..=context).contains(&total), "--max-total-tokens: expected 2 to {context}, got {total}");
+        let input = args.max_input_tokens.or(args.max_input_length).unwrap_or(total - 1);
+        ensure!((1..total).contains(&input), "--max-input-tokens: expected 1 to {}, got {input}", total - 1);
+        let cached = args.max_batch_total_tokens.unwrap_or(4 * total.next_multiple_of(16));
+        ensure!(
+            cached >= total.next_multiple_of(16),
+            "--max-batch-total-tokens: expected at least {}, got {cached}",
+            total.next_multiple_of(16)
+        );
+        ensure!(args.max_concurrent_requests > 0, "--max-concurrent-requests: expected 1 or more, got 0");
+        ensure!(args.max_batch_prefill_tokens > 0, "--max-batch-prefill-tokens: expected 1 or more, got 0");
+        Ok(Self {
+            server: ServerLimits {
+                max_concurrent_requests: args.max_concurrent_requests.min(1 << 20),
+                max_best_of: args.max_best_of,
+                max_stop_sequences: args.max_stop_sequences,
+                max_client_batch_size: args.max_client_batch_size,
+                max_top_n_tokens: args.max_top_n_tokens,
+                max_input_tokens: input,
+                max_total_tokens: total,
+                payload_limit: args.payload_limit,
+            },
+            engine: EngineLimits {
+                max_total_tokens: total,
+                max_batch_prefill_tokens: args.max_batch_prefill_tokens,
+                max_batch_total_tokens: cached,
+                max_running: args.max_concurrent_requests,
+            },
+        })
+    }
+}
+
+fn origins(origins: &[String]) -> Result<Vec<HeaderValue>> {
+    let parse = |origin: &String| {
+        HeaderValue::from_str(origin)
+            .with_context(|| format!("--cors-allow-origin: expected a URL, got {origin}"))
+    };
+    origins.iter().filter(|origin| *origin != "*").map(parse).collect()
+}
