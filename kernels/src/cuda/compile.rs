@@ -11,10 +11,11 @@ use crate::ops::gptq_sweep::TIES_OUTWARD;
 use crate::{Dtype, Error, KV_BLOCK_ROWS, Result, ops};
 
 /// All kernels are one program: the prelude, then each operation's file.
-const SOURCES: [(&str, &str); 11] = [
+const SOURCES: [(&str, &str); 12] = [
     ("prelude.cu", include_str!("prelude.cu")),
     ("add.cu", ops::add::cuda::SOURCE),
     ("attention.cu", ops::attention::cuda::SOURCE),
+    ("hopper.cu", ops::attention::cuda::HOPPER_SOURCE),
     ("embedding.cu", ops::embedding::cuda::SOURCE),
     ("gptq_sweep.cu", ops::gptq_sweep::cuda::SOURCE),
     ("inverse_cholesky.cu", ops::inverse_cholesky::cuda::SOURCE),
@@ -39,13 +40,21 @@ pub(super) fn cubin(arch: (i32, i32), dtype: Dtype) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Whether the card has the instructions of `hopper.cu`.
+pub(super) fn is_hopper(arch: (i32, i32)) -> bool {
+    arch == (9, 0)
+}
+
 fn options(arch: (i32, i32), dtype: Dtype) -> Vec<String> {
     // Hopper's own instructions need the architecture's own variant.
-    let variant = if arch == (9, 0) { "a" } else { "" };
+    let variant = if is_hopper(arch) { "a" } else { "" };
     vec![
         format!("--gpu-architecture=sm_{}{}{variant}", arch.0, arch.1),
         "--std=c++17".into(),
+        format!("-DHOPPER={}", is_hopper(arch) as u8),
+        format!("-DF16={}", (dtype == Dtype::F16) as u8),
         format!("-DBF16={}", (dtype == Dtype::BF16) as u8),
+        format!("-DF32={}", (dtype == Dtype::F32) as u8),
         format!("-DKV_BLOCK_ROWS={KV_BLOCK_ROWS}"),
         format!("-DTIES_OUTWARD={TIES_OUTWARD:.9}f"),
     ]
@@ -119,7 +128,7 @@ mod tests {
             return println!("skipped: libnvrtc is not installed");
         }
         for arch in [(8, 0), (8, 9), (9, 0)] {
-            for dtype in [Dtype::F16, Dtype::BF16] {
+            for dtype in [Dtype::F16, Dtype::BF16, Dtype::F32] {
                 let cubin = compile(&options(arch, dtype)).unwrap();
                 assert!(cubin.starts_with(b"\x7fELF"), "{arch:?} {dtype:?}");
             }

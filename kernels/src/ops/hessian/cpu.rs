@@ -35,6 +35,10 @@ impl Hessian for Cpu {
         Ok(())
     }
 
+    fn matrix_to_vec(&self, matrix: &Array2<f32>) -> Result<Vec<f32>> {
+        Ok(matrix.iter().copied().collect())
+    }
+
     fn diagonal(&self, hessian: &Array2<f32>) -> Result<Vec<f32>> {
         Ok(hessian.diag().to_vec())
     }

@@ -18,6 +18,9 @@ pub trait Hessian: Device {
 
     fn accumulate(&self, hessian: &mut Self::Matrix, x: &Self::Tensor) -> Result<()>;
 
+    /// The whole matrix, `[in, in]` row-major.
+    fn matrix_to_vec(&self, matrix: &Self::Matrix) -> Result<Vec<f32>>;
+
     /// `H[i, i]` for every feature.
     fn diagonal(&self, hessian: &Self::Matrix) -> Result<Vec<f32>>;
 }

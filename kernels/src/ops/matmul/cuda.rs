@@ -1,12 +1,10 @@
-use cudarc::driver::CudaSlice;
-
 use super::{MatMul, check, check_parts};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Operand};
+use crate::cuda::{Arg, Bytes, Cuda, CudaTensor, Launch, Operand};
 use crate::{Device, Error, HostTensor, Result};
 
 /// A dense weight `[out, in]` in the compute type.
 pub struct CudaWeight {
-    values: CudaSlice<u16>,
+    values: Bytes,
     dims: (usize, usize),
     /// Stored `[in, out]`, as dequantizing leaves it.
     turned: bool,
@@ -14,12 +12,7 @@ pub struct CudaWeight {
 }
 
 impl CudaWeight {
-    pub(crate) fn new(
-        values: CudaSlice<u16>,
-        dims: (usize, usize),
-        turned: bool,
-        bias: Option<CudaTensor>,
-    ) -> Self {
+    pub(crate) fn new(values: Bytes, dims: (usize, usize), turned: bool, bias: Option<CudaTensor>) -> Self {
         Self { values, dims, turned, bias }
     }
 
@@ -27,7 +20,7 @@ impl CudaWeight {
         self.dims
     }
 
-    pub(crate) fn values(&self) -> &CudaSlice<u16> {
+    pub(crate) fn values(&self) -> &Bytes {
         &self.values
     }
 }
@@ -37,13 +30,7 @@ impl MatMul for Cuda {
 
     fn weight(&self, parts: &[HostTensor], biases: &[HostTensor]) -> Result<CudaWeight> {
         let dims = check_parts(parts, biases)?;
-        let mut values = self.alloc::<u16>(dims.0 * dims.1)?;
-        let mut start = 0;
-        for part in parts {
-            let length = part.shape.iter().product::<usize>();
-            self.upload_host(part, &mut values.slice_mut(start..start + length))?;
-            start += length;
-        }
+        let values = self.upload_real(parts)?;
         let bias: Vec<f32> = biases.iter().flat_map(HostTensor::to_f32).collect();
         let bias = if bias.is_empty() { None } else { Some(self.tensor(bias, (1, dims.0))?) };
         Ok(CudaWeight::new(values, dims, false, bias))
@@ -62,17 +49,17 @@ impl MatMul for Cuda {
             return Err(Error::shape("matmul bias", dims.0, bias.len()));
         }
         let bias = bias.map(|bias| self.tensor(bias, (1, dims.0))).transpose()?;
-        Ok(CudaWeight::new(self.upload(&self.narrow(&values))?, dims, false, bias))
+        Ok(CudaWeight::new(self.upload_bytes(&[&self.encode(&values)])?, dims, false, bias))
     }
 
     fn matmul(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
         let y = self.new_tensor((self.shape(x).0, weight.dims.0))?;
-        let target = Operand::half(self.half(&y)?, weight.dims.0);
+        let target = Operand::real(self.real(&y)?, weight.dims.0);
         self.product(x, weight, target)?;
         if let Some(bias) = &weight.bias {
             let args = [
-                Arg::Address(self.half(&y)?),
-                Arg::Address(self.half(bias)?),
+                Arg::Address(self.real(&y)?),
+                Arg::Address(self.real(bias)?),
                 Arg::Int(weight.dims.0 as i32),
             ];
             self.launch("add_bias", Launch::blocks(y.shape().0, 256), &args)?;
@@ -91,9 +78,9 @@ impl Cuda {
     fn product(&self, x: &CudaTensor, weight: &CudaWeight, target: Operand) -> Result<()> {
         let (rows, k) = self.shape(x);
         check((rows, k), weight.dims)?;
-        let (n, address) = (weight.dims.0, self.address(&weight.values));
+        let (n, address) = (weight.dims.0, self.arrived(&weight.values)?);
         let w =
-            if weight.turned { Operand::half(address, n) } else { Operand::half(address, k).transposed() };
-        self.gemm((n, rows, k), (1.0, 0.0), w, Operand::half(self.half(x)?, k), target)
+            if weight.turned { Operand::real(address, n) } else { Operand::real(address, k).transposed() };
+        self.gemm((n, rows, k), (1.0, 0.0), w, Operand::real(self.real(x)?, k), target)
     }
 }
