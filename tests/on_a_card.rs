@@ -29,10 +29,10 @@ fn perplexity(model: &Path, device: &str) -> f64 {
         .unwrap()
 }
 
-/// Each layer from the activations behind the CPU's layers before it. Left to themselves the two runs drift
-/// apart: one flipped code changes every later column of its row, and then the next stage's input.
+/// Each stage on the inputs that the CPU's stages before it make. Left to themselves the two runs drift apart:
+/// one flipped code changes every later column of its row, and then the next stage's input.
 #[test]
-fn a_card_in_f32_finds_the_codes_of_the_cpu_layer_by_layer() {
+fn a_card_in_f32_finds_the_codes_of_the_cpu() {
     if !there_is_a_card() {
         return;
     }

@@ -137,7 +137,7 @@ fn solve_and_write<B: Backend>(
         let mut waited = 0.0;
         for layer in first..job.source.files.config.num_hidden_layers {
             let on_stage = &mut |stage| on_event(Event::Solving { layer, stage });
-            let mut solved = walk.solve_layer(layer, &reader, on_stage)?;
+            let mut solved = walk.solve_layer(layer, &reader, None, on_stage)?;
             solved.phases.wait += waited;
             let sequences = job.sequences.len();
             let loss = solved.stages.iter().map(|stage| gptq::loss(&stage.losses, sequences)).sum();

@@ -86,10 +86,10 @@ pub struct QualityBenchArgs {
     pub json: bool,
 }
 
-/// A device's codes and losses against the CPU's, layer by layer
+/// A device's codes and losses against the CPU's
 ///
-/// Every layer is solved by both from the same activations, those behind the CPU's layers before it: the
-/// smallest difference of a sum may flip a code, and from there on two free runs go ways of their own.
+/// Every stage is solved by both on the inputs that the CPU's stages before it make: the smallest difference of
+/// a sum may flip a code, and from there on two free runs go ways of their own.
 #[derive(Args)]
 pub struct AgreementBenchArgs {
     /// Model folder or hub id

@@ -21,18 +21,12 @@ use crate::{Error, Result};
 use phases::Clock;
 use tiles::{Parts, Reads};
 
-/// A walk that stands before some layer. A clone may go another way from there.
+/// A walk that stands before some layer.
 pub struct Walk<'a, B: Backend> {
     backend: &'a B,
     files: &'a ModelFiles,
     params: &'a GptqParams,
     tiles: Tiles<B>,
-}
-
-impl<B: Backend> Clone for Walk<'_, B> {
-    fn clone(&self) -> Self {
-        Self { tiles: self.tiles.clone(), ..*self }
-    }
 }
 
 /// A solved layer, its stages in the order of [`Stage::ALL`].
@@ -48,11 +42,13 @@ impl<'a, B: Backend> Walk<'a, B> {
     }
 
     /// Solves layer `index`, whose weights `reader` gives next, and moves behind it; `on_stage` is told of
-    /// each stage before it is solved.
+    /// each stage before it is solved. The activations go through what was solved, or `through` the stages of
+    /// another solution, to compare with it from equal inputs.
     pub fn solve_layer(
         &mut self,
         index: usize,
         reader: &Reader<B>,
+        through: Option<&[PackedLinear; 4]>,
         on_stage: &mut dyn FnMut(Stage),
     ) -> Result<SolvedLayer<B>> {
         let mut clock = Clock::new();
@@ -65,7 +61,11 @@ impl<'a, B: Backend> Walk<'a, B> {
             let solved = solved.map_err(|error| error.at(index, stage))?;
             let last = self.is_last(index) && stage == Stage::Down;
             if !last {
-                layer.replace(stage, Projection::Dense(self.backend.packed_weight(&solved.packed)?));
+                let weight = match through {
+                    Some(stages) => self.backend.dense_weight(&stages[stage as usize])?,
+                    None => self.backend.packed_weight(&solved.packed)?,
+                };
+                layer.replace(stage, Projection::Dense(weight));
                 hessian = self.advance(&layer, stage, &mut clock)?;
             }
             stages.push(solved);

@@ -1,4 +1,4 @@
-//! `gptq bench agreement`: a device against the CPU, layer by layer from the same activations.
+//! `gptq bench agreement`: a device against the CPU, stage by stage from the same activations.
 
 use anyhow::{Result, anyhow};
 use gptq_kernels::packing::PackedLinear;
@@ -72,12 +72,11 @@ impl OnDevice for Measure<'_> {
             let for_cpu = Reader::start(scope, &cpu, files, 0);
             let for_device = Reader::start(scope, &device, files, 0);
             let compare = |layer| {
-                let expected = Stages::of(&cpu, on_cpu.solve_layer(layer, &for_cpu, &mut |_| {})?)?;
-                let got = on_device.clone().solve_layer(layer, &for_device, &mut |_| {})?;
-                let agreement = Stages::of(&device, got)?.against(&expected, layer);
-                on_device.skip_layer(layer, &expected.packed)?;
+                let expected = Stages::of(&cpu, on_cpu.solve_layer(layer, &for_cpu, None, &mut |_| {})?)?;
+                let through = Some(&expected.packed);
+                let got = on_device.solve_layer(layer, &for_device, through, &mut |_| {})?;
                 progress.advance(1);
-                Ok(agreement)
+                Ok(Stages::of(&device, got)?.against(&expected, layer))
             };
             (0..layers).map(compare).collect::<Result<Vec<_>>>()
         })?;
