@@ -3,6 +3,7 @@
 use cudarc::driver::{CudaFunction, DeviceRepr, LaunchConfig, PushKernelArg, sys};
 
 use super::Cuda;
+use super::compile::Program;
 use crate::{Error, Result};
 
 /// One argument, in the order of the kernel's parameters.
@@ -96,7 +97,8 @@ impl Cuda {
         if let Some(function) = functions.get(kernel) {
             return Ok(function.clone());
         }
-        let function = self.inner.module.load_function(kernel).map_err(Error::driver(kernel))?;
+        let function =
+            self.module(Program::of(kernel))?.load_function(kernel).map_err(Error::driver(kernel))?;
         functions.insert(kernel, function.clone());
         Ok(function)
     }

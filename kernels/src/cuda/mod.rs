@@ -5,6 +5,7 @@ mod blas;
 mod compile;
 mod launch;
 mod memory;
+mod placed;
 mod transfer;
 
 use std::collections::HashMap;
@@ -18,13 +19,15 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 pub(crate) use blas::Operand;
+use compile::Program;
 pub(crate) use launch::{Arg, Launch};
 use memory::Pool;
+pub(crate) use placed::Placed;
 pub(crate) use transfer::Bytes;
 pub use transfer::CudaParked;
 use transfer::Transfers;
 
-use crate::{Device, Dtype, Error, HostTensor, Memory, Result};
+use crate::{Batch, Device, Dtype, Error, HostTensor, Memory, Result};
 
 /// One NVIDIA card.
 #[derive(Clone)]
@@ -40,12 +43,15 @@ struct Inner {
     blas: CudaBlas,
     /// Made at the first factorization.
     solver: OnceLock<DnHandle>,
-    module: Arc<CudaModule>,
+    arch: (i32, i32),
+    /// Loaded at the first use of one of their kernels, in the order of [`Program::ALL`].
+    modules: [OnceLock<Arc<CudaModule>>; Program::ALL.len()],
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
+    /// The last batch that something ran on.
+    placed: Mutex<Option<(Batch, Arc<Placed>)>>,
     /// How activations and dense weights are kept.
     dtype: Dtype,
     name: String,
-    hopper: bool,
 }
 
 /// Activations on the card, row-major. A clone shares the memory; so does a range of rows.
@@ -93,8 +99,6 @@ impl Cuda {
         let name = context.name().map_err(Error::driver("CUDA"))?;
         let arch = context.compute_capability().map_err(Error::driver("CUDA"))?;
         let stream = context.new_stream().map_err(Error::driver("CUDA"))?;
-        let cubin = cudarc::nvrtc::Ptx::from_binary(compile::cubin(arch, dtype)?);
-        let module = context.load_module(cubin).map_err(Error::driver("CUDA kernels"))?;
         let blas = CudaBlas::new(stream.clone()).map_err(|e| Error::cuda("cuBLAS", format!("{e:?}")))?;
         let inner = Inner {
             transfers: Transfers::new(&stream)?,
@@ -102,13 +106,17 @@ impl Cuda {
             stream,
             blas,
             solver: OnceLock::new(),
-            module,
+            arch,
+            modules: Default::default(),
             functions: Mutex::default(),
+            placed: Mutex::default(),
             dtype,
             name,
-            hopper: compile::is_hopper(arch),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let card = Self { inner: Arc::new(inner) };
+        // What is missing for compiling shows here, not in the middle of the work.
+        card.module(Program::Common)?;
+        Ok(card)
     }
 
     /// The compute type.
@@ -118,7 +126,20 @@ impl Cuda {
 
     /// Whether the kernels that only Hopper has are there.
     pub(crate) fn is_hopper(&self) -> bool {
-        self.inner.hopper
+        compile::is_hopper(self.inner.arch)
+    }
+
+    /// The module of a program, compiled and loaded if it was not yet.
+    fn module(&self, program: Program) -> Result<&Arc<CudaModule>> {
+        let slot = &self.inner.modules[program as usize];
+        if slot.get().is_none() {
+            let cubin = compile::cubin(program, self.inner.arch, self.inner.dtype)?;
+            let cubin = cudarc::nvrtc::Ptx::from_binary(cubin);
+            let module = self.inner.stream.context().load_module(cubin);
+            // Another thread's, if it came first, serves as well.
+            let _ = slot.set(module.map_err(Error::driver("CUDA kernels"))?);
+        }
+        slot.get().ok_or_else(|| Error::cuda("CUDA kernels", "no module"))
     }
 
     pub(crate) fn solver(&self) -> Result<&DnHandle> {

@@ -1,10 +1,11 @@
 use cudarc::driver::CudaSlice;
 
 use super::{Attention, AttentionShape, check};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
+use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Placed};
 use crate::{Batch, Device, Dtype, Error, KV_BLOCK_ROWS, Result};
 
 pub(crate) const SOURCE: &str = include_str!("attention.cu");
+pub(crate) const DECODE_SOURCE: &str = include_str!("decode.cu");
 pub(crate) const HOPPER_SOURCE: &str = include_str!("hopper.cu");
 
 /// Query rows of a block, key rows of a tile, threads, and the padding of a row: as in the kernel.
@@ -26,20 +27,16 @@ const PLAIN_ROWS: usize = 8;
 const PLAIN_TILE: usize = 32;
 const PLAIN_HEAD: usize = 256;
 
+/// Keys that one block of the decoding kernel takes, its threads, and the widest head.
+const SPLIT: usize = 512;
+const DECODE_THREADS: u32 = 256;
+const DECODE_HEAD: usize = 256;
+
 /// Keys and values of one layer, `[blocks * KV_BLOCK_ROWS, kv_width]` each.
 pub struct CudaKvCache {
     k: CudaSlice<u8>,
     v: CudaSlice<u8>,
     blocks: usize,
-}
-
-/// The batch's description on the card.
-struct BatchOnCard {
-    first_row: CudaSlice<u32>,
-    rows: CudaSlice<u32>,
-    context: CudaSlice<u32>,
-    table: Option<CudaSlice<u32>>,
-    table_start: CudaSlice<u32>,
 }
 
 impl Attention for Cuda {
@@ -59,27 +56,27 @@ impl Attention for Cuda {
     ) -> Result<CudaTensor> {
         let dims = [self.shape(q), self.shape(k), self.shape(v)];
         check(dims, batch, shape, cache.as_ref().map(|cache| cache.blocks))?;
-        let on_card = self.batch_on_card(batch, cache.is_some())?;
+        let placed = self.placed(batch)?;
+        let cached = cache.is_some();
         let (keys, values) = match cache {
             Some(cache) => {
-                self.append(cache, [k, v], batch)?;
+                self.append(cache, [k, v], &placed)?;
                 (self.address(&cache.k), self.address(&cache.v))
             }
             None => (self.real(k)?, self.real(v)?),
         };
         let y = self.new_tensor(dims[0])?;
+        let one_each = batch.sequences.iter().all(|s| s.rows == 1);
+        if cached && one_each && shape.head_dim <= DECODE_HEAD && shape.head_dim.is_multiple_of(8) {
+            self.attend_one_each(&y, q, [keys, values], batch, shape)?;
+            return Ok(y);
+        }
         let mut args = vec![
             Arg::Address(self.real(&y)?),
             Arg::Address(self.real(q)?),
             Arg::Address(keys),
             Arg::Address(values),
-            Arg::Batch([
-                self.address(&on_card.first_row),
-                self.address(&on_card.rows),
-                self.address(&on_card.context),
-                on_card.table.as_ref().map_or(0, |table| self.address(table)),
-                self.address(&on_card.table_start),
-            ]),
+            placed.batch(self, cached),
             Arg::Int(shape.heads as i32),
             Arg::Int(shape.kv_heads as i32),
             Arg::Int(shape.window.map_or(0, |window| window as i32)),
@@ -140,44 +137,58 @@ fn tensor_core_kernel(head_dim: usize) -> Option<&'static str> {
 }
 
 impl Cuda {
-    fn append(&self, cache: &mut CudaKvCache, [k, v]: [&CudaTensor; 2], batch: &Batch) -> Result<()> {
-        let slot = |blocks: &[u32], position: usize| {
-            blocks[position / KV_BLOCK_ROWS] * KV_BLOCK_ROWS as u32 + (position % KV_BLOCK_ROWS) as u32
-        };
-        let slots: Vec<u32> = batch
-            .sequences
-            .iter()
-            .flat_map(|s| (s.context..s.context + s.rows).map(move |position| slot(&s.blocks, position)))
-            .collect();
-        let slots = self.upload(&slots)?;
+    fn append(&self, cache: &mut CudaKvCache, [k, v]: [&CudaTensor; 2], placed: &Placed) -> Result<()> {
         let (rows, width) = self.shape(k);
         let args = [
             Arg::Address(self.address(&cache.k)),
             Arg::Address(self.address(&cache.v)),
             Arg::Address(self.real(k)?),
             Arg::Address(self.real(v)?),
-            Arg::Address(self.address(&slots)),
+            placed.slots(self),
             Arg::Int(width as i32),
         ];
         self.launch("kv_append", Launch::blocks(rows, 256), &args)
     }
 
-    fn batch_on_card(&self, batch: &Batch, paged: bool) -> Result<BatchOnCard> {
-        let numbers = |f: &dyn Fn(&crate::SequenceRows) -> usize| -> Vec<u32> {
-            batch.sequences.iter().map(|s| f(s) as u32).collect()
-        };
-        let starts = |lengths: &[u32]| -> Vec<u32> {
-            lengths.iter().scan(0, |next, n| Some(std::mem::replace(next, *next + n))).collect()
-        };
-        let rows = numbers(&|s| s.rows);
-        let blocks = numbers(&|s| s.blocks.len());
-        let table: Vec<u32> = batch.sequences.iter().flat_map(|s| s.blocks.iter().copied()).collect();
-        Ok(BatchOnCard {
-            first_row: self.upload(&starts(&rows))?,
-            rows: self.upload(&rows)?,
-            context: self.upload(&numbers(&|s| s.context))?,
-            table: if paged { Some(self.upload(&table)?) } else { None },
-            table_start: self.upload(&starts(&blocks))?,
-        })
+    /// One new token a sequence.
+    fn attend_one_each(
+        &self,
+        y: &CudaTensor,
+        q: &CudaTensor,
+        [keys, values]: [u64; 2],
+        batch: &Batch,
+        shape: &AttentionShape,
+    ) -> Result<()> {
+        let (heads, head, count) = (shape.heads, shape.head_dim, batch.sequences.len());
+        let longest = batch.sequences.iter().map(|s| s.context + 1).max().unwrap_or(0);
+        let splits = longest.div_ceil(SPLIT);
+        let parts = self.alloc::<f32>(if splits > 1 { count * heads * splits * (head + 2) } else { 0 })?;
+        let args = [
+            Arg::Address(self.real(y)?),
+            Arg::Address(self.address(&parts)),
+            Arg::Address(self.real(q)?),
+            Arg::Address(keys),
+            Arg::Address(values),
+            self.placed(batch)?.batch(self, true),
+            Arg::Int(heads as i32),
+            Arg::Int(shape.kv_heads as i32),
+            Arg::Int(shape.window.map_or(0, |window| window as i32)),
+            Arg::Float(1.0 / (head as f32).sqrt()),
+            Arg::Int(head as i32),
+        ];
+        let per_read = 16 / self.dtype().size();
+        let shared = 4 * (head + 2 * SPLIT + DECODE_THREADS as usize * per_read);
+        let launch = Launch::grid(heads, splits, count, DECODE_THREADS).shared(shared);
+        self.launch("attention_decode", launch, &args)?;
+        if splits > 1 {
+            let args = [
+                Arg::Address(self.real(y)?),
+                Arg::Address(self.address(&parts)),
+                Arg::Int(splits as i32),
+                Arg::Int(head as i32),
+            ];
+            self.launch("attention_join", Launch::blocks(count * heads, 128), &args)?;
+        }
+        Ok(())
     }
 }

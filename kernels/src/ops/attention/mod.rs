@@ -167,17 +167,23 @@ mod tests {
             let qkv = [tensor(&q, wide), tensor(&k, narrow), tensor(&v, narrow)];
             let y = device.attention(&qkv, &Batch::fresh(lengths), &shape, None).unwrap();
             assert_close(risk, &device.to_vec(&y).unwrap(), &expected, tolerance);
-            paged_steps_agree(device, risk, &shape, (&q, &k, &v), lengths, &expected, tolerance);
+            let thirds: Cuts = |n| vec![0, n / 3, 2 * n / 3, n];
+            let all_but_one: Cuts = |n| vec![0, n - 2, n - 1, n];
+            for cuts in [thirds, all_but_one] {
+                paged_steps_agree(device, risk, &shape, ([&q, &k, &v], lengths, cuts), &expected, tolerance);
+            }
         }
     }
+
+    /// Where a sequence of this length is cut into three steps.
+    type Cuts = fn(usize) -> Vec<usize>;
 
     /// The same sequences, fed in three steps through a cache whose blocks lie in a scattered order.
     fn paged_steps_agree(
         device: &impl Attention,
         risk: &str,
         shape: &AttentionShape,
-        (q, k, v): (&[f32], &[f32], &[f32]),
-        lengths: [usize; 2],
+        ([q, k, v], lengths, cuts): ([&[f32]; 3], [usize; 2], Cuts),
         expected: &[f64],
         tolerance: f64,
     ) {
@@ -187,7 +193,7 @@ mod tests {
             [(0..each).map(|b| b * 2).collect::<Vec<u32>>(), (0..each).rev().map(|b| b * 2 + 1).collect()];
         let mut cache = device.kv_cache(2 * each as usize, narrow).unwrap();
         for step in 0..3 {
-            let spans: Vec<_> = lengths.iter().map(|n| n * step / 3..n * (step + 1) / 3).collect();
+            let spans: Vec<_> = lengths.iter().map(|n| cuts(*n)[step]..cuts(*n)[step + 1]).collect();
             let starts = [0, lengths[0]];
             let gather = |x: &[f32], width: usize| {
                 let rows: Vec<f32> = spans

@@ -1,6 +1,18 @@
 use super::{MatMul, check, check_parts};
 use crate::cuda::{Arg, Bytes, Cuda, CudaTensor, Launch, Operand};
-use crate::{Device, Error, HostTensor, Result};
+use crate::{Device, Dtype, Error, HostTensor, Result};
+
+pub(crate) const FEW_ROWS_SOURCE: &str = include_str!("few_rows.cu");
+
+/// Threads of a block of the kernels for few rows, and the outputs that it makes.
+pub(crate) const FEW_ROWS_THREADS: u32 = 256;
+pub(crate) const FEW_ROWS_OUTPUTS: usize = 16;
+
+/// Up to so many rows reading the weights once is all that counts, and cuBLAS is not made for it.
+const FEW_ROWS_DENSE: usize = 16;
+
+/// Features of a chunk of the dense kernel.
+const CHUNK: usize = 32;
 
 /// A dense weight `[out, in]` in the compute type.
 pub struct CudaWeight {
@@ -54,6 +66,11 @@ impl MatMul for Cuda {
 
     fn matmul(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
         let y = self.new_tensor((self.shape(x).0, weight.dims.0))?;
+        check(self.shape(x), weight.dims)?;
+        if self.takes_few_rows(x, weight) {
+            self.few_rows_dense(x, weight, self.real(&y)?, false)?;
+            return Ok(y);
+        }
         let target = Operand::real(self.real(&y)?, weight.dims.0);
         self.product(x, weight, target)?;
         if let Some(bias) = &weight.bias {
@@ -69,15 +86,41 @@ impl MatMul for Cuda {
 
     fn logits(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
         let y = self.new_wide_tensor((self.shape(x).0, weight.dims.0))?;
+        check(self.shape(x), weight.dims)?;
+        if self.takes_few_rows(x, weight) && weight.bias.is_none() {
+            self.few_rows_dense(x, weight, self.wide(&y)?, true)?;
+            return Ok(y);
+        }
         self.product(x, weight, Operand::wide(self.wide(&y)?, weight.dims.0))?;
         Ok(y)
     }
 }
 
 impl Cuda {
+    fn takes_few_rows(&self, x: &CudaTensor, weight: &CudaWeight) -> bool {
+        let (rows, k) = self.shape(x);
+        let aligned = !weight.turned && k.is_multiple_of(CHUNK);
+        self.dtype() != Dtype::F32 && aligned && (1..=FEW_ROWS_DENSE).contains(&rows)
+    }
+
+    fn few_rows_dense(&self, x: &CudaTensor, weight: &CudaWeight, y: u64, wide: bool) -> Result<()> {
+        let ((rows, k), n) = (self.shape(x), weight.dims.0);
+        let args = [
+            Arg::Address(y),
+            Arg::Address(self.real(x)?),
+            Arg::Address(self.arrived(&weight.values)?),
+            Arg::Address(weight.bias.as_ref().map_or(Ok(0), |bias| self.real(bias))?),
+            Arg::Int(rows as i32),
+            Arg::Int(k as i32),
+            Arg::Int(n as i32),
+            Arg::Int(wide as i32),
+        ];
+        let kernel = if rows <= 8 { "few_rows_dense_1" } else { "few_rows_dense_2" };
+        self.launch(kernel, Launch::blocks(n.div_ceil(FEW_ROWS_OUTPUTS), FEW_ROWS_THREADS), &args)
+    }
+
     fn product(&self, x: &CudaTensor, weight: &CudaWeight, target: Operand) -> Result<()> {
         let (rows, k) = self.shape(x);
-        check((rows, k), weight.dims)?;
         let (n, address) = (weight.dims.0, self.arrived(&weight.values)?);
         let w =
             if weight.turned { Operand::real(address, n) } else { Operand::real(address, k).transposed() };

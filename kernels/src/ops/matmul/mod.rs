@@ -78,6 +78,7 @@ mod tests {
         for (risk, m, n, k, dtype) in [
             ("one row", 1, 33, 70, Dtype::F16),
             ("a few rows", 5, 64, 128, Dtype::BF16),
+            ("a second tile of tokens", 12, 90, 96, Dtype::F16),
             ("more rows than a dot product takes", 9, 40, 64, Dtype::F16),
             ("many rows", 130, 96, 65, Dtype::BF16),
             ("f32 is borrowed", 20, 31, 17, Dtype::F32),

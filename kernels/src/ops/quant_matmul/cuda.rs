@@ -1,5 +1,6 @@
 use cudarc::driver::CudaSlice;
 
+use super::few_rows::Fragments;
 use super::{QuantMatMul, check};
 use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
 use crate::ops::matmul::cuda::CudaWeight;
@@ -26,18 +27,37 @@ pub(crate) struct StoredWeight {
 }
 
 /// A quantized weight on the card.
-pub struct CudaQuantWeight(StoredWeight);
+pub struct CudaQuantWeight(Form);
+
+enum Form {
+    /// For few rows at the speed of memory.
+    Fragments(Fragments),
+    /// Any other: 2 and 3 bits, odd shapes and groups, f32. Dequantized for every product.
+    Stored(StoredWeight),
+}
 
 impl QuantMatMul for Cuda {
     type QuantWeight = CudaQuantWeight;
 
     fn quant_weight(&self, packed: &PackedLinear) -> Result<CudaQuantWeight> {
-        Ok(CudaQuantWeight(self.stored_weight(packed)?))
+        let stored = self.stored_weight(packed)?;
+        Ok(CudaQuantWeight(match Fragments::new(self, packed, &stored)? {
+            Some(fragments) => Form::Fragments(fragments),
+            None => Form::Stored(stored),
+        }))
     }
 
     fn quant_matmul(&self, x: &CudaTensor, weight: &CudaQuantWeight) -> Result<CudaTensor> {
-        check(self.shape(x), weight.0.dims.1)?;
-        self.matmul(x, &self.dequantize(&weight.0)?)
+        match &weight.0 {
+            Form::Fragments(fragments) => {
+                check(self.shape(x), fragments.dims().1)?;
+                fragments.product(self, x)
+            }
+            Form::Stored(stored) => {
+                check(self.shape(x), stored.dims.1)?;
+                self.matmul(x, &self.dequantize(stored)?)
+            }
+        }
     }
 
     fn dense_weight(&self, packed: &PackedLinear) -> Result<CudaWeight> {
