@@ -9,7 +9,8 @@ use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::Cpu;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::gptq::{GptqParams, Method};
-use gptq_quantizer::produce::{Job, produce};
+use gptq_quantizer::produce::{Job, Source, produce};
+use gptq_quantizer::sequential::Tiles;
 use gptq_runtime::model::{Model, ModelFiles};
 use gptq_runtime::perplexity::evaluate;
 use gptq_runtime::quant_config::QuantConfig;
@@ -17,18 +18,18 @@ use gptq_runtime::quant_config::QuantConfig;
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [model, out, text] = &args[..] else { anyhow::bail!("usage: quantize MODEL OUT TEXT") };
-    let (source, out) = (Path::new(model), Path::new(out));
+    let (dir, out) = (Path::new(model), Path::new(out));
 
     // Text to token sequences.
     let spec: DatasetSpec = text.parse()?;
     let text = dataset::load(&spec, &DatasetRoots::from_env()?)?.join(Join::Raw);
-    let tokens = Tokenizer::load(source)?.encode(&text, true)?;
+    let tokens = Tokenizer::load(dir)?.encode(&text, true)?;
     let request = SampleRequest { samples: 8, seq_len: 256, sampling: Sampling::Random, seed: 0 };
     let sequences = sample(&tokens, &request)?;
 
     // Checkpoint to artifact.
     let device = Cpu::new();
-    let files = ModelFiles::open(source)?;
+    let files = ModelFiles::open(dir)?;
     let quant = QuantConfig {
         bits: 4,
         group_size: Some(64),
@@ -37,10 +38,9 @@ fn main() -> anyhow::Result<()> {
         ..QuantConfig::default()
     };
     let params = GptqParams { quant, method: Method::Gptq, mse: false, f16_scales: true };
+    let source = Source::check(model, dir, &files)?;
     let job = Job {
-        model,
-        source,
-        files: &files,
+        source: &source,
         params: &params,
         zero_bias: true,
         sequences: &sequences,
@@ -49,7 +49,8 @@ fn main() -> anyhow::Result<()> {
         mode: OutMode::New,
         max_shard_size: None,
     };
-    let log = produce(&device, &job, &mut |_| {})?;
+    let tiles = Tiles::embed(&device, &files, &sequences)?;
+    let log = produce(&device, &job, tiles, &mut |_| {})?;
     println!("total loss {:.4} in {:.1} s", log.total_loss(), log.seconds);
 
     // What it cost, on the same text (use another one for honest figures).

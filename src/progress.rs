@@ -12,6 +12,7 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 pub struct Progress {
     shown: Shown,
     title: String,
+    started: Instant,
     total: u64,
     done: u64,
 }
@@ -30,7 +31,7 @@ impl Progress {
                 Shown::Lines { last: Instant::now(), message: String::new() }
             }
         };
-        Self { shown, title: title.into(), total, done: 0 }
+        Self { shown, title: title.into(), started: Instant::now(), total, done: 0 }
     }
 
     /// What is being done right now.
@@ -55,7 +56,9 @@ impl Progress {
             Shown::Bar(bar) => bar.inc(steps),
             Shown::Lines { last, message } if last.elapsed() >= LINE_EVERY => {
                 *last = Instant::now();
-                eprintln!("{} {}/{} {message}", self.title, self.done, self.total);
+                let each = self.started.elapsed().as_secs_f64() / self.done.max(1) as f64;
+                let left = each * self.total.saturating_sub(self.done) as f64;
+                eprintln!("{} {}/{} {message}, {left:.0} s left", self.title, self.done, self.total);
             }
             Shown::Lines { .. } => {}
         }

@@ -6,6 +6,7 @@ mod golden_gptq;
 mod golden_logits;
 mod interruption;
 mod model_folder;
+mod on_a_card;
 mod program;
 mod quality;
 mod refusals;

@@ -4,10 +4,23 @@ use std::ops::Range;
 
 use crate::{HostTensor, Result};
 
+/// Memory of a device in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    pub used: usize,
+    /// The most that was in use at once so far.
+    pub peak: usize,
+    /// What this program may use in all.
+    pub available: usize,
+}
+
 /// A place to compute. Operations are traits on top of this one, see [`crate::Backend`].
 pub trait Device: Clone + Send + Sync + 'static {
     /// Activations, `[rows, features]`, immutable once made; a clone shares the data.
     type Tensor: Clone + Send + Sync;
+
+    /// A tensor out of the way, in host memory; a clone shares it.
+    type Parked: Clone + Send + Sync;
 
     /// A name for people: the processor or the card, and how much of it is used.
     fn name(&self) -> String;
@@ -16,6 +29,24 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
+
+    /// Bytes of one element of an activation.
+    fn element_size(&self) -> usize;
+
+    /// What the device's memory holds; `None` where it is the host's.
+    fn memory(&self) -> Result<Option<Memory>> {
+        Ok(None)
+    }
+
+    /// Takes a tensor out of the device's memory, which is free once the copy is done and `x` is dropped.
+    fn park(&self, x: &Self::Tensor) -> Result<Self::Parked>;
+
+    /// Brings a parked tensor back. The copy runs beside what is computed meanwhile; whoever uses the tensor
+    /// waits for it.
+    fn fetch(&self, parked: &Self::Parked) -> Result<Self::Tensor>;
+
+    /// The same values in memory of their own.
+    fn copy(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
     /// An activation tensor of `shape` `(rows, features)` from row-major values.
     fn tensor(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<Self::Tensor>;

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use crate::{Error, Result};
 
-/// Floating-point types a checkpoint may hold.
+/// Floating-point types a checkpoint may hold, numbered as the kernels number them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     F16,

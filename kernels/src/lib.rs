@@ -27,7 +27,7 @@ pub use backend::Backend;
 pub use batch::{Batch, KV_BLOCK_ROWS, SequenceRows};
 pub use cpu::Cpu;
 pub use cuda::Cuda;
-pub use device::Device;
+pub use device::{Device, Memory};
 pub use error::{Error, Result};
 pub use host::{Dtype, HostTensor};
 pub use ops::add::Add;

@@ -1,5 +1,7 @@
 //! What the conformance tests of all operations share: seeded inputs, the f64 comparison, the tolerances.
 
+use crate::Dtype;
+
 /// Largest normalised mean squared error, `sum (got - expected)^2 / sum expected^2`, of a backend in f32: rounding gives about 1e-14, a wrong element far more.
 pub(crate) const NMSE_F32: f64 = 1e-11;
 
@@ -8,13 +10,18 @@ pub(crate) const NMSE_HALF: f64 = 5e-4;
 
 /// A card in each compute type; none, visibly, where there is no card. `REQUIRE_CUDA=1` makes that a failure.
 pub(crate) fn cards() -> Vec<crate::Cuda> {
-    let cards: Result<Vec<_>, _> =
-        [crate::Dtype::F16, crate::Dtype::BF16].into_iter().map(|dtype| crate::Cuda::new(0, dtype)).collect();
+    let types = [Dtype::F16, Dtype::BF16, Dtype::F32];
+    let cards: Result<Vec<_>, _> = types.into_iter().map(|dtype| crate::Cuda::new(0, dtype, None)).collect();
     cards.unwrap_or_else(|error| {
         assert!(std::env::var_os("REQUIRE_CUDA").is_none(), "{error}");
         println!("skipped on CUDA: {error}");
         Vec::new()
     })
+}
+
+/// What a card may miss the f64 reference by.
+pub(crate) fn tolerance(card: &crate::Cuda) -> f64 {
+    if card.dtype() == Dtype::F32 { NMSE_F32 } else { NMSE_HALF }
 }
 
 /// Deterministic values in (-1, 1), from a 64-bit linear congruential generator.

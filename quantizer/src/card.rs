@@ -152,6 +152,7 @@ mod tests {
                 seq_len: 8192,
                 seed: 0,
             }),
+            peak_memory: None,
             seconds: 1.0,
             layers: Vec::new(),
             evaluation: Some(EvaluationRecord {

@@ -3,7 +3,7 @@
 //! | paper | here |
 //! | --- | --- |
 //! | W, rows of it | `weights`: the stage's `[out_i, in]` matrices, stacked along `out` |
-//! | H = 2 X X^T | `hessian`: `X X^T`; the factor only scales the loss, see [`Solved::loss`] |
+//! | H = 2 X X^T | `hessian`: `X X^T`; the factor only scales the loss, see [`loss`] |
 //! | lambda | `damp_percent` x the mean of H's diagonal |
 //! | Cholesky(H^-1)^T | `factor`: upper triangular U with `U^T U = (H + lambda I)^-1` |
 //! | B | the blocks of `order::blocks`, at most 128 columns |
@@ -13,8 +13,7 @@
 
 use std::time::Instant;
 
-use gptq_kernels::packing::PackedLinear;
-use gptq_kernels::{Backend, GridSpec, HostTensor};
+use gptq_kernels::{Backend, Device, GridSpec, HostTensor};
 use gptq_runtime::quant_config::QuantConfig;
 
 use crate::{Error, Result, order};
@@ -38,16 +37,23 @@ pub struct GptqParams {
     pub f16_scales: bool,
 }
 
+/// The linears of one stage on their way to the device, stacked along `out`.
+pub struct StageWeights<B: Backend> {
+    source: B::Source,
+    in_features: usize,
+    bias: Option<Vec<f32>>,
+}
+
 /// A solved stage.
-pub struct Solved {
-    /// All linears of the stage, stacked along `out`.
-    pub packed: PackedLinear,
+pub struct Solved<B: Backend> {
+    /// All linears of the stage, stacked along `out`, on the device.
+    pub packed: B::Packed,
     /// Of each output row, in the Hessian's own scale.
     pub losses: Vec<f32>,
     /// The damp that the factorization needed: the one asked for, or more.
     pub damp_percent: f64,
-    /// Time for the factorization, and for the sweep with grids and packing.
-    pub seconds: [f64; 2],
+    /// Time for the factorization, for the sweep with its grids, and for packing.
+    pub seconds: [f64; 3],
 }
 
 /// The damp from which the ladder starts where none was asked for, and where it ends.
@@ -57,15 +63,14 @@ const LADDER: std::ops::Range<f64> = 0.01..1.0;
 /// Fails with [`Error::Damp`] where no damp below 1 makes the Hessian positive definite.
 pub fn solve<B: Backend>(
     backend: &B,
-    weights: &[HostTensor],
+    StageWeights { source, in_features, bias }: StageWeights<B>,
     hessian: Option<&B::Matrix>,
     params: &GptqParams,
-) -> Result<Solved> {
+) -> Result<Solved<B>> {
     let quant = &params.quant;
-    let in_features = weights.first().map_or(Ok(0), |w| w.dims2().map(|d| d.1))?;
+    let mut watch = Stopwatch::start();
     let diagonal = hessian.map_or(Ok(vec![1.0; in_features]), |h| backend.diagonal(h))?;
     let dead: Vec<u32> = (0..).zip(&diagonal).filter(|(_, h)| **h == 0.0).map(|(i, _)| i).collect();
-    let started = Instant::now();
     let grouping = order::grouping(&diagonal, quant.group_size, quant.act_order, quant.static_groups);
     let (factor, damp_percent) = match hessian {
         Some(h) => {
@@ -74,13 +79,14 @@ pub fn solve<B: Backend>(
         }
         None => (None, 0.0),
     };
-    let factored = started.elapsed().as_secs_f64();
-    let mut sweep = backend.sweep_start(weights, &dead, &grouping, &params.grid_spec())?;
+    let factored = watch.lap(backend)?;
+    let mut sweep = backend.sweep_start(&source, &dead, &grouping, &params.grid_spec())?;
     for block in order::blocks(&grouping) {
         backend.sweep_block(&mut sweep, factor.as_ref(), block)?;
     }
-    let (packed, losses) = backend.sweep_pack(sweep, quant.format.zero_offset())?;
-    let seconds = [factored, started.elapsed().as_secs_f64() - factored];
+    let swept = watch.lap(backend)?;
+    let (packed, losses) = backend.sweep_pack(sweep, quant.format.zero_offset(), bias)?;
+    let seconds = [factored, swept, watch.lap(backend)?];
     Ok(Solved { packed, losses, damp_percent, seconds })
 }
 
@@ -124,11 +130,33 @@ impl GptqParams {
     }
 }
 
-impl Solved {
-    /// The loss as other tools report it, `sum ((w - q) / U_ii)^2 / 2` with H = 2 / sequences * X X^T, for
-    /// the given rows of the stage.
-    pub fn loss(&self, rows: std::ops::Range<usize>, sequences: usize) -> f64 {
-        let sum: f64 = self.losses[rows].iter().map(|loss| *loss as f64).sum();
-        sum * 2.0 / sequences.max(1) as f64
+impl<B: Backend> StageWeights<B> {
+    /// Reads `[out_i, in]` weights and the biases of those that have one.
+    pub fn read(backend: &B, weights: &[HostTensor], biases: &[HostTensor]) -> Result<Self> {
+        let in_features = weights.first().map_or(Ok(0), |weight| weight.dims2().map(|dims| dims.1))?;
+        let bias: Vec<f32> = biases.iter().flat_map(HostTensor::to_f32).collect();
+        let source = backend.sweep_source(weights)?;
+        Ok(Self { source, in_features, bias: (!bias.is_empty()).then_some(bias) })
+    }
+}
+
+/// The loss of some rows as other tools report it, `sum ((w - q) / U_ii)^2 / 2` with H = 2 / sequences * X X^T.
+pub fn loss(rows: &[f32], sequences: usize) -> f64 {
+    let sum: f64 = rows.iter().map(|loss| *loss as f64).sum();
+    sum * 2.0 / sequences.max(1) as f64
+}
+
+/// Times the device's work, not only the asking for it.
+struct Stopwatch(Instant);
+
+impl Stopwatch {
+    fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Seconds since the last lap, once the device is done.
+    fn lap(&mut self, device: &impl Device) -> Result<f64> {
+        device.synchronize()?;
+        Ok(std::mem::replace(&mut self.0, Instant::now()).elapsed().as_secs_f64())
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sequential::Phases;
 use crate::{Error, Result};
 
 /// The log's file name.
@@ -33,6 +34,9 @@ pub struct QuantizeLog {
     pub calibration: Option<CalibrationRecord>,
     /// Seconds of this run, from the first layer to the last written byte.
     pub seconds: f64,
+    /// Bytes of the device's memory that were in use at most; `None` where it is the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory: Option<usize>,
     pub layers: Vec<LayerRecord>,
     /// Where the artifact was measured after it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,13 +60,8 @@ pub struct CalibrationRecord {
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct LayerRecord {
     pub layer: usize,
-    pub forward_seconds: f64,
-    pub hessian_seconds: f64,
-    pub factor_seconds: f64,
-    /// Reading the weights, grids, codes, packing.
-    pub sweep_seconds: f64,
-    pub pack_seconds: f64,
-    pub write_seconds: f64,
+    #[serde(flatten)]
+    pub phases: Phases,
     pub linears: Vec<LinearRecord>,
 }
 
@@ -116,6 +115,11 @@ impl QuantizeLog {
         let linears =
             self.layers.iter().flat_map(|layer| layer.linears.iter().map(|linear| (layer.layer, linear)));
         linears.filter(|(_, linear)| linear.damp_percent > self.damp_percent).collect()
+    }
+
+    /// Seconds of one phase over all layers.
+    pub fn seconds_of(&self, phase: fn(&Phases) -> f64) -> f64 {
+        self.layers.iter().map(|layer| phase(&layer.phases)).sum()
     }
 
     /// Sum of all linears' losses.

@@ -125,6 +125,11 @@ impl Stage {
             Self::Down => "down",
         }
     }
+
+    /// Its output is added to the residual stream.
+    pub fn ends_block(self) -> bool {
+        matches!(self, Self::O | Self::Down)
+    }
 }
 
 impl StoredDtype {

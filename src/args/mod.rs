@@ -1,5 +1,6 @@
 //! The command line, typed. What each verb does with it is in `commands/`.
 
+mod bench;
 mod quantize;
 mod serve;
 mod values;
@@ -9,10 +10,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+pub use bench::{
+    AgreementBenchArgs, BenchArgs, BenchVerb, DecodeBenchArgs, QualityBenchArgs, QuantizeBenchArgs,
+};
 pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};
 pub use serve::ServeArgs;
-pub use values::{DeviceArg, DtypeArg, FormatArg, JoinArg, MethodArg, SamplingArg};
-use values::{parse_device, parse_size};
+use values::parse_size;
+pub use values::{ComputeArg, DeviceArg, DeviceArgs, DtypeArg, FormatArg, JoinArg, MethodArg, SamplingArg};
 
 /// Quantize Llama-family checkpoints with GPTQ, measure what each branch costs, and run the result.
 ///
@@ -119,9 +123,8 @@ pub struct EvalArgs {
     #[arg(long, value_name = "MODEL")]
     pub baseline: Option<String>,
 
-    /// Where to compute: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto", value_parser = parse_device)]
-    pub device: DeviceArg,
+    #[command(flatten)]
+    pub device: DeviceArgs,
 
     /// Print the result as JSON
     #[arg(long)]
@@ -176,9 +179,8 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub system: Option<String>,
 
-    /// Where to compute: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto", value_parser = parse_device)]
-    pub device: DeviceArg,
+    #[command(flatten)]
+    pub device: DeviceArgs,
 
     /// Print text, tokens and speed as JSON at the end instead of streaming
     #[arg(long)]
@@ -222,36 +224,6 @@ pub struct SynthArgs {
     /// Split the weights into files of at most this size
     #[arg(long, value_name = "SIZE", default_value = "10GB", value_parser = parse_size)]
     pub max_shard_size: u64,
-}
-
-/// Measure this machine and how near the program comes to it
-#[derive(Args)]
-#[command(
-    after_help = "Examples:\n  gptq bench cpu\n  gptq bench cpu --model ./model --dataset wikitext2:validation --samples 64 --seq-len 1024"
-)]
-pub struct BenchArgs {
-    #[command(subcommand)]
-    pub what: BenchVerb,
-}
-
-#[derive(Subcommand)]
-pub enum BenchVerb {
-    /// Phases of quantization and the speed of decoding, beside this CPU's own ceilings
-    Cpu(BenchCpuArgs),
-}
-
-#[derive(Args)]
-pub struct BenchCpuArgs {
-    /// Model to quantize (default: the built-in one)
-    #[arg(long)]
-    pub model: Option<String>,
-
-    #[command(flatten)]
-    pub calibration: CalibrationArgs,
-
-    /// Print the figures as JSON
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Print a completion script for a shell

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::values::{
-    DeviceArg, FormatArg, GroupSize, JoinArg, MethodArg, SamplingArg, parse_bits, parse_damp, parse_device,
+    DeviceArgs, FormatArg, GroupSize, JoinArg, MethodArg, SamplingArg, parse_bits, parse_damp,
     parse_group_size, parse_size,
 };
 
@@ -139,9 +139,8 @@ pub struct OutputArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_shard_size: Option<u64>,
 
-    /// Where to compute: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto", value_parser = parse_device)]
-    pub device: DeviceArg,
+    #[command(flatten)]
+    pub device: DeviceArgs,
 
     /// Print the summary as JSON
     #[arg(long)]

@@ -2,8 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use super::values::parse_device;
-use super::{DeviceArg, DtypeArg};
+use super::DeviceArgs;
 
 /// Serve a model over HTTP: text-generation-inference's API and OpenAI's
 #[derive(Args)]
@@ -69,10 +68,6 @@ pub struct ServeArgs {
     #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 5)]
     pub max_top_n_tokens: usize,
 
-    /// Checked against the model's own type, which is the one that is used
-    #[arg(long, env = "DTYPE", value_enum)]
-    pub dtype: Option<DtypeArg>,
-
     /// Clients must send `Authorization: Bearer KEY`
     #[arg(long, env = "API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
@@ -89,9 +84,8 @@ pub struct ServeArgs {
     #[arg(long, env = "JSON_OUTPUT")]
     pub json_output: bool,
 
-    /// Where to compute: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto", value_parser = parse_device)]
-    pub device: DeviceArg,
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

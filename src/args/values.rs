@@ -1,6 +1,6 @@
 //! Values of options, and how they are read.
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 
 /// `None` is one group a row, -1 on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,19 @@ pub enum DtypeArg {
     Bf16,
 }
 
+/// Type in which a card computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ComputeArg {
+    /// The checkpoint's own type; f16 for one in f32.
+    Auto,
+    #[value(alias = "float16")]
+    F16,
+    #[value(alias = "bfloat16")]
+    Bf16,
+    #[value(alias = "float32")]
+    F32,
+}
+
 pub fn parse_device(text: &str) -> Result<DeviceArg, String> {
     match text.split_once(':') {
         None if text == "auto" => Ok(DeviceArg::Auto),
@@ -54,6 +67,22 @@ pub fn parse_device(text: &str) -> Result<DeviceArg, String> {
         Some(("cuda", number)) => number.parse().map(DeviceArg::Cuda).map_err(|_| "expected cuda:N".into()),
         _ => Err("expected auto, cpu, cuda or cuda:N".into()),
     }
+}
+
+/// Where to compute, and how.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct DeviceArgs {
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    pub device: DeviceArg,
+
+    /// Type in which a GPU computes; the CPU always takes f32
+    #[arg(long, value_enum, default_value_t = ComputeArg::Auto)]
+    pub dtype: ComputeArg,
+
+    /// Act as if the GPU had no more memory than this, e.g. 24GB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_gpu_memory: Option<u64>,
 }
 
 pub fn parse_bits(text: &str) -> Result<u32, String> {

@@ -8,7 +8,8 @@ use gptq_kernels::Backend;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::plan::{Branch, Plan};
-use gptq_quantizer::produce::{self, Job};
+use gptq_quantizer::produce::{self, Job, Source};
+use gptq_quantizer::sequential::Tiles;
 use gptq_quantizer::table::{self, Row};
 use gptq_runtime::model::{Model, ModelFiles};
 
@@ -32,7 +33,8 @@ pub fn run(args: &BranchesArgs) -> Result<()> {
         None => None,
     };
     let work = MakeAll { args, dir: &dir, plan: &plan, measurement: measurement.as_ref() };
-    let rows = common::on_device(args.output.device, &dir, work)?;
+    let config = common::model_config(&dir)?;
+    let rows = common::on_device(args.output.device, &config, work)?;
     match args.output.json {
         true => output::json(&rows)?,
         false => output::text(format_args!("{}", table::to_terminal(&rows)))?,
@@ -102,6 +104,12 @@ impl<B: Backend> Work<'_, B> {
             Some(_) => Some(Model::load(self.device.clone(), &files)?),
             None => None,
         };
+        let source = Source::check(self.model, self.dir, &files)?;
+        // All branches start from the same embedded tokens; a measurement in between needs the memory more.
+        let tiles = match self.measurement {
+            None => Some(Tiles::embed(&self.device, &files, &self.calibration.sequences)?),
+            Some(_) => None,
+        };
         for (i, branch) in plan.branches.iter().enumerate() {
             let out = self.out.join(&branch.name);
             if self.mode == OutMode::Resume && out.join(gptq_quantizer::record::LOG_FILE).exists() {
@@ -109,7 +117,11 @@ impl<B: Backend> Work<'_, B> {
                 continue;
             }
             let title = format!("[{}/{}] {}", i + 1, plan.branches.len(), branch.name);
-            self.make(&title, branch, &out, &files, baseline.as_ref(), &windows)
+            let tiles = match &tiles {
+                Some(tiles) => tiles.clone(),
+                None => Tiles::embed(&self.device, &files, &self.calibration.sequences)?,
+            };
+            self.make(&title, branch, &out, &source, tiles, baseline.as_ref().map(|b| (b, &windows[..])))
                 .with_context(|| format!("branch {}", branch.name))?;
         }
         Ok(table::measure(self.out)?)
@@ -120,15 +132,13 @@ impl<B: Backend> Work<'_, B> {
         title: &str,
         branch: &Branch,
         out: &Path,
-        files: &ModelFiles,
-        baseline: Option<&Model<B>>,
-        windows: &[Vec<u32>],
+        source: &Source,
+        tiles: Tiles<B>,
+        baseline: Option<(&Model<B>, &[Vec<u32>])>,
     ) -> Result<()> {
         let params = params(branch);
         let job = Job {
-            model: self.model,
-            source: self.dir,
-            files,
+            source,
             params: &params,
             zero_bias: true,
             sequences: &self.calibration.sequences,
@@ -137,12 +147,12 @@ impl<B: Backend> Work<'_, B> {
             mode: self.mode,
             max_shard_size: self.max_shard_size,
         };
-        let mut log = quantize::make(&self.device, &job, title)?;
-        if let Some(m) = self.measurement {
+        let mut log = quantize::make(&self.device, &job, tiles, title)?;
+        if let (Some(m), Some((baseline, windows))) = (self.measurement, baseline) {
             let model = eval::load(&self.device, out)?;
-            let result = eval::measure(&format!("{title}, measuring"), &model, baseline, windows)?;
+            let result = eval::measure(&format!("{title}, measuring"), &model, Some(baseline), windows)?;
             let evaluation = quantize::evaluation(&m.dataset.name, m.protocol.join, &result);
-            quantize::record_evaluation(&mut log, out, files, evaluation)?;
+            quantize::record_evaluation(&mut log, out, source.files(), evaluation)?;
         }
         Ok(())
     }

@@ -7,15 +7,20 @@ use gptq_calibration::dataset::{self, Dataset, DatasetRoots, DatasetSpec, Join};
 use gptq_calibration::hub::{HubCache, ModelRef};
 use gptq_calibration::sampling::{SampleRequest, Sampling, sample};
 use gptq_calibration::tokenizer::Tokenizer;
-use gptq_kernels::{Backend, Cpu, Cuda};
+use gptq_kernels::{Backend, Cpu, Cuda, Dtype};
 use gptq_quantizer::record::CalibrationRecord;
 use gptq_runtime::config::ModelConfig;
 
-use crate::args::{CalibrationArgs, DeviceArg, JoinArg, SamplingArg};
+use crate::args::{CalibrationArgs, ComputeArg, DeviceArg, DeviceArgs, JoinArg, SamplingArg};
 
 /// The folder of a model given as folder, hub id or hub-id:branch.
 pub fn model_dir(model: &str) -> Result<PathBuf> {
     Ok(ModelRef::parse(model)?.resolve(&HubCache::from_env()?)?)
+}
+
+/// What the model in a folder says of itself.
+pub fn model_config(dir: &Path) -> Result<ModelConfig> {
+    Ok(ModelConfig::from_file(&dir.join("config.json"))?)
 }
 
 /// Work that runs on whichever device is there.
@@ -43,17 +48,23 @@ impl DeviceKind {
     }
 }
 
-/// Picks the device, once. `auto` takes the first card, and says why where there is none.
-pub fn on_device<W: OnDevice>(arg: DeviceArg, model_dir: &Path, work: W) -> Result<W::Output> {
-    let dtype = ModelConfig::from_file(&model_dir.join("config.json"))?.dtype;
-    let ordinal = match arg {
+/// Picks the device, once, for a model of this config. `auto` takes the first card, and says why where there
+/// is none.
+pub fn on_device<W: OnDevice>(args: DeviceArgs, config: &ModelConfig, work: W) -> Result<W::Output> {
+    let ordinal = match args.device {
         DeviceArg::Cpu => return work.run(Cpu::new(), DeviceKind::Cpu),
         DeviceArg::Cuda(ordinal) => ordinal,
         DeviceArg::Auto => 0,
     };
-    match Cuda::new(ordinal, dtype) {
+    let dtype = match (args.dtype, config.dtype) {
+        (ComputeArg::Auto, Dtype::BF16) | (ComputeArg::Bf16, _) => Dtype::BF16,
+        (ComputeArg::Auto, _) | (ComputeArg::F16, _) => Dtype::F16,
+        (ComputeArg::F32, _) => Dtype::F32,
+    };
+    let memory = args.max_gpu_memory.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    match Cuda::new(ordinal, dtype, memory) {
         Ok(card) => work.run(card, DeviceKind::Gpu),
-        Err(error) if arg == DeviceArg::Auto => {
+        Err(error) if args.device == DeviceArg::Auto => {
             eprintln!("computing on the CPU ({error})");
             work.run(Cpu::new(), DeviceKind::Cpu)
         }
@@ -117,6 +128,30 @@ impl Calibration {
             seed: request.seed,
         };
         Ok(Self { sequences, record })
+    }
+}
+
+impl Calibration {
+    /// Random token ids, for tests of scale.
+    pub fn random(args: &CalibrationArgs, kind: DeviceKind, vocab_size: usize) -> Self {
+        let (samples, seq_len) = kind.calibration();
+        let (samples, seq_len) = (args.samples.unwrap_or(samples), args.seq_len.unwrap_or(seq_len));
+        let mut state = args.seed;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 33) as usize % vocab_size.max(1)) as u32
+        };
+        let record = CalibrationRecord {
+            dataset: "random token ids".into(),
+            fingerprint: format!("seed {}", args.seed),
+            join: args.join.name().into(),
+            sampling: args.sampling.name().into(),
+            samples,
+            seq_len,
+            seed: args.seed,
+        };
+        let sequences = (0..samples).map(|_| (0..seq_len).map(|_| next()).collect()).collect();
+        Self { sequences, record }
     }
 }
 

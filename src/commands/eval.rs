@@ -32,7 +32,8 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let windows = protocol.windows(&dataset, &dir)?;
     let baseline = args.baseline.as_ref().map(|model| common::model_dir(model)).transpose()?;
     let work = Evaluate { dir: &dir, baseline: baseline.as_deref(), windows: &windows };
-    let (result, device) = common::on_device(args.device, &dir, work)?;
+    let config = common::model_config(&dir)?;
+    let (result, device) = common::on_device(args.device, &config, work)?;
     let seconds = started.elapsed().as_secs_f64();
     if args.json {
         let mut value = serde_json::to_value(&result)?;

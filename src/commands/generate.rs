@@ -21,7 +21,8 @@ use crate::output;
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
-    common::on_device(args.device, &dir, Generate { args, dir: &dir })
+    let config = common::model_config(&dir)?;
+    common::on_device(args.device, &config, Generate { args, dir: &dir })
 }
 
 /// The part that needs a device.

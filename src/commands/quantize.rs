@@ -1,14 +1,16 @@
 //! `gptq quantize`
 
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::Result;
-use gptq_kernels::Backend;
+use gptq_kernels::{Backend, Memory};
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::card;
 use gptq_quantizer::gptq::{GptqParams, Method};
-use gptq_quantizer::produce::{self, Event, Job, produce};
+use gptq_quantizer::produce::{self, Event, Job, Source, produce};
 use gptq_quantizer::record::{EvaluationRecord, QuantizeLog};
+use gptq_quantizer::sequential::{Placement, Tiles};
 use gptq_runtime::layout::Stage;
 use gptq_runtime::model::{Model, ModelFiles};
 use gptq_runtime::perplexity::Evaluation;
@@ -29,7 +31,7 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     let params = params(args);
     produce::check_settings(&files, &params)?;
     let work = Quantize { args, dir: &dir, files: &files, params: &params };
-    let log = common::on_device(args.output.device, &dir, work)?;
+    let log = common::on_device(args.output.device, &files.config, work)?;
     match args.output.json {
         true => output::json(&log)?,
         false => print_summary(&log, &args.out)?,
@@ -54,10 +56,9 @@ impl OnDevice for Quantize<'_> {
             Method::Gptq => Some(Calibration::load(&args.calibration, dir, kind)?),
             Method::Rtn => None,
         };
+        let source = Source::check(&args.model, dir, files)?;
         let job = Job {
-            model: &args.model,
-            source: dir,
-            files,
+            source: &source,
             params,
             zero_bias: !args.no_bias,
             sequences: calibration.as_ref().map_or(&[], |c| &c.sequences),
@@ -66,7 +67,8 @@ impl OnDevice for Quantize<'_> {
             mode: args.output.mode(),
             max_shard_size: args.output.max_shard_size,
         };
-        let mut log = make(&device, &job, "quantizing")?;
+        let tiles = Tiles::embed(&device, files, job.sequences)?;
+        let mut log = make(&device, &job, tiles, "quantizing")?;
         if let Some(spec) = &args.eval_dataset {
             let dataset = common::dataset(spec)?;
             let protocol = Protocol { join: JoinArg::Paper, ctx: EVAL_CTX, max_windows: None };
@@ -81,13 +83,12 @@ impl OnDevice for Quantize<'_> {
 }
 
 /// Makes one artifact with progress on stderr.
-pub fn make<B: Backend>(device: &B, job: &Job, title: &str) -> Result<QuantizeLog> {
-    let layers = job.files.config.num_hidden_layers;
+pub fn make<B: Backend>(device: &B, job: &Job, tiles: Tiles<B>, title: &str) -> Result<QuantizeLog> {
+    let layers = job.source.files().config.num_hidden_layers;
     let mut progress = Progress::start(title, (layers * Stage::ALL.len()) as u64);
     if let Some(c) = job.calibration {
         progress.note(&format!(
-            "{}: {} sequences of {} tokens from {} ({}, seed {}) on {}",
-            job.model,
+            "{} sequences of {} tokens from {} ({}, seed {}) on {}",
             c.samples,
             c.seq_len,
             c.dataset,
@@ -96,18 +97,70 @@ pub fn make<B: Backend>(device: &B, job: &Job, title: &str) -> Result<QuantizeLo
             device.name()
         ));
     }
-    let log = produce(device, job, &mut |event| match event {
+    let placement = tiles.placement();
+    if device.memory()?.is_some() && placement.tiles > 0 {
+        progress.note(&describe(&placement));
+    }
+    let mut pace = Pace::new(job);
+    let log = produce(device, job, tiles, &mut |event| match event {
         Event::Restoring { layer } => {
             progress.message(&format!("layer {layer} is done already"));
             progress.advance(Stage::ALL.len() as u64);
         }
         Event::Solving { layer, stage } => {
-            progress.message(&format!("layer {layer}, {}", stage.name()));
+            let memory = device.memory().ok().flatten();
+            progress.message(&format!("layer {layer}, {:<7} {}", stage.name(), pace.describe(memory)));
             progress.advance(1);
+            pace.stages += 1;
         }
-        Event::Done { layer, loss } => tracing::info!("layer {layer}: loss {loss:.4}"),
+        Event::Done { layer, loss } => {
+            tracing::info!("layer {layer}: loss {loss:.4}");
+            pace.loss = Some(loss);
+        }
     })?;
     Ok(log)
+}
+
+/// Where the activations are.
+fn describe(placement: &Placement) -> String {
+    let Placement { tiles, on_device, bytes } = *placement;
+    let gigabytes = bytes as f64 / 1e9;
+    match tiles - on_device {
+        0 => format!("activations: {gigabytes:.1} GB, all on the GPU"),
+        away => format!("activations: {gigabytes:.1} GB, {away} of {tiles} tiles through host memory"),
+    }
+}
+
+/// How fast a run goes, for people.
+struct Pace {
+    started: Instant,
+    tokens: usize,
+    /// Stages begun.
+    stages: usize,
+    /// Of the last layer.
+    loss: Option<f64>,
+}
+
+impl Pace {
+    fn new(job: &Job) -> Self {
+        let tokens = job.sequences.iter().map(Vec::len).sum();
+        Self { started: Instant::now(), tokens, stages: 0, loss: None }
+    }
+
+    /// Calibration tokens per second through a layer, the last layer's loss, the device's memory.
+    fn describe(&self, memory: Option<Memory>) -> String {
+        let mut parts = Vec::new();
+        if self.stages > 0 && self.tokens > 0 {
+            let layers = self.stages as f64 / Stage::ALL.len() as f64;
+            let rate = self.tokens as f64 * layers / self.started.elapsed().as_secs_f64();
+            parts.push(format!("{:.0}k tokens/s a layer", rate / 1e3));
+        }
+        parts.extend(self.loss.map(|loss| format!("loss {loss:.2}")));
+        parts.extend(memory.map(|memory| {
+            format!("{:.1} of {:.1} GB", memory.used as f64 / 1e9, memory.available as f64 / 1e9)
+        }));
+        parts.join(", ")
+    }
 }
 
 /// A measurement as the log keeps it.
@@ -161,6 +214,26 @@ fn params(args: &QuantizeArgs) -> GptqParams {
     }
 }
 
+/// Where the time went, and how much of the device's memory.
+fn phase_line(log: &QuantizeLog) -> String {
+    let peak = log
+        .peak_memory
+        .map_or(String::new(), |bytes| format!(", at most {:.1} GB on the GPU", bytes as f64 / 1e9));
+    format!(
+        "forward {:.1} s, Hessians {:.1} s, factors {:.1} s, sweeps {:.1} s, packing {:.1} s, waiting {:.1} s \
+         (reading {:.1} s and writing {:.1} s beside), in all {:.1} s{peak}",
+        log.seconds_of(|p| p.forward),
+        log.seconds_of(|p| p.hessian),
+        log.seconds_of(|p| p.factor),
+        log.seconds_of(|p| p.sweep),
+        log.seconds_of(|p| p.pack),
+        log.seconds_of(|p| p.wait),
+        log.seconds_of(|p| p.read),
+        log.seconds_of(|p| p.write),
+        log.seconds
+    )
+}
+
 fn print_summary(log: &QuantizeLog, out: &Path) -> Result<()> {
     output::line(format_args!("{:>5}  {:<18} {:>14} {:>8}", "layer", "linear", "loss", "damp"))?;
     for layer in &log.layers {
@@ -171,18 +244,7 @@ fn print_summary(log: &QuantizeLog, out: &Path) -> Result<()> {
             ))?;
         }
     }
-    let sum =
-        |phase: fn(&gptq_quantizer::record::LayerRecord) -> f64| log.layers.iter().map(phase).sum::<f64>();
-    output::line(format_args!(
-        "\nforward {:.1} s, Hessians {:.1} s, factors {:.1} s, sweeps {:.1} s, packing {:.1} s, writing beside {:.1} s, in all {:.1} s",
-        sum(|l| l.forward_seconds),
-        sum(|l| l.hessian_seconds),
-        sum(|l| l.factor_seconds),
-        sum(|l| l.sweep_seconds),
-        sum(|l| l.pack_seconds),
-        sum(|l| l.write_seconds),
-        log.seconds
-    ))?;
+    output::line(format_args!("\n{}", phase_line(log)))?;
     for (layer, linear) in log.raised_damp() {
         output::line(format_args!(
             "layer {layer}, {}: needed damp_percent {} instead of {}",

@@ -30,7 +30,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     };
     let dir = common::model_dir(&model)?;
     let config = ModelConfig::from_file(&dir.join("config.json"))?;
-    check(args, &dir, &config)?;
+    check(args, &dir)?;
     let limits = Limits::new(args, &config)?;
     let (engine, inbox) = engine::handle();
     let codec = Codec::load(&dir)?;
@@ -50,7 +50,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let listening = listen(&runtime, (&args.hostname, args.port), server)?;
-    common::on_device(args.device, &dir, Serve { dir: &dir, limits: limits.engine, inbox })?;
+    common::on_device(args.device, &config, Serve { dir: &dir, limits: limits.engine, inbox })?;
     runtime.block_on(listening)?.context("the server")
 }
 
@@ -91,7 +91,7 @@ fn listen(
 }
 
 /// What the launcher's flags say of the model must be true.
-fn check(args: &ServeArgs, dir: &Path, config: &ModelConfig) -> Result<()> {
+fn check(args: &ServeArgs, dir: &Path) -> Result<()> {
     if args.quantize.is_some() {
         ensure!(
             QuantConfig::read(dir)?.is_some(),
@@ -99,13 +99,7 @@ fn check(args: &ServeArgs, dir: &Path, config: &ModelConfig) -> Result<()> {
             dir.display()
         );
     }
-    let own = format!("{:?}", config.dtype).to_lowercase();
-    match args.dtype {
-        Some(asked) if format!("{asked:?}").to_lowercase() != own => {
-            bail!("--dtype: expected the model's own type {own}, got {asked:?}")
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 struct Limits {

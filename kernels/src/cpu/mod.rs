@@ -26,6 +26,7 @@ impl Cpu {
 
 impl Device for Cpu {
     type Tensor = Tensor;
+    type Parked = Tensor;
 
     fn name(&self) -> String {
         format!("CPU, {} threads", rayon::current_num_threads())
@@ -40,6 +41,22 @@ impl Device for Cpu {
 
     fn to_vec(&self, x: &Tensor) -> Result<Vec<f32>> {
         Ok(View::of(x)?.to_vec())
+    }
+
+    fn element_size(&self) -> usize {
+        size_of::<f32>()
+    }
+
+    fn park(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.clone())
+    }
+
+    fn fetch(&self, parked: &Tensor) -> Result<Tensor> {
+        Ok(parked.clone())
+    }
+
+    fn copy(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.copy()?)
     }
 
     fn shape(&self, x: &Tensor) -> (usize, usize) {

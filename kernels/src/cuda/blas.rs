@@ -20,7 +20,7 @@ pub(crate) struct Operand {
 }
 
 impl Operand {
-    pub fn half(address: u64, stride: usize) -> Self {
+    pub fn real(address: u64, stride: usize) -> Self {
         Self { address, transposed: false, stride, wide: false }
     }
 
@@ -48,9 +48,9 @@ impl Cuda {
         }
         let failed = |error: CublasError| Error::cuda("cuBLAS", format!("{error:?}"));
         let kind = |operand: Operand| match (operand.wide, self.dtype()) {
-            (true, _) => cudaDataType_t::CUDA_R_32F,
+            (true, _) | (false, Dtype::F32) => cudaDataType_t::CUDA_R_32F,
             (false, Dtype::BF16) => cudaDataType_t::CUDA_R_16BF,
-            (false, _) => cudaDataType_t::CUDA_R_16F,
+            (false, Dtype::F16) => cudaDataType_t::CUDA_R_16F,
         };
         let turn = |operand: Operand| match operand.transposed {
             true => cublasOperation_t::CUBLAS_OP_T,

@@ -10,59 +10,105 @@ use cudarc::nvrtc::{result as nvrtc, sys};
 use crate::ops::gptq_sweep::TIES_OUTWARD;
 use crate::{Dtype, Error, KV_BLOCK_ROWS, Result, ops};
 
-/// All kernels are one program: the prelude, then each operation's file.
-const SOURCES: [(&str, &str); 11] = [
+/// Kernels that are compiled together, at the first use of one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Program {
+    /// What every use of a card needs.
+    Common,
+    /// Quantized products with few rows: many variants, which only running an artifact needs.
+    FewRows,
+}
+
+impl Program {
+    pub const ALL: [Self; 2] = [Self::Common, Self::FewRows];
+
+    pub fn of(kernel: &str) -> Self {
+        let few_rows = ["few_rows_quant", "repack_", "dequantize_fragments", "order_columns"];
+        match few_rows.iter().any(|prefix| kernel.starts_with(prefix)) {
+            true => Self::FewRows,
+            false => Self::Common,
+        }
+    }
+
+    /// The prelude, then each operation's file.
+    fn sources(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Common => &COMMON,
+            Self::FewRows => &FEW_ROWS,
+        }
+    }
+
+    /// All files as one, errors pointing to the file that they are in.
+    fn text(self) -> String {
+        self.sources().iter().map(|(name, text)| format!("#line 1 \"{name}\"\n{text}\n")).collect()
+    }
+}
+
+const FEW_ROWS: [(&str, &str); 4] = [
+    ("prelude.cu", include_str!("prelude.cu")),
+    ("quant_matmul.cu", ops::quant_matmul::cuda::SOURCE),
+    ("matmul/few_rows.cu", ops::matmul::cuda::FEW_ROWS_SOURCE),
+    ("quant_matmul/few_rows.cu", ops::quant_matmul::few_rows::SOURCE),
+];
+
+const COMMON: [(&str, &str); 14] = [
     ("prelude.cu", include_str!("prelude.cu")),
     ("add.cu", ops::add::cuda::SOURCE),
     ("attention.cu", ops::attention::cuda::SOURCE),
+    ("decode.cu", ops::attention::cuda::DECODE_SOURCE),
+    ("hopper.cu", ops::attention::cuda::HOPPER_SOURCE),
     ("embedding.cu", ops::embedding::cuda::SOURCE),
     ("gptq_sweep.cu", ops::gptq_sweep::cuda::SOURCE),
     ("inverse_cholesky.cu", ops::inverse_cholesky::cuda::SOURCE),
     ("quant_matmul.cu", ops::quant_matmul::cuda::SOURCE),
+    ("matmul/few_rows.cu", ops::matmul::cuda::FEW_ROWS_SOURCE),
     ("rms_norm.cu", ops::rms_norm::cuda::SOURCE),
     ("rope.cu", ops::rope::cuda::SOURCE),
     ("silu_mul.cu", ops::silu_mul::cuda::SOURCE),
     ("token_loss.cu", ops::token_loss::cuda::SOURCE),
 ];
 
-/// Machine code of all kernels for a card of compute capability `arch`, from the cache where it is there.
-pub(super) fn cubin(arch: (i32, i32), dtype: Dtype) -> Result<Vec<u8>> {
+/// Machine code of a program for a card of compute capability `arch`, from the cache where it is there.
+pub(super) fn cubin(program: Program, arch: (i32, i32), dtype: Dtype) -> Result<Vec<u8>> {
     let options = options(arch, dtype);
-    let path = cache_path(&options);
+    let path = cache_path(program, &options);
     if let Some(bytes) = path.as_ref().and_then(|path| fs::read(path).ok()) {
         return Ok(bytes);
     }
-    let bytes = compile(&options)?;
+    let bytes = compile(program, &options)?;
     if let Some(path) = path {
         keep(&path, &bytes);
     }
     Ok(bytes)
 }
 
+/// Whether the card has the instructions of `hopper.cu`.
+pub(super) fn is_hopper(arch: (i32, i32)) -> bool {
+    arch == (9, 0)
+}
+
 fn options(arch: (i32, i32), dtype: Dtype) -> Vec<String> {
     // Hopper's own instructions need the architecture's own variant.
-    let variant = if arch == (9, 0) { "a" } else { "" };
+    let variant = if is_hopper(arch) { "a" } else { "" };
     vec![
         format!("--gpu-architecture=sm_{}{}{variant}", arch.0, arch.1),
         "--std=c++17".into(),
+        format!("-DHOPPER={}", is_hopper(arch) as u8),
+        format!("-DF16={}", (dtype == Dtype::F16) as u8),
         format!("-DBF16={}", (dtype == Dtype::BF16) as u8),
+        format!("-DF32={}", (dtype == Dtype::F32) as u8),
         format!("-DKV_BLOCK_ROWS={KV_BLOCK_ROWS}"),
         format!("-DTIES_OUTWARD={TIES_OUTWARD:.9}f"),
     ]
 }
 
-/// All files as one, errors pointing to the file that they are in.
-fn program() -> String {
-    SOURCES.map(|(name, text)| format!("#line 1 \"{name}\"\n{text}\n")).concat()
-}
-
-fn compile(options: &[String]) -> Result<Vec<u8>> {
+fn compile(program: Program, options: &[String]) -> Result<Vec<u8>> {
     // SAFETY: only asks whether a library can be loaded.
     if !unsafe { sys::is_culib_present() } {
         return Err(Error::cuda("NVRTC", "libnvrtc is not installed (it comes with the CUDA toolkit)"));
     }
     let failed = |error: nvrtc::NvrtcError| Error::cuda("NVRTC", format!("{error:?}"));
-    let source = CString::new(program()).map_err(|error| Error::cuda("NVRTC", error))?;
+    let source = CString::new(program.text()).map_err(|error| Error::cuda("NVRTC", error))?;
     let program = nvrtc::create_program(&source, None).map_err(failed)?;
     // SAFETY: `program` is the handle just made; each buffer has the length NVRTC asked for.
     unsafe {
@@ -84,7 +130,7 @@ fn compile(options: &[String]) -> Result<Vec<u8>> {
 }
 
 /// `~/.cache/gptq/<hash>.cubin`; the hash covers sources, options and NVRTC's version.
-fn cache_path(options: &[String]) -> Option<PathBuf> {
+fn cache_path(program: Program, options: &[String]) -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let root = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
     let (mut major, mut minor) = (0, 0);
@@ -95,7 +141,7 @@ fn cache_path(options: &[String]) -> Option<PathBuf> {
         }
     }
     let mut hasher = DefaultHasher::new();
-    (program(), options, major, minor).hash(&mut hasher);
+    (program.text(), options, major, minor).hash(&mut hasher);
     Some(root.join("gptq").join(format!("{:016x}.cubin", hasher.finish())))
 }
 
@@ -108,6 +154,8 @@ fn keep(path: &PathBuf, bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use rayon::prelude::*;
+
     use super::*;
 
     /// Needs NVRTC, not a card. `REQUIRE_NVRTC=1` turns its absence into a failure.
@@ -118,11 +166,12 @@ mod tests {
             assert!(std::env::var_os("REQUIRE_NVRTC").is_none(), "libnvrtc is not installed");
             return println!("skipped: libnvrtc is not installed");
         }
-        for arch in [(8, 0), (8, 9), (9, 0)] {
-            for dtype in [Dtype::F16, Dtype::BF16] {
-                let cubin = compile(&options(arch, dtype)).unwrap();
-                assert!(cubin.starts_with(b"\x7fELF"), "{arch:?} {dtype:?}");
+        let all = [(8, 0), (8, 9), (9, 0)].into_iter().flat_map(|arch| Program::ALL.map(|p| (arch, p)));
+        all.collect::<Vec<_>>().into_par_iter().for_each(|(arch, program)| {
+            for dtype in [Dtype::F16, Dtype::BF16, Dtype::F32] {
+                let cubin = compile(program, &options(arch, dtype)).unwrap();
+                assert!(cubin.starts_with(b"\x7fELF"), "{program:?} {arch:?} {dtype:?}");
             }
-        }
+        });
     }
 }

@@ -1,10 +1,9 @@
 //! Launching a kernel by its name.
 
-use std::sync::Arc;
-
-use cudarc::driver::{CudaContext, CudaFunction, DeviceRepr, LaunchConfig, PushKernelArg, sys};
+use cudarc::driver::{CudaFunction, DeviceRepr, LaunchConfig, PushKernelArg, sys};
 
 use super::Cuda;
+use super::compile::Program;
 use crate::{Error, Result};
 
 /// One argument, in the order of the kernel's parameters.
@@ -98,26 +97,9 @@ impl Cuda {
         if let Some(function) = functions.get(kernel) {
             return Ok(function.clone());
         }
-        let function = self.inner.module.load_function(kernel).map_err(Error::driver(kernel))?;
+        let function =
+            self.module(Program::of(kernel))?.load_function(kernel).map_err(Error::driver(kernel))?;
         functions.insert(kernel, function.clone());
         Ok(function)
-    }
-}
-
-/// Freed memory stays with the program instead of going back to the driver at every synchronization.
-pub(super) fn keep_freed_memory(context: &Arc<CudaContext>) -> Result<()> {
-    if !context.has_async_alloc() {
-        return Ok(());
-    }
-    let mut pool = std::ptr::null_mut();
-    let mut threshold = u64::MAX;
-    let release = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the pool belongs to the device of this context, and the attribute is a 64-bit number.
-    unsafe {
-        sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device())
-            .result()
-            .map_err(Error::driver("memory pool"))?;
-        let value = std::ptr::from_mut(&mut threshold).cast();
-        sys::cuMemPoolSetAttribute(pool, release, value).result().map_err(Error::driver("memory pool"))
     }
 }

@@ -1,9 +1,12 @@
-//! The CUDA backend: 16-bit floats with f32 sums, cuBLAS and cuSOLVER for products and factors, our own
+//! The CUDA backend: f16, bf16 or f32 with f32 sums, cuBLAS and cuSOLVER for products and factors, our own
 //! kernels for the rest. Libraries are loaded when the program runs; nothing of CUDA is needed to build.
 
 mod blas;
 mod compile;
 mod launch;
+mod memory;
+mod placed;
+mod transfer;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -11,14 +14,20 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use cudarc::cublas::CudaBlas;
 use cudarc::cusolver::safe::DnHandle;
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 pub(crate) use blas::Operand;
+use compile::Program;
 pub(crate) use launch::{Arg, Launch};
+use memory::Pool;
+pub(crate) use placed::Placed;
+pub(crate) use transfer::Bytes;
+pub use transfer::CudaParked;
+use transfer::Transfers;
 
-use crate::{Device, Dtype, Error, HostTensor, Result};
+use crate::{Batch, Device, Dtype, Error, HostTensor, Memory, Result};
 
 /// One NVIDIA card.
 #[derive(Clone)]
@@ -27,13 +36,20 @@ pub struct Cuda {
 }
 
 struct Inner {
+    /// The stream that computes.
     stream: Arc<CudaStream>,
+    transfers: Transfers,
+    pool: Pool,
     blas: CudaBlas,
     /// Made at the first factorization.
     solver: OnceLock<DnHandle>,
-    module: Arc<CudaModule>,
+    arch: (i32, i32),
+    /// Loaded at the first use of one of their kernels, in the order of [`Program::ALL`].
+    modules: [OnceLock<Arc<CudaModule>>; Program::ALL.len()],
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
-    /// F16 or BF16: how activations and dense weights are kept.
+    /// The last batch that something ran on.
+    placed: Mutex<Option<(Batch, Arc<Placed>)>>,
+    /// How activations and dense weights are kept.
     dtype: Dtype,
     name: String,
 }
@@ -48,15 +64,17 @@ pub struct CudaTensor {
 }
 
 enum Data {
-    Half(CudaSlice<u16>),
+    /// In the compute type.
+    Real(Bytes),
     /// Logits and rotary frequencies.
     Wide(CudaSlice<f32>),
 }
 
 impl Cuda {
-    /// Card `ordinal`, computing in `dtype` (f32 checkpoints in f16). Fails with a line that says what is
-    /// missing: the driver, the card, NVRTC or cuBLAS.
-    pub fn new(ordinal: usize, dtype: Dtype) -> Result<Self> {
+    /// Card `ordinal`, computing in `dtype`; 16-bit types use the tensor cores, f32 does not. Fails with a line
+    /// that says what is missing: the driver, the card, NVRTC or cuBLAS. `memory` acts as if the card had that
+    /// many bytes.
+    pub fn new(ordinal: usize, dtype: Dtype, memory: Option<usize>) -> Result<Self> {
         // SAFETY: these only ask whether a library can be loaded.
         unsafe {
             if !cudarc::driver::sys::is_culib_present() {
@@ -75,30 +93,53 @@ impl Cuda {
                 ));
             }
         }
-        let dtype = if dtype == Dtype::BF16 { Dtype::BF16 } else { Dtype::F16 };
         let context = CudaContext::new(ordinal).map_err(Error::driver("CUDA"))?;
         // SAFETY: everything runs on one stream, so that order needs no events.
         unsafe { context.disable_event_tracking() };
         let name = context.name().map_err(Error::driver("CUDA"))?;
         let arch = context.compute_capability().map_err(Error::driver("CUDA"))?;
         let stream = context.new_stream().map_err(Error::driver("CUDA"))?;
-        let cubin = cudarc::nvrtc::Ptx::from_binary(compile::cubin(arch, dtype)?);
-        let module = context.load_module(cubin).map_err(Error::driver("CUDA kernels"))?;
         let blas = CudaBlas::new(stream.clone()).map_err(|e| Error::cuda("cuBLAS", format!("{e:?}")))?;
-        launch::keep_freed_memory(&context)?;
-        let inner =
-            Inner { stream, blas, solver: OnceLock::new(), module, functions: Mutex::default(), dtype, name };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Inner {
+            transfers: Transfers::new(&stream)?,
+            pool: Pool::new(&context, memory)?,
+            stream,
+            blas,
+            solver: OnceLock::new(),
+            arch,
+            modules: Default::default(),
+            functions: Mutex::default(),
+            placed: Mutex::default(),
+            dtype,
+            name,
+        };
+        let card = Self { inner: Arc::new(inner) };
+        // What is missing for compiling shows here, not in the middle of the work.
+        card.module(Program::Common)?;
+        Ok(card)
     }
 
-    /// F16 or BF16.
+    /// The compute type.
     pub fn dtype(&self) -> Dtype {
         self.inner.dtype
     }
 
-    /// Free and total memory of the card in bytes.
-    pub fn memory(&self) -> Result<(usize, usize)> {
-        self.inner.stream.context().mem_get_info().map_err(Error::driver("memory"))
+    /// Whether the kernels that only Hopper has are there.
+    pub(crate) fn is_hopper(&self) -> bool {
+        compile::is_hopper(self.inner.arch)
+    }
+
+    /// The module of a program, compiled and loaded if it was not yet.
+    fn module(&self, program: Program) -> Result<&Arc<CudaModule>> {
+        let slot = &self.inner.modules[program as usize];
+        if slot.get().is_none() {
+            let cubin = compile::cubin(program, self.inner.arch, self.inner.dtype)?;
+            let cubin = cudarc::nvrtc::Ptx::from_binary(cubin);
+            let module = self.inner.stream.context().load_module(cubin);
+            // Another thread's, if it came first, serves as well.
+            let _ = slot.set(module.map_err(Error::driver("CUDA kernels"))?);
+        }
+        slot.get().ok_or_else(|| Error::cuda("CUDA kernels", "no module"))
     }
 
     pub(crate) fn solver(&self) -> Result<&DnHandle> {
@@ -111,63 +152,30 @@ impl Cuda {
         self.inner.solver.get().ok_or_else(|| Error::cuda("cuSOLVER", "no handle"))
     }
 
-    /// Memory that nothing was written to yet.
-    pub(crate) fn alloc<T: DeviceRepr>(&self, length: usize) -> Result<CudaSlice<T>> {
-        // SAFETY: every caller hands the memory to a kernel, product or copy that writes all of it.
-        unsafe { self.inner.stream.alloc(length.max(1)) }.map_err(Error::driver("allocation"))
-    }
-
-    pub(crate) fn zeros<T: DeviceRepr + cudarc::driver::ValidAsZeroBits>(
-        &self,
-        length: usize,
-    ) -> Result<CudaSlice<T>> {
-        self.inner.stream.alloc_zeros(length.max(1)).map_err(Error::driver("allocation"))
-    }
-
-    pub(crate) fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>> {
-        let mut slice = self.alloc(values.len())?;
-        if !values.is_empty() {
-            self.inner.stream.memcpy_htod(values, &mut slice).map_err(Error::driver("copy to the card"))?;
-        }
-        Ok(slice)
-    }
-
-    pub(crate) fn download<T: DeviceRepr + Default + Clone>(
-        &self,
-        slice: &CudaSlice<T>,
-        length: usize,
-    ) -> Result<Vec<T>> {
-        let mut values = vec![T::default(); length];
-        if length > 0 {
-            let view = slice.slice(0..length);
-            self.inner.stream.memcpy_dtoh(&view, &mut values).map_err(Error::driver("copy from the card"))?;
-        }
-        self.synchronize()?;
-        Ok(values)
-    }
-
     /// The address of a slice's first element.
     pub(crate) fn address<T>(&self, slice: &CudaSlice<T>) -> u64 {
         slice.device_ptr(&self.inner.stream).0
     }
 
-    /// A new 16-bit tensor for a kernel to fill.
+    /// A new tensor in the compute type for a kernel to fill.
     pub(crate) fn new_tensor(&self, shape: (usize, usize)) -> Result<CudaTensor> {
-        let data = Arc::new(Data::Half(self.alloc(shape.0 * shape.1)?));
+        let data = Arc::new(Data::Real(self.alloc(shape.0 * shape.1 * self.dtype().size())?.into()));
         Ok(CudaTensor { data, first: 0, shape })
     }
 
-    /// The same in f32.
+    /// The same in f32, whatever the compute type.
     pub(crate) fn new_wide_tensor(&self, shape: (usize, usize)) -> Result<CudaTensor> {
         let data = Arc::new(Data::Wide(self.alloc(shape.0 * shape.1)?));
         Ok(CudaTensor { data, first: 0, shape })
     }
 
-    /// Address of a tensor's 16-bit values.
-    pub(crate) fn half(&self, x: &CudaTensor) -> Result<u64> {
+    /// Address of a tensor's values in the compute type.
+    pub(crate) fn real(&self, x: &CudaTensor) -> Result<u64> {
         match &*x.data {
-            Data::Half(slice) => Ok(self.address(slice) + 2 * (x.first * x.shape.1) as u64),
-            Data::Wide(_) => Err(Error::shape("tensor", "16-bit values", "f32 values")),
+            Data::Real(bytes) => {
+                Ok(self.arrived(bytes)? + (self.dtype().size() * x.first * x.shape.1) as u64)
+            }
+            Data::Wide(_) => Err(Error::shape("tensor", "activations", "logits")),
         }
     }
 
@@ -175,35 +183,27 @@ impl Cuda {
     pub(crate) fn wide(&self, x: &CudaTensor) -> Result<u64> {
         match &*x.data {
             Data::Wide(slice) => Ok(self.address(slice) + 4 * (x.first * x.shape.1) as u64),
-            Data::Half(_) => Err(Error::shape("tensor", "f32 values", "16-bit values")),
+            Data::Real(_) => Err(Error::shape("tensor", "logits", "activations")),
         }
     }
 
-    /// f32 values in the compute type.
-    pub(crate) fn narrow(&self, values: &[f32]) -> Vec<u16> {
+    /// The bytes of f32 values in the compute type.
+    pub(crate) fn encode(&self, values: &[f32]) -> Vec<u8> {
         match self.dtype() {
-            Dtype::BF16 => values.iter().map(|x| bf16::from_f32(*x).to_bits()).collect(),
-            Dtype::F16 | Dtype::F32 => {
+            Dtype::F32 => bytemuck::cast_slice(values).to_vec(),
+            Dtype::BF16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+            Dtype::F16 => {
                 let mut halves = vec![f16::ZERO; values.len()];
                 halves.convert_from_f32_slice(values);
-                bytemuck::cast_vec(halves)
+                bytemuck::cast_slice(&halves).to_vec()
             }
         }
     }
 
-    /// A host tensor on the card in the compute type, copied as it is where it has that type already.
-    pub(crate) fn upload_host(
-        &self,
-        host: &HostTensor,
-        target: &mut cudarc::driver::CudaViewMut<u16>,
-    ) -> Result<()> {
-        let copy = |bits: &[u16], target: &mut cudarc::driver::CudaViewMut<u16>| {
-            self.inner.stream.memcpy_htod(bits, target).map_err(Error::driver("copy to the card"))
-        };
-        match bytemuck::try_cast_slice::<u8, u16>(host.bytes) {
-            Ok(bits) if host.dtype == self.dtype() => copy(bits, target),
-            _ => copy(&self.narrow(&host.to_f32()), target),
-        }
+    /// f32 values from bytes in the compute type.
+    fn decode(&self, bytes: Vec<u8>) -> Vec<f32> {
+        let shape = vec![bytes.len() / self.dtype().size()];
+        HostTensor { dtype: self.dtype(), shape, bytes: &bytes }.to_f32()
     }
 }
 
@@ -215,6 +215,7 @@ impl CudaTensor {
 
 impl Device for Cuda {
     type Tensor = CudaTensor;
+    type Parked = CudaParked;
 
     fn name(&self) -> String {
         self.inner.name.clone()
@@ -224,11 +225,38 @@ impl Device for Cuda {
         self.inner.stream.synchronize().map_err(Error::driver("synchronize"))
     }
 
+    fn element_size(&self) -> usize {
+        self.dtype().size()
+    }
+
+    fn memory(&self) -> Result<Option<Memory>> {
+        self.inner.pool.memory().map(Some)
+    }
+
+    fn park(&self, x: &CudaTensor) -> Result<CudaParked> {
+        self.park_tensor(x)
+    }
+
+    fn fetch(&self, parked: &CudaParked) -> Result<CudaTensor> {
+        self.fetch_tensor(parked)
+    }
+
+    fn copy(&self, x: &CudaTensor) -> Result<CudaTensor> {
+        let size = self.dtype().size() * x.shape.1;
+        let Data::Real(bytes) = &*x.data else {
+            return Err(Error::shape("copy", "activations", "logits"));
+        };
+        let view = self.view(bytes, x.first * size..(x.first + x.shape.0) * size)?;
+        let mut copy = self.alloc::<u8>(view.len())?;
+        self.inner.stream.memcpy_dtod(&view, &mut copy).map_err(Error::driver("copy on the card"))?;
+        Ok(CudaTensor { data: Arc::new(Data::Real(copy.into())), first: 0, shape: x.shape })
+    }
+
     fn tensor(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<CudaTensor> {
         if values.len() != shape.0 * shape.1 {
             return Err(Error::shape("tensor", shape, values.len()));
         }
-        let data = Arc::new(Data::Half(self.upload(&self.narrow(&values))?));
+        let data = Arc::new(Data::Real(self.upload(&self.encode(&values))?.into()));
         Ok(CudaTensor { data, first: 0, shape })
     }
 
@@ -242,13 +270,11 @@ impl Device for Cuda {
     fn to_vec(&self, x: &CudaTensor) -> Result<Vec<f32>> {
         let range = x.first * x.shape.1..(x.first + x.shape.0) * x.shape.1;
         match &*x.data {
-            Data::Wide(slice) => Ok(self.download(slice, range.end)?[range].to_vec()),
-            Data::Half(slice) => {
-                let bits = &self.download(slice, range.end)?[range];
-                Ok(match self.dtype() {
-                    Dtype::BF16 => bits.iter().map(|b| bf16::from_bits(*b).to_f32()).collect(),
-                    Dtype::F16 | Dtype::F32 => bits.iter().map(|b| f16::from_bits(*b).to_f32()).collect(),
-                })
+            Data::Wide(slice) => self.download(&slice.slice(range)),
+            Data::Real(bytes) => {
+                let size = self.dtype().size();
+                let view = self.view(bytes, range.start * size..range.end * size)?;
+                Ok(self.decode(self.download(&view)?))
             }
         }
     }
@@ -268,8 +294,8 @@ impl Device for Cuda {
         let y = self.new_tensor((indices.len(), x.shape.1))?;
         let rows = self.upload(indices)?;
         let args = [
-            Arg::Address(self.half(&y)?),
-            Arg::Address(self.half(x)?),
+            Arg::Address(self.real(&y)?),
+            Arg::Address(self.real(x)?),
             Arg::Address(self.address(&rows)),
             Arg::Int(x.shape.1 as i32),
         ];
@@ -284,8 +310,8 @@ impl Device for Cuda {
         let mut column = 0;
         for part in parts {
             let args = [
-                Arg::Address(self.half(&y)? + 2 * column as u64),
-                Arg::Address(self.half(part)?),
+                Arg::Address(self.real(&y)? + (self.dtype().size() * column) as u64),
+                Arg::Address(self.real(part)?),
                 Arg::Int(part.shape.1 as i32),
                 Arg::Int(width as i32),
             ];

@@ -1,17 +1,25 @@
 // What all kernels share. NVRTC sees no headers: conversions, matrix instructions and asynchronous copies are
-// written as inline PTX. BF16 is 1 or 0, by the type in which this program computes.
+// written as inline PTX. One of F16, BF16 and F32 is 1: the type in which this program computes.
 
 typedef unsigned char u8;
 typedef unsigned int u32;
 typedef unsigned long long u64;
-/// One 16-bit float, f16 or bf16, as its bits.
-typedef unsigned short half_t;
+/// An f16 as its bits, whatever the compute type.
+typedef unsigned short f16_t;
+/// An activation or a dense weight: a float of 16 bits as its bits, or a plain one.
+#if F32
+typedef float real_t;
+#else
+typedef unsigned short real_t;
+#endif
 
 #define FULL_WARP 0xffffffffu
 #define INFINITY_F __int_as_float(0x7f800000)
 
-__device__ __forceinline__ float to_float(half_t x) {
-#if BF16
+__device__ __forceinline__ float to_float(real_t x) {
+#if F32
+    return x;
+#elif BF16
     return __uint_as_float((u32)x << 16);
 #else
     float y;
@@ -20,43 +28,68 @@ __device__ __forceinline__ float to_float(half_t x) {
 #endif
 }
 
-__device__ __forceinline__ half_t to_half(float x) {
-    half_t y;
+__device__ __forceinline__ real_t to_real(float x) {
+#if F32
+    return x;
+#else
+    real_t y;
 #if BF16
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
 #else
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
 #endif
     return y;
+#endif
 }
 
 /// f16 bits to f32, whatever the compute type: scales of artifacts are always f16.
-__device__ __forceinline__ float f16_to_float(half_t x) {
+__device__ __forceinline__ float f16_to_float(f16_t x) {
     float y;
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
     return y;
 }
 
 __device__ __forceinline__ float f16_round(float x) {
-    half_t y;
+    f16_t y;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
     return f16_to_float(y);
 }
 
-__device__ __forceinline__ u32 pack2(float low, float high) {
-    return (u32)to_half(low) | (u32)to_half(high) << 16;
+#if F32
+/// Eight neighbouring values, sixteen bytes an access.
+__device__ __forceinline__ void load8(float (&x)[8], const real_t* source) {
+    float4 low = ((const float4*)source)[0], high = ((const float4*)source)[1];
+    x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+    x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
 }
 
-/// Eight 16-bit values in one 16-byte access.
-__device__ __forceinline__ void load8(float (&x)[8], const half_t* source) {
+__device__ __forceinline__ void store8(real_t* target, const float (&x)[8]) {
+    ((float4*)target)[0] = make_float4(x[0], x[1], x[2], x[3]);
+    ((float4*)target)[1] = make_float4(x[4], x[5], x[6], x[7]);
+}
+#else
+__device__ __forceinline__ u32 pack2(float low, float high) {
+    return (u32)to_real(low) | (u32)to_real(high) << 16;
+}
+
+/// Eight neighbouring values in one 16-byte access.
+__device__ __forceinline__ void load8(float (&x)[8], const real_t* source) {
     uint4 bits = *(const uint4*)source;
     u32 words[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
-    for (int i = 0; i < 8; i++) x[i] = to_float((half_t)(words[i / 2] >> (i % 2 * 16)));
+    for (int i = 0; i < 8; i++) x[i] = to_float((real_t)(words[i / 2] >> (i % 2 * 16)));
 }
 
-__device__ __forceinline__ void store8(half_t* target, const float (&x)[8]) {
+__device__ __forceinline__ void store8(real_t* target, const float (&x)[8]) {
     *(uint4*)target = make_uint4(pack2(x[0], x[1]), pack2(x[2], x[3]), pack2(x[4], x[5]), pack2(x[6], x[7]));
+}
+#endif
+
+/// 2^x within two units in the last place; what is below the smallest normal number becomes zero.
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 __device__ __forceinline__ float warp_sum(float x) {
@@ -93,6 +126,7 @@ __device__ __forceinline__ float block_max(float x) {
     return warp_max(threadIdx.x % 32 < blockDim.x / 32 ? parts[threadIdx.x % 32] : -INFINITY_F);
 }
 
+#if !F32
 /// d += a b on the tensor cores: a 16 x 16 (row), b 16 x 8 (column), d 16 x 8 in f32.
 __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #if BF16
@@ -103,6 +137,7 @@ __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u3
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+#endif
 
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return (u32)__cvta_generic_to_shared(pointer);

@@ -171,7 +171,7 @@ impl PackedLinear {
 }
 
 /// Scales as the file holds them; an error where one is beyond f16.
-pub fn stored_scales(scales: &[f32]) -> Result<Vec<f16>> {
+pub(crate) fn stored_scales(scales: &[f32]) -> Result<Vec<f16>> {
     let stored = |scale: &f32| {
         let stored = f16::from_f32(*scale);
         let why = "beyond f16";

@@ -121,7 +121,8 @@ impl<B: Backend> Engine<B> {
     fn accept(&mut self, request: Request) {
         match Sequence::new(request, self.limits.max_total_tokens) {
             Ok(sequence) => self.scheduler.waiting.push_back(sequence),
-            Err((events, error)) => {
+            Err(refused) => {
+                let (events, error) = *refused;
                 // Nobody listens when the client has gone.
                 let _ = events.send(Event::Failed(error.to_string()));
             }

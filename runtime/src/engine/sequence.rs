@@ -55,13 +55,13 @@ impl Sequence {
     pub fn new(
         mut request: Request,
         limit: usize,
-    ) -> std::result::Result<Self, (UnboundedSender<Event>, Error)> {
+    ) -> std::result::Result<Self, Box<(UnboundedSender<Event>, Error)>> {
         let ids = std::mem::take(&mut request.prompt);
         match Self::check(&ids, &request, limit) {
             Ok(sampler) => {
                 Ok(Self { prompt: ids.len(), ids, context: 0, blocks: Vec::new(), sampler, request })
             }
-            Err(error) => Err((request.events, error)),
+            Err(error) => Err(Box::new((request.events, error))),
         }
     }
 

@@ -92,25 +92,54 @@ impl<B: Backend> Layer<B> {
         batch: &Batch,
         cache: Option<&mut B::KvCache>,
     ) -> Result<State<B::Tensor>> {
-        let projection = self.projections[stage as usize].as_ref().ok_or_else(|| Error::Unsound {
-            tensor: format!("stage {}", stage.name()),
-            problem: "its weights were not put in yet".into(),
-        })?;
-        let output = projection.forward(backend, &input)?;
+        match stage.ends_block() {
+            true => self.rejoin(backend, stage, &input, &hidden),
+            false => Ok(State { input: self.follow(backend, stage, &input, batch, cache)?, hidden }),
+        }
+    }
+
+    /// Runs a stage that begins a block, which leaves the residual stream alone: returns the input of the one
+    /// that ends it.
+    pub fn follow(
+        &self,
+        backend: &B,
+        stage: Stage,
+        input: &B::Tensor,
+        batch: &Batch,
+        cache: Option<&mut B::KvCache>,
+    ) -> Result<B::Tensor> {
+        let output = self.projection(stage)?.forward(backend, input)?;
         Ok(match stage {
-            Stage::Qkv => {
+            Stage::Qkv | Stage::O => {
                 let qkv = backend.rope(&output, batch, &self.rope)?;
-                State { input: backend.attention(&qkv, batch, &self.attention, cache)?, hidden }
+                backend.attention(&qkv, batch, &self.attention, cache)?
             }
-            Stage::O => {
-                let hidden = backend.add(&hidden, &output)?;
+            Stage::GateUp | Stage::Down => backend.silu_mul(&output)?,
+        })
+    }
+
+    /// Runs a stage that ends a block, by adding to the residual stream.
+    pub fn rejoin(
+        &self,
+        backend: &B,
+        stage: Stage,
+        input: &B::Tensor,
+        hidden: &B::Tensor,
+    ) -> Result<State<B::Tensor>> {
+        let output = self.projection(stage)?.forward(backend, input)?;
+        let hidden = backend.add(hidden, &output)?;
+        Ok(match stage {
+            Stage::Qkv | Stage::O => {
                 State { input: backend.rms_norm(&hidden, &self.post_attention_norm, self.eps)?, hidden }
             }
-            Stage::GateUp => State { input: backend.silu_mul(&output)?, hidden },
-            Stage::Down => {
-                let hidden = backend.add(&hidden, &output)?;
-                State { input: hidden.clone(), hidden }
-            }
+            Stage::GateUp | Stage::Down => State { input: hidden.clone(), hidden },
+        })
+    }
+
+    fn projection(&self, stage: Stage) -> Result<&Projection<B>> {
+        self.projections[stage as usize].as_ref().ok_or_else(|| Error::Unsound {
+            tensor: format!("stage {}", stage.name()),
+            problem: "its weights were not put in yet".into(),
         })
     }
 

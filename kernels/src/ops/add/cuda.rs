@@ -11,9 +11,9 @@ impl Add for Cuda {
         let y = self.new_tensor(shape)?;
         let count = shape.0 * shape.1;
         let args = [
-            Arg::Address(self.half(&y)?),
-            Arg::Address(self.half(a)?),
-            Arg::Address(self.half(b)?),
+            Arg::Address(self.real(&y)?),
+            Arg::Address(self.real(a)?),
+            Arg::Address(self.real(b)?),
             Arg::Long(count as u64),
         ];
         self.launch("add", Launch::threads(count.div_ceil(8)), &args)?;

@@ -6,6 +6,9 @@
 #define ATTENTION_WARPS 8
 /// Halves that keep the rows of a tile in different banks.
 #define PAD 8
+/// Query rows of a block of the plain kernel, and features that a lane holds, 32 apart.
+#define PLAIN_WARPS 8
+#define PLAIN_SLOTS 8
 
 struct Batch {
     const u32* first_row;   // [sequences]: row of the sequence's first query
@@ -22,8 +25,9 @@ __device__ __forceinline__ size_t key_row(const Batch& batch, int sequence, int 
            position % KV_BLOCK_ROWS;
 }
 
+#if !F32
 template <int D>
-__device__ __forceinline__ void load_tile(half_t* tile, const half_t* source, const Batch& batch, int sequence,
+__device__ __forceinline__ void load_tile(real_t* tile, const real_t* source, const Batch& batch, int sequence,
                                           int first, int length, int kv_heads, int kv_head) {
     for (int i = threadIdx.x; i < TILE_KV * (D / 8); i += 32 * ATTENTION_WARPS) {
         int r = i / (D / 8), c = i % (D / 8) * 8, position = first + r;
@@ -34,19 +38,19 @@ __device__ __forceinline__ void load_tile(half_t* tile, const half_t* source, co
 }
 
 template <int D>
-__device__ void attend(half_t* y, const half_t* q, const half_t* k, const half_t* v, Batch batch, int heads,
+__device__ void attend(real_t* y, const real_t* q, const real_t* k, const real_t* v, Batch batch, int heads,
                        int kv_heads, int window, float scale) {
-    extern __shared__ half_t tiles[];
-    half_t* q_tile = tiles;
-    half_t* k_tiles = q_tile + TILE_Q * (D + PAD);
-    half_t* v_tiles = k_tiles + 2 * TILE_KV * (D + PAD);
+    extern __shared__ real_t tiles[];
+    real_t* q_tile = tiles;
+    real_t* k_tiles = q_tile + TILE_Q * (D + PAD);
+    real_t* v_tiles = k_tiles + 2 * TILE_KV * (D + PAD);
     int sequence = blockIdx.z, head = blockIdx.y, kv_head = head / (heads / kv_heads);
     int rows = batch.rows[sequence], context = batch.context[sequence];
     // Later tiles have more keys to see: they start first.
     int tile = (rows + TILE_Q - 1) / TILE_Q - 1 - (int)blockIdx.x;
     if (tile < 0) return;
     int start = tile * TILE_Q, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const half_t* q_rows = q + ((size_t)(batch.first_row[sequence] + start) * heads + head) * D;
+    const real_t* q_rows = q + ((size_t)(batch.first_row[sequence] + start) * heads + head) * D;
     for (int i = threadIdx.x; i < TILE_Q * (D / 8); i += 32 * ATTENTION_WARPS) {
         int r = i / (D / 8), c = i % (D / 8) * 8;
         bool valid = start + r < rows;
@@ -78,8 +82,8 @@ __device__ void attend(half_t* y, const half_t* q, const half_t* k, const half_t
 
     for (int kv = kv_first; kv <= kv_last; kv++) {
         int stage = (kv - kv_first) % 2;
-        half_t* k_tile = k_tiles + stage * TILE_KV * (D + PAD);
-        half_t* v_tile = v_tiles + stage * TILE_KV * (D + PAD);
+        real_t* k_tile = k_tiles + stage * TILE_KV * (D + PAD);
+        real_t* v_tile = v_tiles + stage * TILE_KV * (D + PAD);
         if (kv < kv_last) {
             int next = stage ^ 1, first = (kv + 1) * TILE_KV;
             load_tile<D>(k_tiles + next * TILE_KV * (D + PAD), k, batch, sequence, first, length, kv_heads, kv_head);
@@ -123,14 +127,14 @@ __device__ void attend(half_t* y, const half_t* q, const half_t* k, const half_t
             top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, 1));
             top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, 2));
             float shift = top == -INFINITY_F ? 0.f : top * log2_scale;
-            float keep = exp2f(largest[h] * log2_scale - shift);
+            float keep = exp2_fast(largest[h] * log2_scale - shift);
             largest[h] = top;
             total[h] *= keep;
 #pragma unroll
             for (int n = 0; n < TILE_KV / 8; n++)
 #pragma unroll
                 for (int i = 2 * h; i < 2 * h + 2; i++) {
-                    scores[n][i] = exp2f(scores[n][i] * log2_scale - shift);
+                    scores[n][i] = exp2_fast(scores[n][i] * log2_scale - shift);
                     total[h] += scores[n][i];
                 }
 #pragma unroll
@@ -165,7 +169,7 @@ __device__ void attend(half_t* y, const half_t* q, const half_t* k, const half_t
         int row = start + warp * 16 + lane / 4 + 8 * h;
         if (row >= rows) continue;
         float factor = 1.f / total[h];
-        half_t* target = y + ((size_t)(batch.first_row[sequence] + row) * heads + head) * D + lane % 4 * 2;
+        real_t* target = y + ((size_t)(batch.first_row[sequence] + row) * heads + head) * D + lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < D / 8; n++)
             *(u32*)(target + n * 8) = pack2(out[n][2 * h] * factor, out[n][2 * h + 1] * factor);
@@ -174,7 +178,7 @@ __device__ void attend(half_t* y, const half_t* q, const half_t* k, const half_t
 
 #define ATTENTION(D)                                                                                          \
     extern "C" __global__ void __launch_bounds__(32 * ATTENTION_WARPS) attention_##D(                         \
-        half_t* y, const half_t* q, const half_t* k, const half_t* v, Batch batch, int heads, int kv_heads,   \
+        real_t* y, const real_t* q, const real_t* k, const real_t* v, Batch batch, int heads, int kv_heads,   \
         int window, float scale) {                                                                            \
         attend<D>(y, q, k, v, batch, heads, kv_heads, window, scale);                                         \
     }
@@ -184,13 +188,71 @@ ATTENTION(32)
 ATTENTION(64)
 ATTENTION(96)
 ATTENTION(128)
+#endif
+
+/// Attention on the plain cores, for f32 and for head sizes that the tensor cores have no kernel for. A block
+/// takes a warp's query row each of one head; keys and values come in tiles of a warp's width.
+extern "C" __global__ void attention_plain(
+    real_t* y, const real_t* q, const real_t* k, const real_t* v, Batch batch, int heads, int kv_heads, int window,
+    float scale, int head_dim) {
+    extern __shared__ float floats[];
+    float* keys = floats;                          // [32, head_dim + 1]
+    float* values = keys + 32 * (head_dim + 1);    // [32, head_dim]
+    float* queries = values + 32 * head_dim;       // [warps, head_dim]
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int sequence = blockIdx.z, head = blockIdx.y, kv_head = head / (heads / kv_heads);
+    int rows = batch.rows[sequence], context = batch.context[sequence];
+    int start = blockIdx.x * PLAIN_WARPS, row = start + warp;
+    if (start >= rows) return;
+    bool mine = row < rows;
+    size_t place = ((size_t)(batch.first_row[sequence] + (mine ? row : 0)) * heads + head) * head_dim;
+    for (int i = lane; i < head_dim; i += 32) queries[warp * head_dim + i] = to_float(q[place + i]);
+    int last = min(context + rows, context + start + PLAIN_WARPS), own = context + row;
+    float out[PLAIN_SLOTS] = {}, largest = -INFINITY_F, total = 0.f;
+    int first = window > 0 ? max(0, context + start + 1 - window) : 0;
+    for (int tile = first; tile < last; tile += 32) {
+        __syncthreads();
+        for (int i = threadIdx.x; i < 32 * head_dim; i += blockDim.x) {
+            int r = i / head_dim, c = i % head_dim;
+            bool valid = tile + r < last;
+            size_t from = ((valid ? key_row(batch, sequence, tile + r) : 0) * kv_heads + kv_head) * head_dim + c;
+            keys[r * (head_dim + 1) + c] = valid ? to_float(k[from]) : 0.f;
+            values[r * head_dim + c] = valid ? to_float(v[from]) : 0.f;
+        }
+        __syncthreads();
+        int key = tile + lane;
+        bool seen = key <= own && (window <= 0 || key > own - window);
+        float score = -INFINITY_F;
+        if (seen) {
+            score = 0.f;
+            for (int i = 0; i < head_dim; i++) score += queries[warp * head_dim + i] * keys[lane * (head_dim + 1) + i];
+            score *= scale;
+        }
+        float top = fmaxf(largest, warp_max(score));
+        float keep = top == -INFINITY_F ? 1.f : expf(largest - top), weight = seen ? expf(score - top) : 0.f;
+        largest = top;
+        total = total * keep + warp_sum(weight);
+#pragma unroll
+        for (int s = 0; s < PLAIN_SLOTS; s++) out[s] *= keep;
+        for (int j = 0; j < 32; j++) {
+            float share = __shfl_sync(FULL_WARP, weight, j);
+#pragma unroll
+            for (int s = 0; s < PLAIN_SLOTS; s++)
+                if (lane + 32 * s < head_dim) out[s] += share * values[j * head_dim + lane + 32 * s];
+        }
+    }
+    if (!mine) return;
+#pragma unroll
+    for (int s = 0; s < PLAIN_SLOTS; s++)
+        if (lane + 32 * s < head_dim) y[place + lane + 32 * s] = to_real(out[s] / total);
+}
 
 /// Stores the batch's keys and values at their rows of the cache; one block a token.
 extern "C" __global__ void kv_append(
-    half_t* cache_k,     // [cache rows, width]
-    half_t* cache_v,     // [cache rows, width]
-    const half_t* k,     // [tokens, width]
-    const half_t* v,     // [tokens, width]
+    real_t* cache_k,     // [cache rows, width]
+    real_t* cache_v,     // [cache rows, width]
+    const real_t* k,     // [tokens, width]
+    const real_t* v,     // [tokens, width]
     const u32* slots,    // [tokens]: row in the cache
     int width) {
     size_t from = (size_t)blockIdx.x * width, to = (size_t)slots[blockIdx.x] * width;
@@ -200,14 +262,14 @@ extern "C" __global__ void kv_append(
     }
 }
 
-/// y[t] = x[rows[t]] for rows of any 16-bit type; one block a row.
-extern "C" __global__ void gather_rows(half_t* y, const half_t* x, const u32* rows, int width) {
+/// y[t] = x[rows[t]] for rows of the compute type; one block a row.
+extern "C" __global__ void gather_rows(real_t* y, const real_t* x, const u32* rows, int width) {
     for (int i = threadIdx.x; i < width; i += blockDim.x)
         y[(size_t)blockIdx.x * width + i] = x[(size_t)rows[blockIdx.x] * width + i];
 }
 
 /// y[t, i] = x[t, i] for the columns of one part; `y` points to its first column. One block a row.
-extern "C" __global__ void put_columns(half_t* y, const half_t* x, int width, int stride) {
+extern "C" __global__ void put_columns(real_t* y, const real_t* x, int width, int stride) {
     for (int i = threadIdx.x; i < width; i += blockDim.x)
         y[(size_t)blockIdx.x * stride + i] = x[(size_t)blockIdx.x * width + i];
 }

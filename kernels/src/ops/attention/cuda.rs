@@ -1,10 +1,12 @@
 use cudarc::driver::CudaSlice;
 
 use super::{Attention, AttentionShape, check};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
-use crate::{Batch, Device, Error, KV_BLOCK_ROWS, Result};
+use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Placed};
+use crate::{Batch, Device, Dtype, Error, KV_BLOCK_ROWS, Result};
 
 pub(crate) const SOURCE: &str = include_str!("attention.cu");
+pub(crate) const DECODE_SOURCE: &str = include_str!("decode.cu");
+pub(crate) const HOPPER_SOURCE: &str = include_str!("hopper.cu");
 
 /// Query rows of a block, key rows of a tile, threads, and the padding of a row: as in the kernel.
 const TILE_Q: usize = 128;
@@ -12,27 +14,36 @@ const TILE_KV: usize = 64;
 const THREADS: u32 = 256;
 const PAD: usize = 8;
 
+/// The same of Hopper's kernel, which pays once a sequence has half a block of rows; and bytes of a tile's 64
+/// features, five tiles, and what aligning them may cost.
+const HOPPER_ROWS: usize = 128;
+const HOPPER_THREADS: u32 = 384;
+const HOPPER_PANEL: usize = 128 * 128;
+const HOPPER_TILES: usize = 5;
+const HOPPER_ALIGNMENT: usize = 1024;
+
+/// The plain kernel's query rows, a warp each; key rows of its tile; and the widest head that it takes.
+const PLAIN_ROWS: usize = 8;
+const PLAIN_TILE: usize = 32;
+const PLAIN_HEAD: usize = 256;
+
+/// Keys that one block of the decoding kernel takes, its threads, and the widest head.
+const SPLIT: usize = 512;
+const DECODE_THREADS: u32 = 256;
+const DECODE_HEAD: usize = 256;
+
 /// Keys and values of one layer, `[blocks * KV_BLOCK_ROWS, kv_width]` each.
 pub struct CudaKvCache {
-    k: CudaSlice<u16>,
-    v: CudaSlice<u16>,
+    k: CudaSlice<u8>,
+    v: CudaSlice<u8>,
     blocks: usize,
-}
-
-/// The batch's description on the card.
-struct BatchOnCard {
-    first_row: CudaSlice<u32>,
-    rows: CudaSlice<u32>,
-    context: CudaSlice<u32>,
-    table: Option<CudaSlice<u32>>,
-    table_start: CudaSlice<u32>,
 }
 
 impl Attention for Cuda {
     type KvCache = CudaKvCache;
 
     fn kv_cache(&self, blocks: usize, kv_width: usize) -> Result<CudaKvCache> {
-        let length = blocks * KV_BLOCK_ROWS * kv_width;
+        let length = blocks * KV_BLOCK_ROWS * kv_width * self.dtype().size();
         Ok(CudaKvCache { k: self.zeros(length)?, v: self.zeros(length)?, blocks })
     }
 
@@ -45,91 +56,139 @@ impl Attention for Cuda {
     ) -> Result<CudaTensor> {
         let dims = [self.shape(q), self.shape(k), self.shape(v)];
         check(dims, batch, shape, cache.as_ref().map(|cache| cache.blocks))?;
-        let kernel = kernel(shape.head_dim)?;
-        let on_card = self.batch_on_card(batch, cache.is_some())?;
+        let placed = self.placed(batch)?;
+        let cached = cache.is_some();
         let (keys, values) = match cache {
             Some(cache) => {
-                self.append(cache, [k, v], batch)?;
+                self.append(cache, [k, v], &placed)?;
                 (self.address(&cache.k), self.address(&cache.v))
             }
-            None => (self.half(k)?, self.half(v)?),
+            None => (self.real(k)?, self.real(v)?),
         };
         let y = self.new_tensor(dims[0])?;
-        let longest = batch.sequences.iter().map(|s| s.rows).max().unwrap_or(0);
-        let grid = Launch::grid(longest.div_ceil(TILE_Q), shape.heads, batch.sequences.len(), THREADS);
-        let row = shape.head_dim + PAD;
-        let args = [
-            Arg::Address(self.half(&y)?),
-            Arg::Address(self.half(q)?),
+        let one_each = batch.sequences.iter().all(|s| s.rows == 1);
+        if cached && one_each && shape.head_dim <= DECODE_HEAD && shape.head_dim.is_multiple_of(8) {
+            self.attend_one_each(&y, q, [keys, values], batch, shape)?;
+            return Ok(y);
+        }
+        let mut args = vec![
+            Arg::Address(self.real(&y)?),
+            Arg::Address(self.real(q)?),
             Arg::Address(keys),
             Arg::Address(values),
-            Arg::Batch([
-                self.address(&on_card.first_row),
-                self.address(&on_card.rows),
-                self.address(&on_card.context),
-                on_card.table.as_ref().map_or(0, |table| self.address(table)),
-                self.address(&on_card.table_start),
-            ]),
+            placed.batch(self, cached),
             Arg::Int(shape.heads as i32),
             Arg::Int(shape.kv_heads as i32),
             Arg::Int(shape.window.map_or(0, |window| window as i32)),
             Arg::Float(1.0 / (shape.head_dim as f32).sqrt()),
         ];
-        self.launch(kernel, grid.shared(2 * row * (TILE_Q + 4 * TILE_KV)), &args)?;
+        let longest = batch.sequences.iter().map(|s| s.rows).max().unwrap_or(0);
+        let grid = |rows: usize, threads| {
+            Launch::grid(longest.div_ceil(rows), shape.heads, batch.sequences.len(), threads)
+        };
+        let head = shape.head_dim;
+        let hopper = hopper_kernel(head).filter(|_| self.is_hopper() && longest >= HOPPER_ROWS / 2);
+        let tensor_cores = self.dtype() != Dtype::F32;
+        match hopper.or(tensor_core_kernel(head)).filter(|_| tensor_cores) {
+            Some(kernel) if hopper.is_some() => {
+                let shared = HOPPER_ALIGNMENT + HOPPER_TILES * head / 64 * HOPPER_PANEL;
+                self.launch(kernel, grid(HOPPER_ROWS, HOPPER_THREADS).shared(shared), &args)?;
+            }
+            Some(kernel) => {
+                let shared = 2 * (head + PAD) * (TILE_Q + 4 * TILE_KV);
+                self.launch(kernel, grid(TILE_Q, THREADS).shared(shared), &args)?;
+            }
+            None if head <= PLAIN_HEAD => {
+                args.push(Arg::Int(head as i32));
+                let shared = 4 * (PLAIN_TILE * (2 * head + 1) + PLAIN_ROWS * head);
+                let launch = grid(PLAIN_ROWS, 32 * PLAIN_ROWS as u32).shared(shared);
+                self.launch("attention_plain", launch, &args)?;
+            }
+            None => {
+                return Err(Error::shape(
+                    "attention head_dim on CUDA",
+                    format!("at most {PLAIN_HEAD}"),
+                    head,
+                ));
+            }
+        }
         Ok(y)
     }
 }
 
-fn kernel(head_dim: usize) -> Result<&'static str> {
-    Ok(match head_dim {
-        16 => "attention_16",
-        32 => "attention_32",
-        64 => "attention_64",
-        96 => "attention_96",
-        128 => "attention_128",
-        _ => return Err(Error::shape("attention head_dim on CUDA", "16, 32, 64, 96 or 128", head_dim)),
-    })
+fn hopper_kernel(head_dim: usize) -> Option<&'static str> {
+    match head_dim {
+        64 => Some("attention_hopper_64"),
+        128 => Some("attention_hopper_128"),
+        _ => None,
+    }
+}
+
+/// The kernel on the tensor cores; the plain one serves where there is none.
+fn tensor_core_kernel(head_dim: usize) -> Option<&'static str> {
+    match head_dim {
+        16 => Some("attention_16"),
+        32 => Some("attention_32"),
+        64 => Some("attention_64"),
+        96 => Some("attention_96"),
+        128 => Some("attention_128"),
+        _ => None,
+    }
 }
 
 impl Cuda {
-    fn append(&self, cache: &mut CudaKvCache, [k, v]: [&CudaTensor; 2], batch: &Batch) -> Result<()> {
-        let slot = |blocks: &[u32], position: usize| {
-            blocks[position / KV_BLOCK_ROWS] * KV_BLOCK_ROWS as u32 + (position % KV_BLOCK_ROWS) as u32
-        };
-        let slots: Vec<u32> = batch
-            .sequences
-            .iter()
-            .flat_map(|s| (s.context..s.context + s.rows).map(move |position| slot(&s.blocks, position)))
-            .collect();
-        let slots = self.upload(&slots)?;
+    fn append(&self, cache: &mut CudaKvCache, [k, v]: [&CudaTensor; 2], placed: &Placed) -> Result<()> {
         let (rows, width) = self.shape(k);
         let args = [
             Arg::Address(self.address(&cache.k)),
             Arg::Address(self.address(&cache.v)),
-            Arg::Address(self.half(k)?),
-            Arg::Address(self.half(v)?),
-            Arg::Address(self.address(&slots)),
+            Arg::Address(self.real(k)?),
+            Arg::Address(self.real(v)?),
+            placed.slots(self),
             Arg::Int(width as i32),
         ];
         self.launch("kv_append", Launch::blocks(rows, 256), &args)
     }
 
-    fn batch_on_card(&self, batch: &Batch, paged: bool) -> Result<BatchOnCard> {
-        let numbers = |f: &dyn Fn(&crate::SequenceRows) -> usize| -> Vec<u32> {
-            batch.sequences.iter().map(|s| f(s) as u32).collect()
-        };
-        let starts = |lengths: &[u32]| -> Vec<u32> {
-            lengths.iter().scan(0, |next, n| Some(std::mem::replace(next, *next + n))).collect()
-        };
-        let rows = numbers(&|s| s.rows);
-        let blocks = numbers(&|s| s.blocks.len());
-        let table: Vec<u32> = batch.sequences.iter().flat_map(|s| s.blocks.iter().copied()).collect();
-        Ok(BatchOnCard {
-            first_row: self.upload(&starts(&rows))?,
-            rows: self.upload(&rows)?,
-            context: self.upload(&numbers(&|s| s.context))?,
-            table: if paged { Some(self.upload(&table)?) } else { None },
-            table_start: self.upload(&starts(&blocks))?,
-        })
+    /// One new token a sequence.
+    fn attend_one_each(
+        &self,
+        y: &CudaTensor,
+        q: &CudaTensor,
+        [keys, values]: [u64; 2],
+        batch: &Batch,
+        shape: &AttentionShape,
+    ) -> Result<()> {
+        let (heads, head, count) = (shape.heads, shape.head_dim, batch.sequences.len());
+        let longest = batch.sequences.iter().map(|s| s.context + 1).max().unwrap_or(0);
+        let splits = longest.div_ceil(SPLIT);
+        let parts = self.alloc::<f32>(if splits > 1 { count * heads * splits * (head + 2) } else { 0 })?;
+        let args = [
+            Arg::Address(self.real(y)?),
+            Arg::Address(self.address(&parts)),
+            Arg::Address(self.real(q)?),
+            Arg::Address(keys),
+            Arg::Address(values),
+            self.placed(batch)?.batch(self, true),
+            Arg::Int(heads as i32),
+            Arg::Int(shape.kv_heads as i32),
+            Arg::Int(shape.window.map_or(0, |window| window as i32)),
+            Arg::Float(1.0 / (head as f32).sqrt()),
+            Arg::Int(head as i32),
+        ];
+        let per_read = 16 / self.dtype().size();
+        let shared = 4 * (head + 2 * SPLIT + DECODE_THREADS as usize * per_read);
+        let launch = Launch::grid(heads, splits, count, DECODE_THREADS).shared(shared);
+        self.launch("attention_decode", launch, &args)?;
+        if splits > 1 {
+            let args = [
+                Arg::Address(self.real(y)?),
+                Arg::Address(self.address(&parts)),
+                Arg::Int(splits as i32),
+                Arg::Int(head as i32),
+            ];
+            self.launch("attention_join", Launch::blocks(count * heads, 128), &args)?;
+        }
+        Ok(())
     }
 }

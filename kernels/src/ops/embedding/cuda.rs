@@ -11,8 +11,8 @@ impl Embedding for Cuda {
         let y = self.new_tensor((ids.len(), hidden))?;
         let ids = self.upload(ids)?;
         let args = [
-            Arg::Address(self.half(&y)?),
-            Arg::Address(self.address(table.values())),
+            Arg::Address(self.real(&y)?),
+            Arg::Address(self.arrived(table.values())?),
             Arg::Address(self.address(&ids)),
             Arg::Int(hidden as i32),
         ];

@@ -6,9 +6,16 @@ use ndarray::Array2;
 use rayon::prelude::*;
 
 use super::grid::Grid;
-use super::{GptqSweep, GridSpec, Grouping, Quantized};
+use super::{GptqSweep, GridSpec, Grouping, Quantized, stacked_dims};
 use crate::cpu::{all_cores, axpy};
-use crate::{Cpu, Error, HostTensor, Result};
+use crate::packing::{PackedLinear, ZeroOffset};
+use crate::{Cpu, Error, HostTensor, QuantMatMul, Result};
+
+/// Weights `[out, in]` in the checkpoint's order.
+pub struct CpuSource {
+    values: Vec<f32>,
+    in_features: usize,
+}
 
 /// One sweep on the CPU; rows are independent and lie apart, so that threads take rows.
 pub struct CpuSweep {
@@ -27,28 +34,25 @@ struct Row {
 }
 
 impl GptqSweep for Cpu {
+    type Source = CpuSource;
     type Sweep = CpuSweep;
+    type Packed = PackedLinear;
+
+    fn sweep_source(&self, weights: &[HostTensor]) -> Result<CpuSource> {
+        let (_, in_features) = stacked_dims(weights)?;
+        Ok(CpuSource { values: weights.iter().flat_map(HostTensor::to_f32).collect(), in_features })
+    }
 
     fn sweep_start(
         &self,
-        weights: &[HostTensor],
+        source: &CpuSource,
         dead: &[u32],
         grouping: &Grouping,
         spec: &GridSpec,
     ) -> Result<CpuSweep> {
-        let in_features = grouping.order.len();
-        grouping.check(in_features)?;
-        let mut rows = Vec::new();
-        for weight in weights {
-            let dims = weight.dims2()?;
-            if dims.1 != in_features {
-                return Err(Error::shape("gptq_sweep weight", (dims.0, in_features), dims));
-            }
-            let values = weight.to_f32();
-            rows.par_extend(
-                values.par_chunks_exact(in_features).map(|row| Row::new(row, dead, grouping, spec)),
-            );
-        }
+        grouping.check(source.in_features)?;
+        let rows = source.values.par_chunks_exact(source.in_features.max(1));
+        let rows = rows.map(|row| Row::new(row, dead, grouping, spec)).collect();
         Ok(CpuSweep { rows, grouping: grouping.clone(), spec: *spec })
     }
 
@@ -72,8 +76,29 @@ impl GptqSweep for Cpu {
         Ok(())
     }
 
-    fn sweep_finish(&self, sweep: CpuSweep) -> Result<Quantized> {
-        let CpuSweep { rows, grouping, spec } = sweep;
+    fn sweep_pack(
+        &self,
+        sweep: CpuSweep,
+        zero_offset: ZeroOffset,
+        bias: Option<Vec<f32>>,
+    ) -> Result<(PackedLinear, Vec<f32>)> {
+        let solved = sweep.finish()?;
+        let packed = PackedLinear { bias, ..PackedLinear::pack(&solved, zero_offset)? };
+        Ok((packed, solved.losses))
+    }
+
+    fn packed_weight(&self, packed: &PackedLinear) -> Result<Self::Weight> {
+        self.dense_weight(packed)
+    }
+
+    fn collect(&self, packed: PackedLinear) -> Result<PackedLinear> {
+        Ok(packed)
+    }
+}
+
+impl CpuSweep {
+    fn finish(self) -> Result<Quantized> {
+        let Self { rows, grouping, spec } = self;
         let codes = rows.par_iter().flat_map_iter(|row| row.codes_in_file_order(&grouping)).collect();
         let grids = || (0..grouping.groups).flat_map(|g| rows.iter().map(move |row| row.grids[g]));
         if grids().any(|grid| grid.is_none()) {

@@ -1,17 +1,39 @@
 use std::ops::Range;
 
 use cudarc::driver::CudaSlice;
+use half::f16;
 
-use super::{GptqSweep, GridSpec, Grouping, Quantized};
-use crate::cuda::{Arg, Cuda, Launch, Operand};
+use super::{GptqSweep, GridSpec, Grouping, stacked_dims};
+use crate::cuda::{Arg, Bytes, Cuda, Launch, Operand};
 use crate::ops::hessian::cuda::CudaMatrix;
-use crate::packing::{PackedLinear, ZeroOffset, lane_words, pack_zeros, stored_scales};
+use crate::ops::matmul::cuda::CudaWeight;
+use crate::ops::quant_matmul::cuda::StoredWeight;
+use crate::packing::{PackedLinear, ZeroOffset, lane_words};
 use crate::{Dtype, Error, HostTensor, Result};
 
 pub(crate) const SOURCE: &str = include_str!("gptq_sweep.cu");
 
 /// Rows that one block of the sweep kernel takes, a warp each.
 const ROWS: usize = 8;
+
+/// Weights on the card as the checkpoint has them.
+pub struct CudaSource {
+    parts: Vec<SourcePart>,
+    in_features: usize,
+}
+
+struct SourcePart {
+    /// `[rows, in]`
+    bytes: Bytes,
+    dtype: Dtype,
+    rows: usize,
+}
+
+/// A solved matrix on the card.
+pub struct CudaPacked {
+    weight: StoredWeight,
+    g_idx: Vec<u32>,
+}
 
 /// One sweep on the card; matrices are `[rows, in]` in sweep order.
 pub struct CudaSweep {
@@ -30,22 +52,29 @@ pub struct CudaSweep {
 }
 
 impl GptqSweep for Cuda {
+    type Source = CudaSource;
     type Sweep = CudaSweep;
+    type Packed = CudaPacked;
+
+    fn sweep_source(&self, weights: &[HostTensor]) -> Result<CudaSource> {
+        let (_, in_features) = stacked_dims(weights)?;
+        let part = |weight: &HostTensor| -> Result<SourcePart> {
+            let rows = weight.dims2()?.0;
+            Ok(SourcePart { bytes: self.upload_bytes(&[weight.bytes])?, dtype: weight.dtype, rows })
+        };
+        Ok(CudaSource { parts: weights.iter().map(part).collect::<Result<_>>()?, in_features })
+    }
 
     fn sweep_start(
         &self,
-        weights: &[HostTensor],
+        source: &CudaSource,
         dead: &[u32],
         grouping: &Grouping,
         spec: &GridSpec,
     ) -> Result<CudaSweep> {
-        let k = grouping.order.len();
+        let k = source.in_features;
         grouping.check(k)?;
-        let dims = weights.iter().map(HostTensor::dims2).collect::<Result<Vec<_>>>()?;
-        if let Some(dims) = dims.iter().find(|dims| dims.1 != k) {
-            return Err(Error::shape("gptq_sweep weight", (dims.0, k), dims));
-        }
-        let rows: usize = dims.iter().map(|dims| dims.0).sum();
+        let rows: usize = source.parts.iter().map(|part| part.rows).sum();
         let sweep = CudaSweep {
             weights: self.alloc(rows * k)?,
             codes: self.alloc(rows * k)?,
@@ -60,11 +89,7 @@ impl GptqSweep for Cuda {
             grouping: grouping.clone(),
             spec: *spec,
         };
-        let mut first = 0;
-        for (weight, (rows, _)) in weights.iter().zip(&dims) {
-            self.gather(&sweep, weight, first, *rows)?;
-            first += rows;
-        }
+        self.gather(&sweep, source)?;
         // A grid for the whole row is found before dead features are cleared, as the paper's code does.
         if grouping.groups == 1 {
             self.grids(&sweep)?;
@@ -116,24 +141,66 @@ impl GptqSweep for Cuda {
         self.gemm((after, sweep.rows, block.len()), (-1.0, 1.0), u, e, w)
     }
 
-    fn sweep_finish(&self, sweep: CudaSweep) -> Result<Quantized> {
-        let (k, groups, rows) = (sweep.grouping.order.len(), sweep.grouping.groups, sweep.rows);
-        let codes = self.codes_in_file_order(&sweep)?;
-        Ok(Quantized {
-            bits: sweep.spec.bits,
-            codes: self.download(&codes, rows * k)?,
-            scales: self.download(&sweep.scales, groups * rows)?,
-            zeros: self.download(&sweep.zeros, groups * rows)?,
-            g_idx: sweep.grouping.g_idx(),
-            losses: self.download(&sweep.losses, rows)?,
-        })
+    fn sweep_pack(
+        &self,
+        sweep: CudaSweep,
+        zero_offset: ZeroOffset,
+        bias: Option<Vec<f32>>,
+    ) -> Result<(CudaPacked, Vec<f32>)> {
+        let (groups, bits) = (sweep.grouping.groups, sweep.spec.bits);
+        let dims = (sweep.rows, sweep.grouping.order.len());
+        let g_idx = sweep.grouping.g_idx();
+        let weight = StoredWeight {
+            qweight: self.pack_codes(&sweep)?,
+            qzeros: self.pack_zeros(&sweep, zero_offset)?,
+            scales: self.alloc(groups * dims.0)?,
+            g_idx: self.upload(&g_idx)?,
+            bits,
+            zero_offset,
+            dims,
+            bias,
+        };
+        let args = [
+            Arg::Address(self.address(&weight.scales)),
+            Arg::Address(self.address(&sweep.scales)),
+            Arg::Int((groups * dims.0) as i32),
+        ];
+        self.launch("store_scales", Launch::threads(groups * dims.0), &args)?;
+        let losses = self.download(&sweep.losses.slice(..dims.0))?;
+        Ok((CudaPacked { weight, g_idx }, losses))
     }
 
-    fn sweep_pack(&self, sweep: CudaSweep, zero_offset: ZeroOffset) -> Result<(PackedLinear, Vec<f32>)> {
-        let (k, groups, rows, bits) =
-            (sweep.grouping.order.len(), sweep.grouping.groups, sweep.rows, sweep.spec.bits);
+    fn packed_weight(&self, packed: &CudaPacked) -> Result<CudaWeight> {
+        self.dequantize(&packed.weight)
+    }
+
+    fn collect(&self, packed: CudaPacked) -> Result<PackedLinear> {
+        let CudaPacked { weight, g_idx } = packed;
+        let scales: Vec<u16> = self.download_aside(&weight.scales)?;
+        let scales: Vec<f16> = bytemuck::cast_vec(scales);
+        if scales.iter().any(|scale| !scale.is_finite()) {
+            let why = "beyond f16";
+            return Err(Error::Unrepresentable { op: "pack", value: "a scale".into(), why });
+        }
+        Ok(PackedLinear {
+            bits: weight.bits,
+            in_features: weight.dims.1,
+            out_features: weight.dims.0,
+            qweight: self.download_aside(&weight.qweight)?,
+            qzeros: self.download_aside(&weight.qzeros)?,
+            scales,
+            g_idx,
+            zero_offset: weight.zero_offset,
+            bias: weight.bias,
+        })
+    }
+}
+
+impl Cuda {
+    fn pack_codes(&self, sweep: &CudaSweep) -> Result<CudaSlice<u32>> {
+        let (k, rows, bits) = (sweep.grouping.order.len(), sweep.rows, sweep.spec.bits);
         let words = lane_words(k, bits)?;
-        let codes = self.codes_in_file_order(&sweep)?;
+        let codes = self.codes_in_file_order(sweep)?;
         let qweight = self.alloc::<u32>(words * rows)?;
         let args = [
             Arg::Address(self.address(&qweight)),
@@ -143,23 +210,25 @@ impl GptqSweep for Cuda {
             Arg::Int(bits as i32),
         ];
         self.launch("pack_codes", Launch::grid(rows.div_ceil(256), words, 1, 256), &args)?;
-        let zeros = self.download(&sweep.zeros, groups * rows)?;
-        let packed = PackedLinear {
-            bits,
-            in_features: k,
-            out_features: rows,
-            qweight: self.download(&qweight, words * rows)?,
-            qzeros: pack_zeros(&zeros, rows, bits, zero_offset)?,
-            scales: stored_scales(&self.download(&sweep.scales, groups * rows)?)?,
-            g_idx: sweep.grouping.g_idx(),
-            zero_offset,
-            bias: None,
-        };
-        Ok((packed, self.download(&sweep.losses, rows)?))
+        Ok(qweight)
     }
-}
 
-impl Cuda {
+    fn pack_zeros(&self, sweep: &CudaSweep, zero_offset: ZeroOffset) -> Result<CudaSlice<u32>> {
+        let (rows, groups, bits) = (sweep.rows, sweep.grouping.groups, sweep.spec.bits);
+        let words = lane_words(rows, bits)?;
+        let qzeros = self.alloc::<u32>(groups * words)?;
+        let args = [
+            Arg::Address(self.address(&qzeros)),
+            Arg::Address(self.address(&sweep.zeros)),
+            Arg::Int(words as i32),
+            Arg::Int(rows as i32),
+            Arg::Int(bits as i32),
+            Arg::Int(zero_offset as i32),
+        ];
+        self.launch("pack_zeros", Launch::grid(words.div_ceil(256), groups, 1, 256), &args)?;
+        Ok(qzeros)
+    }
+
     /// `[rows, in]`, input features in the checkpoint's order.
     fn codes_in_file_order(&self, sweep: &CudaSweep) -> Result<CudaSlice<u8>> {
         let k = sweep.grouping.order.len();
@@ -174,21 +243,21 @@ impl Cuda {
         Ok(codes)
     }
 
-    fn gather(&self, sweep: &CudaSweep, weight: &HostTensor, first: usize, rows: usize) -> Result<()> {
-        let k = sweep.grouping.order.len();
-        let target = self.address(&sweep.weights) + 4 * (first * k) as u64;
-        let launch = |kernel, source| {
-            let order = self.address(&sweep.order);
-            let args = [Arg::Address(target), Arg::Address(source), Arg::Address(order), Arg::Int(k as i32)];
-            self.launch(kernel, Launch::blocks(rows, 256), &args)
-        };
-        if weight.dtype == Dtype::F32 || weight.dtype != self.dtype() {
-            let source = self.upload(&weight.to_f32())?;
-            return launch("sweep_gather_wide", self.address(&source));
+    fn gather(&self, sweep: &CudaSweep, source: &CudaSource) -> Result<()> {
+        let k = source.in_features;
+        let mut target = self.address(&sweep.weights);
+        for part in &source.parts {
+            let args = [
+                Arg::Address(target),
+                Arg::Address(self.arrived(&part.bytes)?),
+                Arg::Address(self.address(&sweep.order)),
+                Arg::Int(k as i32),
+                Arg::Int(part.dtype as i32),
+            ];
+            self.launch("sweep_gather", Launch::blocks(part.rows, 256), &args)?;
+            target += 4 * (part.rows * k) as u64;
         }
-        let mut source = self.alloc::<u16>(rows * k)?;
-        self.upload_host(weight, &mut source.slice_mut(..))?;
-        launch("sweep_gather", self.address(&source))
+        Ok(())
     }
 
     fn clear(&self, sweep: &CudaSweep, dead: &[u32]) -> Result<()> {

@@ -84,20 +84,21 @@ __device__ Grid find_grid(const float* values, int count, const Spec& spec) {
     return best;
 }
 
-/// weights[n, place] = source[n, order[place]]
-extern "C" __global__ void sweep_gather(
-    float* weights,         // [rows, in], f32, sweep order
-    const half_t* source,   // [rows, in], compute type
-    const u32* order,       // [in]
-    int in) {
-    for (int i = threadIdx.x; i < in; i += blockDim.x)
-        weights[(size_t)blockIdx.x * in + i] = to_float(source[(size_t)blockIdx.x * in + order[i]]);
+/// Element `i` of a tensor stored as f16, bf16 or f32: 0, 1 or 2, as the enum on the host counts them.
+__device__ __forceinline__ float stored(const void* source, size_t i, int dtype) {
+    if (dtype == 2) return ((const float*)source)[i];
+    unsigned short bits = ((const unsigned short*)source)[i];
+    return dtype == 1 ? __uint_as_float((u32)bits << 16) : f16_to_float(bits);
 }
 
-/// The same from f32.
-extern "C" __global__ void sweep_gather_wide(float* weights, const float* source, const u32* order, int in) {
+/// weights[n, place] = source[n, order[place]]
+extern "C" __global__ void sweep_gather(
+    float* weights,      // [rows, in], f32, sweep order
+    const void* source,  // [rows, in], as the checkpoint has it
+    const u32* order,    // [in]
+    int in, int dtype) {
     for (int i = threadIdx.x; i < in; i += blockDim.x)
-        weights[(size_t)blockIdx.x * in + i] = source[(size_t)blockIdx.x * in + order[i]];
+        weights[(size_t)blockIdx.x * in + i] = stored(source, (size_t)blockIdx.x * in + order[i], dtype);
 }
 
 /// weights[n, place] = 0 where cleared[place] is 1.
@@ -226,4 +227,29 @@ extern "C" __global__ void pack_codes(
         word |= shift >= 0 ? (u32)row[i] << shift : (u32)row[i] >> -shift;
     }
     words[(size_t)w * rows + n] = word;
+}
+
+/// The same for zero points, whose stored value lies `zero_offset` below; words of one group lie together.
+extern "C" __global__ void pack_zeros(
+    u32* words,       // [groups, rows * bits / 32]
+    const u8* zeros,  // [groups, rows]
+    int count, int rows, int bits, int zero_offset) {
+    int w = blockIdx.x * blockDim.x + threadIdx.x, group = blockIdx.y;
+    if (w >= count) return;
+    u32 word = 0, mask = (1u << bits) - 1;
+    for (int n = 32 * w / bits; n * bits < 32 * (w + 1) && n < rows; n++) {
+        int shift = n * bits - 32 * w;
+        u32 zero = ((u32)zeros[(size_t)group * rows + n] - zero_offset) & mask;
+        word |= shift >= 0 ? zero << shift : zero >> -shift;
+    }
+    words[(size_t)group * count + w] = word;
+}
+
+/// Scales as the file holds them.
+extern "C" __global__ void store_scales(f16_t* stored, const float* scales, int count) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    f16_t bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(scales[i]));
+    stored[i] = bits;
 }

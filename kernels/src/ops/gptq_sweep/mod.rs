@@ -10,7 +10,7 @@ pub use grid::GridSpec;
 pub(crate) use grid::TIES_OUTWARD;
 
 use crate::packing::{PackedLinear, ZeroOffset};
-use crate::{Error, HostTensor, InverseCholesky, Result};
+use crate::{Error, HostTensor, InverseCholesky, MatMul, Result};
 
 /// In which order the columns are met, and which of them share a grid.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,14 +43,23 @@ pub struct Quantized {
 
 /// One block: for every column i of it, `q = clamp(round(w / s) + z)`, `e = (w - (q - z) s) / U_ii`, and
 /// `W[:, j] -= e U_ij` for the columns j > i of the block; then for all columns after the block.
-pub trait GptqSweep: InverseCholesky {
+pub trait GptqSweep: InverseCholesky + MatMul {
+    /// Weights as the checkpoint has them, on their way to the device.
+    type Source: Send;
+
     /// Weights being solved, and the codes found so far.
     type Sweep: Send;
 
-    /// Stacks `[out_i, in]` matrices along `out`, columns in sweep order; features in `dead` become zero.
+    /// A solved matrix on the device.
+    type Packed: Send;
+
+    /// Reads `[out_i, in]` matrices, to be stacked along `out`. A thread of its own may do so ahead of time.
+    fn sweep_source(&self, weights: &[HostTensor]) -> Result<Self::Source>;
+
+    /// Puts the columns into sweep order; features in `dead` become zero.
     fn sweep_start(
         &self,
-        weights: &[HostTensor],
+        source: &Self::Source,
         dead: &[u32],
         grouping: &Grouping,
         spec: &GridSpec,
@@ -65,12 +74,29 @@ pub trait GptqSweep: InverseCholesky {
         block: Range<usize>,
     ) -> Result<()>;
 
-    fn sweep_finish(&self, sweep: Self::Sweep) -> Result<Quantized>;
+    /// Packs the solved matrix as the file has it, still on the device; with it comes each row's loss,
+    /// `sum_i ((w_i - q_i) / U_ii)^2 / 2`, the damped objective in the Hessian's own scale.
+    fn sweep_pack(
+        &self,
+        sweep: Self::Sweep,
+        zero_offset: ZeroOffset,
+        bias: Option<Vec<f32>>,
+    ) -> Result<(Self::Packed, Vec<f32>)>;
 
-    /// The solved matrix as the file has it, and each row's loss.
-    fn sweep_pack(&self, sweep: Self::Sweep, zero_offset: ZeroOffset) -> Result<(PackedLinear, Vec<f32>)> {
-        let solved = self.sweep_finish(sweep)?;
-        Ok((PackedLinear::pack(&solved, zero_offset)?, solved.losses))
+    /// The packed matrix as a dense weight, with the values that the file will give.
+    fn packed_weight(&self, packed: &Self::Packed) -> Result<Self::Weight>;
+
+    /// The packed matrix in host memory. Another thread may ask, and computing goes on meanwhile.
+    fn collect(&self, packed: Self::Packed) -> Result<PackedLinear>;
+}
+
+/// Outputs of all matrices together, and their inputs.
+fn stacked_dims(weights: &[HostTensor]) -> Result<(usize, usize)> {
+    let dims = weights.iter().map(HostTensor::dims2).collect::<Result<Vec<_>>>()?;
+    let columns = dims.first().map_or(0, |dims| dims.1);
+    match dims.iter().find(|dims| dims.1 != columns) {
+        Some(dims) => Err(Error::shape("gptq_sweep weight", (dims.0, columns), dims)),
+        None => Ok((dims.iter().map(|dims| dims.0).sum(), columns)),
     }
 }
 
@@ -111,7 +137,7 @@ impl Quantized {
 
 impl Grouping {
     /// Every place of the sweep needs a feature and a group, groups in one run each unless they are static.
-    pub(crate) fn check(&self, in_features: usize) -> Result<()> {
+    fn check(&self, in_features: usize) -> Result<()> {
         if self.order.len() != in_features || self.group_of.len() != in_features {
             return Err(Error::shape(
                 "gptq_sweep order",

@@ -24,16 +24,20 @@ impl Hessian for Cuda {
         let size = hessian.size;
         let (rows, _) = self.shape(x);
         check(self.shape(x), size)?;
-        let (h, x) = (self.address(&hessian.values), self.half(x)?);
+        let (h, x) = (self.address(&hessian.values), self.real(x)?);
         // The row-major lower triangle is the column-major upper one: panel by panel, rows 0 to the panel's end.
         for start in (0..size).step_by(PANEL) {
             let end = (start + PANEL).min(size);
-            let a = Operand::half(x, size);
-            let b = Operand::half(x + 2 * start as u64, size).transposed();
+            let a = Operand::real(x, size);
+            let b = Operand::real(x + (self.dtype().size() * start) as u64, size).transposed();
             let c = Operand::wide(h + 4 * (start * size) as u64, size);
             self.gemm((end, end - start, rows), (1.0, 1.0), a, b, c)?;
         }
         Ok(())
+    }
+
+    fn matrix_to_vec(&self, matrix: &CudaMatrix) -> Result<Vec<f32>> {
+        self.download(&matrix.values.slice(..))
     }
 
     fn diagonal(&self, hessian: &CudaMatrix) -> Result<Vec<f32>> {
@@ -45,6 +49,6 @@ impl Hessian for Cuda {
             Arg::Int(size as i32),
         ];
         self.launch("take_diagonal", Launch::threads(size), &args)?;
-        self.download(&diagonal, size)
+        self.download(&diagonal.slice(..))
     }
 }

@@ -18,6 +18,9 @@ pub trait Hessian: Device {
 
     fn accumulate(&self, hessian: &mut Self::Matrix, x: &Self::Tensor) -> Result<()>;
 
+    /// The whole matrix, `[in, in]` row-major.
+    fn matrix_to_vec(&self, matrix: &Self::Matrix) -> Result<Vec<f32>>;
+
     /// `H[i, i]` for every feature.
     fn diagonal(&self, hessian: &Self::Matrix) -> Result<Vec<f32>>;
 }
@@ -28,4 +31,40 @@ pub(crate) fn check(x: (usize, usize), size: usize) -> Result<()> {
         return Err(Error::shape("hessian", (x.0, size), x));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Cpu;
+    use crate::testing::{NMSE_F32, assert_close, cards, random, tolerance};
+
+    /// Odd sizes, and one of several panels.
+    fn tiles_of_tokens_add_up(device: &impl Hessian, tolerance: f64) {
+        for (tokens, size) in [(150, 70), (260, 1100)] {
+            let x = random(1, tokens * size);
+            let mut h = device.hessian(size).unwrap();
+            for tile in [0..64, 64..65, 65..tokens] {
+                let part = x[tile.start * size..tile.end * size].to_vec();
+                device.accumulate(&mut h, &device.tensor(part, (tile.len(), size)).unwrap()).unwrap();
+            }
+            let pairs: Vec<_> = (0..size).step_by(7).flat_map(|i| (0..=i).map(move |j| (i, j))).collect();
+            let moment = |&(i, j): &(usize, usize)| {
+                (0..tokens).map(|t| x[t * size + i] as f64 * x[t * size + j] as f64).sum()
+            };
+            let all = device.matrix_to_vec(&h).unwrap();
+            let got: Vec<f32> = pairs.iter().map(|&(i, j)| all[i * size + j]).collect();
+            assert_close("lower triangle", &got, &pairs.iter().map(moment).collect::<Vec<f64>>(), tolerance);
+            let diagonal: Vec<f32> = (0..size).map(|i| all[i * size + i]).collect();
+            assert_eq!(device.diagonal(&h).unwrap(), diagonal);
+            let narrow = device.tensor(vec![0.0; size - 1], (1, size - 1)).unwrap();
+            assert!(device.accumulate(&mut h, &narrow).is_err(), "another width");
+        }
+    }
+
+    #[test]
+    fn tiles_of_tokens_add_up_to_the_whole() {
+        tiles_of_tokens_add_up(&Cpu::new(), NMSE_F32);
+        cards().iter().for_each(|card| tiles_of_tokens_add_up(card, tolerance(card)));
+    }
 }

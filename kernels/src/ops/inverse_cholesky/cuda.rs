@@ -1,16 +1,16 @@
-use std::ffi::c_void;
+use std::ops::Range;
 
-use cudarc::cusolver::sys::{
-    cublasDiagType_t, cublasFillMode_t, cudaDataType_t, cusolverDnSpotrf, cusolverDnSpotrf_bufferSize,
-    cusolverDnXtrtri, cusolverDnXtrtri_bufferSize,
-};
+use cudarc::cusolver::sys::{cublasFillMode_t, cusolverDnSpotrf, cusolverDnSpotrf_bufferSize};
 
 use super::{InverseCholesky, check};
-use crate::cuda::{Arg, Cuda, Launch};
+use crate::cuda::{Arg, Cuda, Launch, Operand};
 use crate::ops::hessian::cuda::CudaMatrix;
-use crate::{Device, Error, Result};
+use crate::{Error, Result};
 
 pub(crate) const SOURCE: &str = include_str!("inverse_cholesky.cu");
+
+/// Rows of the triangles that one block of threads inverts, a thread a column.
+const LEAF: usize = 64;
 
 impl InverseCholesky for Cuda {
     fn inverse_cholesky(&self, hessian: &CudaMatrix, order: &[u32], damp: f32) -> Result<CudaMatrix> {
@@ -26,7 +26,8 @@ impl InverseCholesky for Cuda {
             Arg::Float(damp),
         ];
         self.launch("reversed_lower", Launch::grid(size.div_ceil(256), size, 1, 256), &args)?;
-        self.factor_and_invert(self.address(&reversed), size)?;
+        self.factor(self.address(&reversed), size)?;
+        self.invert(self.address(&reversed), size)?;
         let u = CudaMatrix { values: self.alloc(size * size)?, size };
         let not_finite = self.zeros::<u32>(1)?;
         let args = [
@@ -36,7 +37,7 @@ impl InverseCholesky for Cuda {
             Arg::Int(size as i32),
         ];
         self.launch("turn_inverse", Launch::grid(size.div_ceil(256), size, 1, 256), &args)?;
-        match self.download(&not_finite, 1)?[0] {
+        match self.download(&not_finite.slice(..))?[0] {
             0 => Ok(u),
             _ => Err(Error::NotPositiveDefinite { pivot: 0, size }),
         }
@@ -44,79 +45,59 @@ impl InverseCholesky for Cuda {
 }
 
 impl Cuda {
-    /// Replaces the lower triangle at `matrix`, column-major, by the inverse of its Cholesky factor.
-    fn factor_and_invert(&self, matrix: u64, size: usize) -> Result<()> {
+    /// Replaces the lower triangle at `matrix`, column-major, by its Cholesky factor.
+    fn factor(&self, matrix: u64, size: usize) -> Result<()> {
         let failed =
             |error: cudarc::cusolver::result::CusolverError| Error::cuda("cuSOLVER", format!("{error:?}"));
         let solver = self.solver()?;
         let lower = cublasFillMode_t::CUBLAS_FILL_MODE_LOWER;
         let info = self.zeros::<i32>(1)?;
         let info_address = self.address(&info) as *mut i32;
-        // SAFETY: `matrix` is a square of this size, and work spaces have the sizes cuSOLVER asks for.
+        let (n, a, mut length) = (size as i32, matrix as *mut f32, 0);
+        // SAFETY: `matrix` is a square of this size, and the work space has the size cuSOLVER asks for.
         unsafe {
-            let mut length = 0;
-            cusolverDnSpotrf_bufferSize(
-                solver.cu(),
-                lower,
-                size as i32,
-                matrix as *mut f32,
-                size as i32,
-                &mut length,
-            )
-            .result()
-            .map_err(failed)?;
+            cusolverDnSpotrf_bufferSize(solver.cu(), lower, n, a, n, &mut length).result().map_err(failed)?;
             let work = self.alloc::<f32>(length as usize)?;
             let work_address = self.address(&work) as *mut f32;
-            let (n, a) = (size as i32, matrix as *mut f32);
             cusolverDnSpotrf(solver.cu(), lower, n, a, n, work_address, length, info_address)
                 .result()
                 .map_err(failed)?;
         }
-        let pivot = self.download(&info, 1)?[0];
-        if pivot != 0 {
-            return Err(Error::NotPositiveDefinite { pivot: pivot.unsigned_abs() as usize - 1, size });
+        match self.download(&info.slice(..))?[0] {
+            0 => Ok(()),
+            pivot => Err(Error::NotPositiveDefinite { pivot: pivot.unsigned_abs() as usize - 1, size }),
         }
-        let diagonal = cublasDiagType_t::CUBLAS_DIAG_NON_UNIT;
-        let (n, kind) = (size as i64, cudaDataType_t::CUDA_R_32F);
-        // SAFETY: as above.
-        unsafe {
-            let (mut on_card, mut on_host) = (0, 0);
-            let a = matrix as *mut c_void;
-            cusolverDnXtrtri_bufferSize(
-                solver.cu(),
-                lower,
-                diagonal,
-                n,
-                kind,
-                a,
-                n,
-                &mut on_card,
-                &mut on_host,
-            )
-            .result()
-            .map_err(failed)?;
-            let work = self.alloc::<u8>(on_card)?;
-            let mut host_work = vec![0u8; on_host.max(1)];
-            let work_address = self.address(&work) as *mut c_void;
-            let host_address = host_work.as_mut_ptr().cast();
-            cusolverDnXtrtri(
-                solver.cu(),
-                lower,
-                diagonal,
-                n,
-                kind,
-                a,
-                n,
-                work_address,
-                on_card,
-                host_address,
-                on_host,
-                info_address,
-            )
-            .result()
-            .map_err(failed)?;
-            self.synchronize()?;
+    }
+
+    /// Replaces a lower triangle, column-major and zero above, by its inverse.
+    fn invert(&self, matrix: u64, size: usize) -> Result<()> {
+        let args = [Arg::Address(matrix), Arg::Int(size as i32)];
+        let leaves = Launch::blocks(size.div_ceil(LEAF), LEAF as u32).shared(4 * LEAF * (LEAF + 1));
+        self.launch("invert_leaves", leaves, &args)?;
+        let half = (size / 2).next_multiple_of(LEAF);
+        let work = self.alloc::<f32>(half * half)?;
+        self.join_inverses(matrix, size, 0..size, self.address(&work))
+    }
+
+    /// The inverse of `[A 0; B C]` on the diagonal places `span`: with A and C inverted, B becomes `-C B A`.
+    fn join_inverses(&self, matrix: u64, size: usize, span: Range<usize>, work: u64) -> Result<()> {
+        if span.len() <= LEAF {
+            return Ok(());
         }
-        Ok(())
+        let half = (span.len() / 2).next_multiple_of(LEAF);
+        let middle = span.start + half;
+        self.join_inverses(matrix, size, span.start..middle, work)?;
+        self.join_inverses(matrix, size, middle..span.end, work)?;
+        let rest = span.end - middle;
+        let at = |row: usize, column: usize| Operand::wide(matrix + 4 * (column * size + row) as u64, size);
+        let product = Operand::wide(work, rest);
+        self.gemm(
+            (rest, half, half),
+            (1.0, 0.0),
+            at(middle, span.start),
+            at(span.start, span.start),
+            product,
+        )?;
+        self.gemm((rest, half, rest), (-1.0, 0.0), at(middle, middle), product, at(middle, span.start))
     }
 }

@@ -1,3 +1,6 @@
+/// Rows of the triangles that are inverted at once.
+#define LEAF 64
+
 /// The permuted and damped Hessian with both axes reversed, column-major, lower triangle.
 extern "C" __global__ void reversed_lower(
     float* reversed,       // [size, size], column-major
@@ -13,6 +16,30 @@ extern "C" __global__ void reversed_lower(
         if (i == j) value += value == 0.f ? 1.f + damp : damp;
     }
     reversed[(size_t)j * size + i] = value;
+}
+
+/// Inverts the triangles of 64 rows on the diagonal, in place: a block of threads each, a thread a column.
+extern "C" __global__ void invert_leaves(
+    float* matrix,  // [size, size], column-major, lower triangles
+    int size) {
+    extern __shared__ float leaf[];
+    const int STRIDE = LEAF + 1;
+    int first = blockIdx.x * LEAF, rows = min(LEAF, size - first), j = threadIdx.x;
+    for (int i = 0; i < rows; i++)
+        if (j < rows) leaf[j * STRIDE + i] = matrix[(size_t)(first + j) * size + first + i];
+    __syncthreads();
+    if (j >= rows) return;
+    float column[LEAF];
+#pragma unroll
+    for (int i = 0; i < LEAF; i++) {
+        float sum = i == j ? 1.f : 0.f;
+#pragma unroll
+        for (int k = 0; k < i; k++) sum -= leaf[k * STRIDE + i] * column[k];
+        column[i] = i < j || i >= rows ? 0.f : sum / leaf[i * STRIDE + i];
+    }
+#pragma unroll
+    for (int i = 0; i < LEAF; i++)
+        if (i < rows) matrix[(size_t)(first + j) * size + first + i] = column[i];
 }
 
 /// U[i, j] = inverse[size - 1 - i, size - 1 - j], row-major, zeros below the diagonal; counts values that are

@@ -1,12 +1,22 @@
-use cudarc::driver::CudaSlice;
-
 use super::{MatMul, check, check_parts};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Operand};
-use crate::{Device, Error, HostTensor, Result};
+use crate::cuda::{Arg, Bytes, Cuda, CudaTensor, Launch, Operand};
+use crate::{Device, Dtype, Error, HostTensor, Result};
+
+pub(crate) const FEW_ROWS_SOURCE: &str = include_str!("few_rows.cu");
+
+/// Threads of a block of the kernels for few rows, and the outputs that it makes.
+pub(crate) const FEW_ROWS_THREADS: u32 = 256;
+pub(crate) const FEW_ROWS_OUTPUTS: usize = 16;
+
+/// Up to so many rows reading the weights once is all that counts, and cuBLAS is not made for it.
+const FEW_ROWS_DENSE: usize = 16;
+
+/// Features of a chunk of the dense kernel.
+const CHUNK: usize = 32;
 
 /// A dense weight `[out, in]` in the compute type.
 pub struct CudaWeight {
-    values: CudaSlice<u16>,
+    values: Bytes,
     dims: (usize, usize),
     /// Stored `[in, out]`, as dequantizing leaves it.
     turned: bool,
@@ -14,12 +24,7 @@ pub struct CudaWeight {
 }
 
 impl CudaWeight {
-    pub(crate) fn new(
-        values: CudaSlice<u16>,
-        dims: (usize, usize),
-        turned: bool,
-        bias: Option<CudaTensor>,
-    ) -> Self {
+    pub(crate) fn new(values: Bytes, dims: (usize, usize), turned: bool, bias: Option<CudaTensor>) -> Self {
         Self { values, dims, turned, bias }
     }
 
@@ -27,7 +32,7 @@ impl CudaWeight {
         self.dims
     }
 
-    pub(crate) fn values(&self) -> &CudaSlice<u16> {
+    pub(crate) fn values(&self) -> &Bytes {
         &self.values
     }
 }
@@ -37,13 +42,7 @@ impl MatMul for Cuda {
 
     fn weight(&self, parts: &[HostTensor], biases: &[HostTensor]) -> Result<CudaWeight> {
         let dims = check_parts(parts, biases)?;
-        let mut values = self.alloc::<u16>(dims.0 * dims.1)?;
-        let mut start = 0;
-        for part in parts {
-            let length = part.shape.iter().product::<usize>();
-            self.upload_host(part, &mut values.slice_mut(start..start + length))?;
-            start += length;
-        }
+        let values = self.upload_real(parts)?;
         let bias: Vec<f32> = biases.iter().flat_map(HostTensor::to_f32).collect();
         let bias = if bias.is_empty() { None } else { Some(self.tensor(bias, (1, dims.0))?) };
         Ok(CudaWeight::new(values, dims, false, bias))
@@ -62,17 +61,22 @@ impl MatMul for Cuda {
             return Err(Error::shape("matmul bias", dims.0, bias.len()));
         }
         let bias = bias.map(|bias| self.tensor(bias, (1, dims.0))).transpose()?;
-        Ok(CudaWeight::new(self.upload(&self.narrow(&values))?, dims, false, bias))
+        Ok(CudaWeight::new(self.upload_bytes(&[&self.encode(&values)])?, dims, false, bias))
     }
 
     fn matmul(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
         let y = self.new_tensor((self.shape(x).0, weight.dims.0))?;
-        let target = Operand::half(self.half(&y)?, weight.dims.0);
+        check(self.shape(x), weight.dims)?;
+        if self.takes_few_rows(x, weight) {
+            self.few_rows_dense(x, weight, self.real(&y)?, false)?;
+            return Ok(y);
+        }
+        let target = Operand::real(self.real(&y)?, weight.dims.0);
         self.product(x, weight, target)?;
         if let Some(bias) = &weight.bias {
             let args = [
-                Arg::Address(self.half(&y)?),
-                Arg::Address(self.half(bias)?),
+                Arg::Address(self.real(&y)?),
+                Arg::Address(self.real(bias)?),
                 Arg::Int(weight.dims.0 as i32),
             ];
             self.launch("add_bias", Launch::blocks(y.shape().0, 256), &args)?;
@@ -82,18 +86,44 @@ impl MatMul for Cuda {
 
     fn logits(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
         let y = self.new_wide_tensor((self.shape(x).0, weight.dims.0))?;
+        check(self.shape(x), weight.dims)?;
+        if self.takes_few_rows(x, weight) && weight.bias.is_none() {
+            self.few_rows_dense(x, weight, self.wide(&y)?, true)?;
+            return Ok(y);
+        }
         self.product(x, weight, Operand::wide(self.wide(&y)?, weight.dims.0))?;
         Ok(y)
     }
 }
 
 impl Cuda {
+    fn takes_few_rows(&self, x: &CudaTensor, weight: &CudaWeight) -> bool {
+        let (rows, k) = self.shape(x);
+        let aligned = !weight.turned && k.is_multiple_of(CHUNK);
+        self.dtype() != Dtype::F32 && aligned && (1..=FEW_ROWS_DENSE).contains(&rows)
+    }
+
+    fn few_rows_dense(&self, x: &CudaTensor, weight: &CudaWeight, y: u64, wide: bool) -> Result<()> {
+        let ((rows, k), n) = (self.shape(x), weight.dims.0);
+        let args = [
+            Arg::Address(y),
+            Arg::Address(self.real(x)?),
+            Arg::Address(self.arrived(&weight.values)?),
+            Arg::Address(weight.bias.as_ref().map_or(Ok(0), |bias| self.real(bias))?),
+            Arg::Int(rows as i32),
+            Arg::Int(k as i32),
+            Arg::Int(n as i32),
+            Arg::Int(wide as i32),
+        ];
+        let kernel = if rows <= 8 { "few_rows_dense_1" } else { "few_rows_dense_2" };
+        self.launch(kernel, Launch::blocks(n.div_ceil(FEW_ROWS_OUTPUTS), FEW_ROWS_THREADS), &args)
+    }
+
     fn product(&self, x: &CudaTensor, weight: &CudaWeight, target: Operand) -> Result<()> {
         let (rows, k) = self.shape(x);
-        check((rows, k), weight.dims)?;
-        let (n, address) = (weight.dims.0, self.address(&weight.values));
+        let (n, address) = (weight.dims.0, self.arrived(&weight.values)?);
         let w =
-            if weight.turned { Operand::half(address, n) } else { Operand::half(address, k).transposed() };
-        self.gemm((n, rows, k), (1.0, 0.0), w, Operand::half(self.half(x)?, k), target)
+            if weight.turned { Operand::real(address, n) } else { Operand::real(address, k).transposed() };
+        self.gemm((n, rows, k), (1.0, 0.0), w, Operand::real(self.real(x)?, k), target)
     }
 }

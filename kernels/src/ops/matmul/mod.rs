@@ -59,7 +59,7 @@ pub(crate) fn check(x: (usize, usize), weight: (usize, usize)) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{NMSE_F32, NMSE_HALF, assert_close, matmul_f64, random};
+    use crate::testing::{NMSE_F32, assert_close, matmul_f64, random, tolerance};
     use crate::{Cpu, Dtype};
     use half::{bf16, f16};
 
@@ -78,6 +78,7 @@ mod tests {
         for (risk, m, n, k, dtype) in [
             ("one row", 1, 33, 70, Dtype::F16),
             ("a few rows", 5, 64, 128, Dtype::BF16),
+            ("a second tile of tokens", 12, 90, 96, Dtype::F16),
             ("more rows than a dot product takes", 9, 40, 64, Dtype::F16),
             ("many rows", 130, 96, 65, Dtype::BF16),
             ("f32 is borrowed", 20, 31, 17, Dtype::F32),
@@ -120,6 +121,6 @@ mod tests {
 
     #[test]
     fn agrees_with_f64_on_cuda() {
-        crate::testing::cards().iter().for_each(|card| conforms(card, NMSE_HALF));
+        crate::testing::cards().iter().for_each(|card| conforms(card, tolerance(card)));
     }
 }

@@ -1,5 +1,6 @@
 use cudarc::driver::CudaSlice;
 
+use super::few_rows::Fragments;
 use super::{QuantMatMul, check};
 use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
 use crate::ops::matmul::cuda::CudaWeight;
@@ -12,24 +13,62 @@ pub(crate) const SOURCE: &str = include_str!("quant_matmul.cu");
 const TILE: usize = 32;
 
 /// The file's tensors on the card.
-pub struct CudaQuantWeight {
-    qweight: CudaSlice<u32>,
-    qzeros: CudaSlice<u32>,
-    scales: CudaSlice<u16>,
-    g_idx: CudaSlice<u32>,
-    bits: u32,
-    zero_offset: u8,
+pub(crate) struct StoredWeight {
+    pub qweight: CudaSlice<u32>,
+    pub qzeros: CudaSlice<u32>,
+    /// f16
+    pub scales: CudaSlice<u16>,
+    pub g_idx: CudaSlice<u32>,
+    pub bits: u32,
+    pub zero_offset: u8,
     /// `(out, in)`
-    dims: (usize, usize),
-    bias: Option<Vec<f32>>,
+    pub dims: (usize, usize),
+    pub bias: Option<Vec<f32>>,
+}
+
+/// A quantized weight on the card.
+pub struct CudaQuantWeight(Form);
+
+enum Form {
+    /// For few rows at the speed of memory.
+    Fragments(Fragments),
+    /// Any other: 2 and 3 bits, odd shapes and groups, f32. Dequantized for every product.
+    Stored(StoredWeight),
 }
 
 impl QuantMatMul for Cuda {
     type QuantWeight = CudaQuantWeight;
 
     fn quant_weight(&self, packed: &PackedLinear) -> Result<CudaQuantWeight> {
+        let stored = self.stored_weight(packed)?;
+        Ok(CudaQuantWeight(match Fragments::new(self, packed, &stored)? {
+            Some(fragments) => Form::Fragments(fragments),
+            None => Form::Stored(stored),
+        }))
+    }
+
+    fn quant_matmul(&self, x: &CudaTensor, weight: &CudaQuantWeight) -> Result<CudaTensor> {
+        match &weight.0 {
+            Form::Fragments(fragments) => {
+                check(self.shape(x), fragments.dims().1)?;
+                fragments.product(self, x)
+            }
+            Form::Stored(stored) => {
+                check(self.shape(x), stored.dims.1)?;
+                self.matmul(x, &self.dequantize(stored)?)
+            }
+        }
+    }
+
+    fn dense_weight(&self, packed: &PackedLinear) -> Result<CudaWeight> {
+        self.dequantize(&self.stored_weight(packed)?)
+    }
+}
+
+impl Cuda {
+    fn stored_weight(&self, packed: &PackedLinear) -> Result<StoredWeight> {
         packed.check()?;
-        Ok(CudaQuantWeight {
+        Ok(StoredWeight {
             qweight: self.upload(&packed.qweight)?,
             qzeros: self.upload(&packed.qzeros)?,
             scales: self.upload(bytemuck::cast_slice(&packed.scales))?,
@@ -41,20 +80,9 @@ impl QuantMatMul for Cuda {
         })
     }
 
-    fn quant_matmul(&self, x: &CudaTensor, weight: &CudaQuantWeight) -> Result<CudaTensor> {
-        check(self.shape(x), weight.dims.1)?;
-        self.matmul(x, &self.dequantize(weight)?)
-    }
-
-    fn dense_weight(&self, packed: &PackedLinear) -> Result<CudaWeight> {
-        self.dequantize(&self.quant_weight(packed)?)
-    }
-}
-
-impl Cuda {
-    fn dequantize(&self, weight: &CudaQuantWeight) -> Result<CudaWeight> {
+    pub(crate) fn dequantize(&self, weight: &StoredWeight) -> Result<CudaWeight> {
         let (n, k) = weight.dims;
-        let values = self.alloc::<u16>(n * k)?;
+        let values = self.alloc::<u8>(n * k * self.dtype().size())?;
         let args = [
             Arg::Address(self.address(&values)),
             Arg::Address(self.address(&weight.qweight)),
@@ -68,6 +96,6 @@ impl Cuda {
         ];
         self.launch("dequantize", Launch::grid(n.div_ceil(256), k.div_ceil(TILE), 1, 256), &args)?;
         let bias = weight.bias.clone().map(|bias| self.tensor(bias, (1, n))).transpose()?;
-        Ok(CudaWeight::new(values, (n, k), true, bias))
+        Ok(CudaWeight::new(values.into(), (n, k), true, bias))
     }
 }

@@ -8,10 +8,10 @@ __device__ __forceinline__ u32 code_at(const u32* words, int lanes, int n, int i
 
 /// w[k, n] = (code - zero) * scale, for a tile of features and a run of outputs.
 extern "C" __global__ void dequantize(
-    half_t* w,             // [in, out]
+    real_t* w,             // [in, out]
     const u32* qweight,    // [in * bits / 32, out]
     const u32* qzeros,     // [groups, out * bits / 32]
-    const half_t* scales,  // [groups, out], f16
+    const f16_t* scales,   // [groups, out]
     const u32* g_idx,      // [in]
     int in, int out, int bits, int zero_offset) {
     int n = blockIdx.x * blockDim.x + threadIdx.x;
@@ -25,6 +25,6 @@ extern "C" __global__ void dequantize(
             scale = f16_to_float(scales[(size_t)group * out + n]);
             zero = (float)(code_at(qzeros + (size_t)group * (out * bits / 32), 1, 0, n, bits) + zero_offset);
         }
-        w[(size_t)k * out + n] = to_half(((float)code_at(qweight, out, n, k, bits) - zero) * scale);
+        w[(size_t)k * out + n] = to_real(((float)code_at(qweight, out, n, k, bits) - zero) * scale);
     }
 }

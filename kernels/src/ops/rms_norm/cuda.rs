@@ -10,9 +10,9 @@ impl RmsNorm for Cuda {
         check(shape, self.shape(weight))?;
         let y = self.new_tensor(shape)?;
         let args = [
-            Arg::Address(self.half(&y)?),
-            Arg::Address(self.half(x)?),
-            Arg::Address(self.half(weight)?),
+            Arg::Address(self.real(&y)?),
+            Arg::Address(self.real(x)?),
+            Arg::Address(self.real(weight)?),
             Arg::Int(shape.1 as i32),
             Arg::Float(eps),
         ];

@@ -1,12 +1,12 @@
 /// y[t, i] = x[t, i] * weight[i] / sqrt(mean_j x[t, j]^2 + eps); one block a token, a thread eight features at a
 /// time where the width allows.
 extern "C" __global__ void rms_norm(
-    half_t* y,             // [tokens, hidden]
-    const half_t* x,       // [tokens, hidden]
-    const half_t* weight,  // [hidden]
+    real_t* y,             // [tokens, hidden]
+    const real_t* x,       // [tokens, hidden]
+    const real_t* weight,  // [hidden]
     int hidden, float eps) {
-    const half_t* row = x + (size_t)blockIdx.x * hidden;
-    half_t* out = y + (size_t)blockIdx.x * hidden;
+    const real_t* row = x + (size_t)blockIdx.x * hidden;
+    real_t* out = y + (size_t)blockIdx.x * hidden;
     int wide = hidden % 8 == 0 ? hidden : 0;
     float sum = 0.f, values[8], weights[8];
     for (int i = 8 * threadIdx.x; i < wide; i += 8 * blockDim.x) {
@@ -24,5 +24,5 @@ extern "C" __global__ void rms_norm(
         store8(out + i, values);
     }
     for (int i = wide + threadIdx.x; i < hidden; i += blockDim.x)
-        out[i] = to_half(to_float(row[i]) * factor * to_float(weight[i]));
+        out[i] = to_real(to_float(row[i]) * factor * to_float(weight[i]));
 }

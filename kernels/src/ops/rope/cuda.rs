@@ -16,17 +16,17 @@ impl Rope for Cuda {
         let q = self.new_tensor((rows, shape.heads * shape.head_dim))?;
         let k = self.new_tensor((rows, shape.kv_heads * shape.head_dim))?;
         let v = self.new_tensor((rows, shape.kv_heads * shape.head_dim))?;
-        let positions = self.upload(&batch.positions())?;
+        let placed = self.placed(batch)?;
         let (q_norm, k_norm, eps) = match &shape.norms {
-            Some(norms) => (self.half(&norms.q)?, self.half(&norms.k)?, norms.eps),
+            Some(norms) => (self.real(&norms.q)?, self.real(&norms.k)?, norms.eps),
             None => (0, 0, 0.0),
         };
         let args = [
-            Arg::Address(self.half(&q)?),
-            Arg::Address(self.half(&k)?),
-            Arg::Address(self.half(&v)?),
-            Arg::Address(self.half(qkv)?),
-            Arg::Address(self.address(&positions)),
+            Arg::Address(self.real(&q)?),
+            Arg::Address(self.real(&k)?),
+            Arg::Address(self.real(&v)?),
+            Arg::Address(self.real(qkv)?),
+            placed.positions(self),
             Arg::Address(self.wide(&shape.inv_freq)?),
             Arg::Address(q_norm),
             Arg::Address(k_norm),

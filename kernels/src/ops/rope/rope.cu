@@ -1,29 +1,29 @@
 /// Splits q|k|v, normalises q and k per head where weights are given, rotates them. One block a token, one warp
 /// a head at a time.
 extern "C" __global__ void rope(
-    half_t* q,                // [tokens, heads * head_dim]
-    half_t* k,                // [tokens, kv_heads * head_dim]
-    half_t* v,                // [tokens, kv_heads * head_dim]
-    const half_t* qkv,        // [tokens, (heads + 2 kv_heads) * head_dim]
+    real_t* q,                // [tokens, heads * head_dim]
+    real_t* k,                // [tokens, kv_heads * head_dim]
+    real_t* v,                // [tokens, kv_heads * head_dim]
+    const real_t* qkv,        // [tokens, (heads + 2 kv_heads) * head_dim]
     const u32* positions,     // [tokens]
     const float* inv_freq,    // [head_dim / 2]
-    const half_t* q_norm,     // [head_dim] or null
-    const half_t* k_norm,     // [head_dim] or null
+    const real_t* q_norm,     // [head_dim] or null
+    const real_t* k_norm,     // [head_dim] or null
     int heads, int kv_heads, int head_dim, float eps) {
     int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32, half_dim = head_dim / 2;
     size_t token = blockIdx.x;
     float position = (float)positions[token];
     for (int head = warp; head < heads + 2 * kv_heads; head += warps) {
-        const half_t* x = qkv + (token * (heads + 2 * kv_heads) + head) * head_dim;
+        const real_t* x = qkv + (token * (heads + 2 * kv_heads) + head) * head_dim;
         bool is_q = head < heads, is_v = head >= heads + kv_heads;
-        half_t* y = is_q   ? q + (token * heads + head) * head_dim
+        real_t* y = is_q   ? q + (token * heads + head) * head_dim
                     : is_v ? v + (token * kv_heads + head - heads - kv_heads) * head_dim
                            : k + (token * kv_heads + head - heads) * head_dim;
         if (is_v) {
             for (int i = lane; i < head_dim; i += 32) y[i] = x[i];
             continue;
         }
-        const half_t* norm = is_q ? q_norm : k_norm;
+        const real_t* norm = is_q ? q_norm : k_norm;
         float factor = 1.f;
         if (norm) {
             float sum = 0.f;
@@ -38,8 +38,8 @@ extern "C" __global__ void rope(
             }
             float sine, cosine;
             sincosf(position * inv_freq[i], &sine, &cosine);
-            y[i] = to_half(a * cosine - b * sine);
-            y[i + half_dim] = to_half(b * cosine + a * sine);
+            y[i] = to_real(a * cosine - b * sine);
+            y[i + half_dim] = to_real(b * cosine + a * sine);
         }
     }
 }

@@ -20,7 +20,7 @@ impl TokenLoss for Cuda {
             Arg::Int(vocab as i32),
         ];
         self.launch("token_loss", Launch::blocks(rows, THREADS), &args)?;
-        self.download(&loss, rows)
+        self.download(&loss.slice(..rows))
     }
 
     fn divergence(&self, reference: &CudaTensor, logits: &CudaTensor) -> Result<Vec<Divergence>> {
@@ -35,8 +35,8 @@ impl TokenLoss for Cuda {
             Arg::Int(vocab as i32),
         ];
         self.launch("divergence", Launch::blocks(rows, THREADS), &args)?;
-        let same = self.download(&same, rows)?;
-        let pairs = self.download(&kl, rows)?.into_iter().zip(same);
+        let same = self.download(&same.slice(..rows))?;
+        let pairs = self.download(&kl.slice(..rows))?.into_iter().zip(same);
         Ok(pairs.map(|(kl, same)| Divergence { kl, same_top1: same == 1 }).collect())
     }
 }

@@ -1,0 +1,82 @@
+//! A batch's description on the card: made at its first use, kept while the layers of one pass ask for it.
+
+use std::sync::{Arc, PoisonError};
+
+use cudarc::driver::CudaSlice;
+
+use super::{Arg, Cuda};
+use crate::{Batch, KV_BLOCK_ROWS, Result, SequenceRows};
+
+/// Everything in one array, in this order.
+pub(crate) struct Placed {
+    numbers: CudaSlice<u32>,
+    sequences: usize,
+    rows: usize,
+    /// Whether every sequence has the blocks that its tokens need.
+    paged: bool,
+}
+
+impl Cuda {
+    pub(crate) fn placed(&self, batch: &Batch) -> Result<Arc<Placed>> {
+        let mut last = self.inner.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, placed)) = last.as_ref().filter(|(known, _)| known == batch) {
+            return Ok(placed.clone());
+        }
+        let placed = Arc::new(Placed::new(self, batch)?);
+        *last = Some((batch.clone(), placed.clone()));
+        Ok(placed)
+    }
+}
+
+impl Placed {
+    fn new(card: &Cuda, batch: &Batch) -> Result<Self> {
+        let sequences = &batch.sequences;
+        let paged = sequences.iter().all(|s| s.blocks.len() * KV_BLOCK_ROWS >= s.context + s.rows);
+        let starts = |of: &dyn Fn(&SequenceRows) -> usize| -> Vec<u32> {
+            sequences.iter().scan(0, |next, s| Some(std::mem::replace(next, *next + of(s) as u32))).collect()
+        };
+        let slot = |blocks: &[u32], position: usize| {
+            blocks[position / KV_BLOCK_ROWS] * KV_BLOCK_ROWS as u32 + (position % KV_BLOCK_ROWS) as u32
+        };
+        let slots = sequences
+            .iter()
+            .filter(|_| paged)
+            .flat_map(|s| (s.context..s.context + s.rows).map(move |position| slot(&s.blocks, position)));
+        let mut numbers = starts(&|s| s.rows);
+        numbers.extend(sequences.iter().map(|s| s.rows as u32));
+        numbers.extend(sequences.iter().map(|s| s.context as u32));
+        numbers.extend(starts(&|s| s.blocks.len()));
+        numbers.extend(batch.positions());
+        numbers.extend(slots);
+        numbers.extend(sequences.iter().flat_map(|s| &s.blocks));
+        let rows = batch.rows();
+        Ok(Self { numbers: card.upload(&numbers)?, sequences: sequences.len(), rows, paged })
+    }
+
+    fn at(&self, card: &Cuda, place: usize) -> u64 {
+        card.address(&self.numbers) + 4 * place as u64
+    }
+
+    /// `struct Batch` of the attention kernels.
+    pub fn batch(&self, card: &Cuda, cached: bool) -> Arg {
+        let n = self.sequences;
+        let table = self.at(card, 4 * n + self.rows + if self.paged { self.rows } else { 0 });
+        Arg::Batch([
+            self.at(card, 0),
+            self.at(card, n),
+            self.at(card, 2 * n),
+            if cached { table } else { 0 },
+            self.at(card, 3 * n),
+        ])
+    }
+
+    /// Position of every row in its own sequence.
+    pub fn positions(&self, card: &Cuda) -> Arg {
+        Arg::Address(self.at(card, 4 * self.sequences))
+    }
+
+    /// Every row's place in the cache.
+    pub fn slots(&self, card: &Cuda) -> Arg {
+        Arg::Address(self.at(card, 4 * self.sequences + self.rows))
+    }
+}

@@ -1,0 +1,261 @@
+//! Between host and card. Small things go at once on the one stream; large ones through pinned memory on
+//! streams of their own, beside the computing, and whoever uses them first waits for them.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, PinnedHostSlice};
+use rayon::prelude::*;
+
+use super::{Cuda, CudaTensor, Data};
+use crate::{Error, HostTensor, Result};
+
+/// Bytes of one pinned buffer that large uploads go through, and how many there are.
+const CHUNK: usize = 32 << 20;
+const CHUNKS: usize = 3;
+
+/// Bytes that one thread copies into such a buffer at a time.
+const PIECE: usize = 1 << 20;
+
+/// From here on an upload goes through pinned memory.
+const LARGE: usize = 4 << 20;
+
+/// Tensors that may be on their way to the host at once: more would only hold memory.
+const LEAVING: usize = 2;
+
+/// Bytes on the card that may still be under way.
+pub(crate) struct Bytes {
+    // Before the memory, so that it is dropped first.
+    arrival: Arrival,
+    slice: CudaSlice<u8>,
+}
+
+/// The end of a copy that the computing stream has not waited for yet.
+struct Arrival(Mutex<Option<CudaEvent>>);
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        // Memory must not be freed while a copy writes to it.
+        if let Some(event) = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = event.synchronize();
+        }
+    }
+}
+
+impl From<CudaSlice<u8>> for Bytes {
+    fn from(slice: CudaSlice<u8>) -> Self {
+        Self { arrival: Arrival(Mutex::new(None)), slice }
+    }
+}
+
+/// The streams and buffers of large copies.
+pub(super) struct Transfers {
+    up: Arc<CudaStream>,
+    down: Arc<CudaStream>,
+    /// Made at the first large upload.
+    chunks: Mutex<Vec<Chunk>>,
+    /// Pinned memory that no parked tensor uses any more.
+    pinned: Arc<Mutex<Vec<PinnedHostSlice<u8>>>>,
+    /// Tensors whose memory a copy to the host still reads.
+    leaving: Mutex<Vec<(CudaEvent, CudaTensor)>>,
+}
+
+struct Chunk {
+    buffer: PinnedHostSlice<u8>,
+    /// The last copy out of it.
+    sent: Option<CudaEvent>,
+}
+
+/// A tensor in pinned host memory. A clone shares it.
+#[derive(Clone)]
+pub struct CudaParked {
+    buffer: Arc<Buffer>,
+    shape: (usize, usize),
+}
+
+struct Buffer {
+    /// `None` only while being dropped.
+    memory: Option<PinnedHostSlice<u8>>,
+    home: Arc<Mutex<Vec<PinnedHostSlice<u8>>>>,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            lock(&self.home).push(memory);
+        }
+    }
+}
+
+impl Transfers {
+    pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
+        let another = || stream.context().new_stream().map_err(Error::driver("CUDA"));
+        Ok(Self {
+            up: another()?,
+            down: another()?,
+            chunks: Mutex::default(),
+            pinned: Arc::default(),
+            leaving: Mutex::default(),
+        })
+    }
+}
+
+impl Cuda {
+    pub(crate) fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>> {
+        let mut slice = self.alloc(values.len())?;
+        if !values.is_empty() {
+            self.inner.stream.memcpy_htod(values, &mut slice).map_err(Error::driver("copy to the card"))?;
+        }
+        Ok(slice)
+    }
+
+    pub(crate) fn download<T: DeviceRepr + Default + Clone>(&self, view: &CudaView<T>) -> Result<Vec<T>> {
+        let mut values = vec![T::default(); view.len()];
+        if !values.is_empty() {
+            self.inner.stream.memcpy_dtoh(view, &mut values).map_err(Error::driver("copy from the card"))?;
+        }
+        self.inner.stream.synchronize().map_err(Error::driver("copy from the card"))?;
+        Ok(values)
+    }
+
+    /// The same beside the computing that follows; only the calling thread waits.
+    pub(crate) fn download_aside<T: DeviceRepr + Default + Clone>(
+        &self,
+        slice: &CudaSlice<T>,
+    ) -> Result<Vec<T>> {
+        let failed = || Error::driver("copy from the card");
+        let down = &self.inner.transfers.down;
+        self.let_follow(down)?;
+        let mut values = vec![T::default(); slice.len()];
+        down.memcpy_dtoh(slice, &mut values).map_err(failed())?;
+        down.synchronize().map_err(failed())?;
+        Ok(values)
+    }
+
+    /// The address of bytes that the computing stream will find arrived.
+    pub(crate) fn arrived(&self, bytes: &Bytes) -> Result<u64> {
+        if let Some(event) = lock(&bytes.arrival.0).take() {
+            self.inner.stream.wait(&event).map_err(Error::driver("copy to the card"))?;
+        }
+        Ok(self.address(&bytes.slice))
+    }
+
+    /// A part of some bytes, arrived.
+    pub(crate) fn view<'a>(&self, bytes: &'a Bytes, range: Range<usize>) -> Result<CudaView<'a, u8>> {
+        self.arrived(bytes)?;
+        Ok(bytes.slice.slice(range))
+    }
+
+    /// Host tensors end to end in the compute type.
+    pub(crate) fn upload_real(&self, parts: &[HostTensor]) -> Result<Bytes> {
+        let dtype = self.dtype();
+        let converted: Vec<Option<Vec<u8>>> =
+            parts.iter().map(|part| (part.dtype != dtype).then(|| self.encode(&part.to_f32()))).collect();
+        let parts = parts.iter().zip(&converted).map(|(part, other)| other.as_deref().unwrap_or(part.bytes));
+        self.upload_bytes(&parts.collect::<Vec<_>>())
+    }
+
+    /// Bytes of several places end to end on the card.
+    pub(crate) fn upload_bytes(&self, parts: &[&[u8]]) -> Result<Bytes> {
+        let total = parts.iter().map(|part| part.len()).sum::<usize>();
+        let mut slice = self.alloc::<u8>(total)?;
+        if total >= LARGE {
+            let arrival = self.send(parts, &mut slice)?;
+            return Ok(Bytes { arrival: Arrival(Mutex::new(Some(arrival))), slice });
+        }
+        let mut start = 0;
+        for part in parts.iter().filter(|part| !part.is_empty()) {
+            let mut target = slice.slice_mut(start..start + part.len());
+            self.inner.stream.memcpy_htod(*part, &mut target).map_err(Error::driver("copy to the card"))?;
+            start += part.len();
+        }
+        Ok(slice.into())
+    }
+
+    /// Sends bytes through the pinned chunks, and returns the end of the last copy.
+    fn send(&self, parts: &[&[u8]], slice: &mut CudaSlice<u8>) -> Result<CudaEvent> {
+        let failed = || Error::driver("copy to the card");
+        let Transfers { up, chunks, .. } = &self.inner.transfers;
+        self.let_follow(up)?;
+        let mut chunks = lock(chunks);
+        while chunks.len() < CHUNKS {
+            // SAFETY: a chunk is written before it is sent.
+            let buffer = unsafe { up.context().alloc_pinned_with_flags(CHUNK, 0) }.map_err(failed())?;
+            chunks.push(Chunk { buffer, sent: None });
+        }
+        let (mut start, mut turn) = (0, 0);
+        for piece in parts.iter().flat_map(|part| part.chunks(CHUNK)) {
+            let Chunk { buffer, sent } = &mut chunks[turn % CHUNKS];
+            if let Some(sent) = sent.take() {
+                sent.synchronize().map_err(failed())?;
+            }
+            let buffer = &mut buffer.as_mut_slice().map_err(failed())?[..piece.len()];
+            let pieces = buffer.par_chunks_mut(PIECE).zip(piece.par_chunks(PIECE));
+            pieces.for_each(|(to, from)| to.copy_from_slice(from));
+            let mut target: CudaViewMut<u8> = slice.slice_mut(start..start + piece.len());
+            up.memcpy_htod(&*buffer, &mut target).map_err(failed())?;
+            *sent = Some(up.record_event(None).map_err(failed())?);
+            start += piece.len();
+            turn += 1;
+        }
+        up.record_event(None).map_err(failed())
+    }
+
+    /// Copies a tensor to pinned host memory, beside the computing that follows.
+    pub(super) fn park_tensor(&self, x: &CudaTensor) -> Result<CudaParked> {
+        let failed = || Error::driver("copy from the card");
+        let Data::Real(bytes) = &*x.data else {
+            return Err(Error::shape("park", "activations", "logits"));
+        };
+        self.arrived(bytes)?;
+        let Transfers { down, pinned, leaving, .. } = &self.inner.transfers;
+        let (size, row) = (x.shape.0 * x.shape.1 * self.dtype().size(), x.shape.1 * self.dtype().size());
+        let idle = {
+            let mut pinned = lock(pinned);
+            let place = pinned.iter().position(|memory| memory.len() == size);
+            place.map(|place| pinned.swap_remove(place))
+        };
+        let mut memory = match idle {
+            Some(memory) => memory,
+            // SAFETY: the copy below writes all of it.
+            None => unsafe { down.context().alloc_pinned_with_flags(size, 0) }.map_err(failed())?,
+        };
+        self.let_follow(down)?;
+        let view = bytes.slice.slice(x.first * row..x.first * row + size);
+        down.memcpy_dtoh(&view, &mut memory).map_err(failed())?;
+        let mut leaving = lock(leaving);
+        if leaving.len() >= LEAVING {
+            leaving.remove(0).0.synchronize().map_err(failed())?;
+        }
+        leaving.retain(|(event, _)| !event.is_complete());
+        leaving.push((down.record_event(None).map_err(failed())?, x.clone()));
+        let buffer = Buffer { memory: Some(memory), home: pinned.clone() };
+        Ok(CudaParked { buffer: Arc::new(buffer), shape: x.shape })
+    }
+
+    /// Starts the copy of a parked tensor back to the card.
+    pub(super) fn fetch_tensor(&self, parked: &CudaParked) -> Result<CudaTensor> {
+        let failed = || Error::driver("copy to the card");
+        let size = parked.shape.0 * parked.shape.1 * self.dtype().size();
+        let mut slice = self.alloc::<u8>(size)?;
+        let Transfers { up, leaving, .. } = &self.inner.transfers;
+        self.let_follow(up)?;
+        if let Some(memory) = &parked.buffer.memory {
+            up.memcpy_htod(memory, &mut slice).map_err(failed())?;
+        }
+        let event = up.record_event(None).map_err(failed())?;
+        lock(leaving).retain(|(event, _)| !event.is_complete());
+        let bytes = Bytes { arrival: Arrival(Mutex::new(Some(event))), slice };
+        Ok(CudaTensor { data: Arc::new(Data::Real(bytes)), first: 0, shape: parked.shape })
+    }
+
+    /// What is asked of `stream` from now on happens after what was asked of the computing stream so far.
+    fn let_follow(&self, stream: &CudaStream) -> Result<()> {
+        stream.join(&self.inner.stream).map_err(Error::driver("CUDA streams"))
+    }
+}
+
+/// A lock that a failed thread does not take with it: the data are handles, always whole.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

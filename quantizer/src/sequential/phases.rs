@@ -1,0 +1,54 @@
+//! Where the time of a layer goes.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+/// Seconds of one layer. Reading and writing run beside the rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Phases {
+    #[serde(rename = "forward_seconds")]
+    pub forward: f64,
+    #[serde(rename = "hessian_seconds")]
+    pub hessian: f64,
+    #[serde(rename = "factor_seconds")]
+    pub factor: f64,
+    /// Grids and codes.
+    #[serde(rename = "sweep_seconds")]
+    pub sweep: f64,
+    #[serde(rename = "pack_seconds")]
+    pub pack: f64,
+    /// Waiting for weights, or for the writer to take a layer.
+    #[serde(rename = "wait_seconds", default)]
+    pub wait: f64,
+    /// Reading weights, beside.
+    #[serde(rename = "read_seconds", default)]
+    pub read: f64,
+    /// Collecting and writing the layer, beside.
+    #[serde(rename = "write_seconds")]
+    pub write: f64,
+}
+
+/// Splits the time of a layer into phases.
+pub(super) struct Clock {
+    last: Instant,
+    pub phases: Phases,
+}
+
+impl Clock {
+    pub fn new() -> Self {
+        Self { last: Instant::now(), phases: Phases::default() }
+    }
+
+    /// Forgets the time since the last lap, which was booked otherwise.
+    pub fn skip(&mut self) {
+        self.last = Instant::now();
+    }
+
+    /// Books the time since the last lap.
+    pub fn lap(&mut self, phase: fn(&mut Phases) -> &mut f64) {
+        let now = Instant::now();
+        *phase(&mut self.phases) += (now - self.last).as_secs_f64();
+        self.last = now;
+    }
+}

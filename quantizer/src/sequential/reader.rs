@@ -1,0 +1,60 @@
+//! The checkpoint's weights, brought to the device by a thread of its own while earlier stages are solved.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::Scope;
+use std::time::Instant;
+
+use gptq_kernels::Backend;
+use gptq_runtime::layout::Stage;
+use gptq_runtime::model::{self, ModelFiles};
+
+use crate::gptq::StageWeights;
+use crate::{Error, Result};
+
+/// Stages that lie ready at most, beside the one that is being read.
+const AHEAD: usize = 1;
+
+/// Weights, and the seconds that reading them took beside other work.
+type Read<B> = (StageWeights<B>, f64);
+
+/// All stages in the order in which they are solved.
+pub struct Reader<B: Backend>(Receiver<Result<Read<B>>>);
+
+impl<B: Backend> Reader<B> {
+    /// Starts reading at layer `first`. The thread ends when everything is read or the reader is dropped.
+    pub fn start<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        backend: &'scope B,
+        files: &'scope ModelFiles,
+        first: usize,
+    ) -> Self {
+        let (send, receive) = sync_channel(AHEAD);
+        scope.spawn(move || read_all(backend, files, first, &send));
+        Self(receive)
+    }
+
+    pub fn next(&self) -> Result<(StageWeights<B>, f64)> {
+        let ended = Error::Invalid { place: "reading weights".into(), problem: "it ended too early".into() };
+        self.0.recv().map_err(|_| ended)?
+    }
+}
+
+fn read_all<B: Backend>(backend: &B, files: &ModelFiles, first: usize, send: &SyncSender<Result<Read<B>>>) {
+    for layer in first..files.config.num_hidden_layers {
+        for stage in Stage::ALL {
+            let weights = read(backend, files, layer, stage);
+            let failed = weights.is_err();
+            if send.send(weights).is_err() || failed {
+                return;
+            }
+        }
+    }
+}
+
+fn read<B: Backend>(backend: &B, files: &ModelFiles, layer: usize, stage: Stage) -> Result<Read<B>> {
+    let started = Instant::now();
+    let linears = model::stage_linears(files, stage);
+    let (weights, biases) = model::dense_parts(files, layer, &linears)?;
+    let weights = StageWeights::read(backend, &weights, &biases)?;
+    Ok((weights, started.elapsed().as_secs_f64()))
+}

@@ -1,0 +1,125 @@
+//! What `bench` can be told.
+
+use clap::{Args, Subcommand};
+
+use super::quantize::CalibrationArgs;
+use super::values::DeviceArgs;
+
+/// Measure this machine and how near the program comes to it
+///
+/// Every figure stands beside a ceiling that was measured in the same run, on the same device.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  gptq bench quantize
+  gptq bench quantize ./model --dataset wikitext2:validation --samples 64 --seq-len 1024
+  gptq bench quality causallm-7b
+  gptq bench agreement ./model --device cuda --dtype f32
+  gptq bench decode ./Llama-2-7B-GPTQ --json")]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: BenchVerb,
+}
+
+#[derive(Subcommand)]
+pub enum BenchVerb {
+    Quantize(QuantizeBenchArgs),
+    Quality(QualityBenchArgs),
+    Agreement(AgreementBenchArgs),
+    Decode(DecodeBenchArgs),
+}
+
+/// Seconds of every phase of quantization beside its floor
+#[derive(Args)]
+pub struct QuantizeBenchArgs {
+    /// Model folder or hub id (default: the built-in model)
+    pub model: Option<String>,
+
+    /// Branches of the card to make: main alone, or all six
+    #[arg(long)]
+    pub all_branches: bool,
+
+    /// Keep the artifacts in this folder (default: a temporary one, removed at the end)
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<std::path::PathBuf>,
+
+    /// Random token ids instead of a text, for a checkpoint without a tokenizer
+    #[arg(long)]
+    pub random_tokens: bool,
+
+    #[command(flatten)]
+    pub calibration: CalibrationArgs,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    /// Print the figures as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// GPTQ's loss against round-to-nearest and an f64 reference, on layers of a real shape
+///
+/// Weights are random, inputs correlated as trained models' are; the objective `(w - q) H (w - q)^T` is
+/// computed in f64 for a sample of rows of every linear.
+#[derive(Args)]
+pub struct QualityBenchArgs {
+    /// causallm-7b, causallm-14b, llama2-7b, tinyllama-1.1b, or a config.json
+    pub arch: String,
+
+    /// Layers to solve
+    #[arg(long, default_value_t = 2)]
+    pub layers: usize,
+
+    /// Tokens of the synthetic inputs
+    #[arg(long, default_value_t = 32768)]
+    pub tokens: usize,
+
+    /// Rows of every linear that the f64 reference solves
+    #[arg(long, default_value_t = 8)]
+    pub rows: usize,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    /// Print the figures as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A device's codes and losses against the CPU's
+///
+/// Every stage is solved by both on the inputs that the CPU's stages before it make: the smallest difference of
+/// a sum may flip a code, and from there on two free runs go ways of their own.
+#[derive(Args)]
+pub struct AgreementBenchArgs {
+    /// Model folder or hub id
+    pub model: String,
+
+    #[command(flatten)]
+    pub calibration: CalibrationArgs,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    /// Print the figures as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Tokens per second of one sequence, beside the speed of memory
+#[derive(Args)]
+pub struct DecodeBenchArgs {
+    /// Model folder or hub id
+    pub model: String,
+
+    /// Tokens to generate
+    #[arg(long, default_value_t = 128)]
+    pub tokens: usize,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    /// Print the figures as JSON
+    #[arg(long)]
+    pub json: bool,
+}

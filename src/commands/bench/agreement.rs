@@ -1,0 +1,116 @@
+//! `gptq bench agreement`: a device against the CPU, stage by stage from the same activations.
+
+use anyhow::{Result, anyhow};
+use gptq_kernels::packing::PackedLinear;
+use gptq_kernels::{Backend, Cpu};
+use gptq_quantizer::gptq::{self, GptqParams, Method};
+use gptq_quantizer::plan::Plan;
+use gptq_quantizer::produce;
+use gptq_quantizer::sequential::{Reader, SolvedLayer, Tiles, Walk};
+use gptq_runtime::model::ModelFiles;
+use serde::Serialize;
+
+use crate::args::AgreementBenchArgs;
+use crate::commands::common::{self, Calibration, DeviceKind, OnDevice};
+use crate::output;
+use crate::progress::Progress;
+
+pub fn run(args: &AgreementBenchArgs) -> Result<()> {
+    let dir = common::model_dir(&args.model)?;
+    let files = ModelFiles::open(&dir)?;
+    let calibration = Calibration::load(&args.calibration, &dir, DeviceKind::Cpu)?;
+    let measure = Measure { files: &files, sequences: &calibration.sequences };
+    let (device, layers) = common::on_device(args.device, &files.config, measure)?;
+    if args.json {
+        return Ok(output::json(&layers)?);
+    }
+    output::line(format_args!("{}: {device} against the CPU, 4-bit 128g act-order\n", args.model))?;
+    output::line(format_args!("{:>5} {:>14} {:>22}", "layer", "codes equal", "largest loss distance"))?;
+    for layer in &layers {
+        output::line(format_args!(
+            "{:>5} {:>12.3} % {:>20.4} %",
+            layer.layer,
+            100.0 * layer.codes_equal,
+            100.0 * layer.loss_distance
+        ))?;
+    }
+    let mean = layers.iter().map(|layer| layer.codes_equal).sum::<f64>() / layers.len().max(1) as f64;
+    output::line(format_args!("{:>5} {:>12.3} %", "all", 100.0 * mean))?;
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct LayerAgreement {
+    layer: usize,
+    /// Share of equal codes.
+    codes_equal: f64,
+    /// Largest relative difference of a stage's loss.
+    loss_distance: f64,
+}
+
+/// The part that needs a device.
+struct Measure<'a> {
+    files: &'a ModelFiles,
+    sequences: &'a [Vec<u32>],
+}
+
+impl OnDevice for Measure<'_> {
+    type Output = (String, Vec<LayerAgreement>);
+
+    fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<Self::Output> {
+        let Self { files, sequences } = self;
+        let quant = Plan::card().branches.first().map(|branch| branch.quant_config());
+        let quant = quant.ok_or_else(|| anyhow!("the plan is empty"))?;
+        let params = GptqParams { quant, method: Method::Gptq, mse: false, f16_scales: true };
+        produce::check_settings(files, &params)?;
+        let cpu = Cpu::new();
+        let mut on_cpu = Walk::start(&cpu, files, &params, Tiles::embed(&cpu, files, sequences)?);
+        let mut on_device = Walk::start(&device, files, &params, Tiles::embed(&device, files, sequences)?);
+        let layers = files.config.num_hidden_layers;
+        let mut progress = Progress::start("comparing", layers as u64);
+        let layers = std::thread::scope(|scope| {
+            let for_cpu = Reader::start(scope, &cpu, files, 0);
+            let for_device = Reader::start(scope, &device, files, 0);
+            let compare = |layer| {
+                let expected = Stages::of(&cpu, on_cpu.solve_layer(layer, &for_cpu, None, &mut |_| {})?)?;
+                let through = Some(&expected.packed);
+                let got = on_device.solve_layer(layer, &for_device, through, &mut |_| {})?;
+                progress.advance(1);
+                Ok(Stages::of(&device, got)?.against(&expected, layer))
+            };
+            (0..layers).map(compare).collect::<Result<Vec<_>>>()
+        })?;
+        Ok((device.name(), layers))
+    }
+}
+
+/// The four stages of a layer in host memory, with their losses.
+struct Stages {
+    packed: [PackedLinear; 4],
+    losses: Vec<f64>,
+}
+
+impl Stages {
+    fn of<B: Backend>(backend: &B, layer: SolvedLayer<B>) -> Result<Self> {
+        let losses = layer.stages.iter().map(|stage| gptq::loss(&stage.losses, 1)).collect();
+        let packed = layer.stages.into_iter().map(|stage| backend.collect(stage.packed));
+        let packed: Vec<_> = packed.collect::<Result<_, _>>()?;
+        let packed = packed.try_into().map_err(|_| anyhow!("a layer has four stages"))?;
+        Ok(Self { packed, losses })
+    }
+
+    fn against(&self, expected: &Self, layer: usize) -> LayerAgreement {
+        let (mut equal, mut all) = (0, 0);
+        for (a, b) in self.packed.iter().zip(&expected.packed) {
+            let (a, b) = (a.codes(), b.codes());
+            equal += a.iter().zip(&b).filter(|(a, b)| a == b).count();
+            all += a.len();
+        }
+        let distances = self.losses.iter().zip(&expected.losses).map(|(a, b)| (a / b - 1.0).abs());
+        LayerAgreement {
+            layer,
+            codes_equal: equal as f64 / all.max(1) as f64,
+            loss_distance: distances.fold(0.0, f64::max),
+        }
+    }
+}

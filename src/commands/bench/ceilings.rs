@@ -1,0 +1,140 @@
+//! What this machine can do at best, in the kinds of work that count here.
+
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use gptq_kernels::{AttentionShape, Backend, Batch};
+use gptq_runtime::config::ModelConfig;
+
+use super::{Figure, median};
+use crate::commands::common::DeviceKind;
+
+/// How often each is measured; the median counts.
+const TIMES: usize = 5;
+
+/// Rates per second.
+pub struct Ceilings {
+    /// Product of activations and a dense weight, in the compute type.
+    pub matmul: f64,
+    /// Bytes read and written by a copy inside the device's memory.
+    pub copy: f64,
+    /// Bytes between host and device, to it and from it; none where they share memory.
+    pub bus: Option<[f64; 2]>,
+    /// Bytes written to the output's disk and synced.
+    pub disk: f64,
+}
+
+impl Ceilings {
+    pub fn measure<B: Backend>(
+        device: &B,
+        kind: DeviceKind,
+        config: &ModelConfig,
+        out: &Path,
+    ) -> Result<Self> {
+        let rows = match kind {
+            DeviceKind::Gpu => 8192,
+            DeviceKind::Cpu => 2048,
+        };
+        let (k, n) = (config.hidden_size, config.intermediate_size);
+        let x = device.tensor(values(rows * k), (rows, k))?;
+        let w = device.weight_from_f32(values(n * k), (n, k), None)?;
+        let seconds = median(device, TIMES, || device.matmul(&x, &w))?;
+        let matmul = 2.0 * (rows * k * n) as f64 / seconds;
+        drop((x, w));
+        // Far larger than any cache.
+        let wide = device.tensor(vec![1.0; rows * 8192], (rows, 8192))?;
+        let bytes = (rows * 8192 * device.element_size()) as f64;
+        let copy = 2.0 * bytes / median(device, TIMES, || device.copy(&wide))?;
+        let bus = match kind {
+            DeviceKind::Cpu => None,
+            DeviceKind::Gpu => {
+                let parked = device.park(&wide)?;
+                // The next operation waits for the copy.
+                let up = median(device, TIMES, || device.copy(&device.fetch(&parked)?))?;
+                let down = median(device, TIMES, || device.copy(&device.fetch(&device.park(&wide)?)?))? - up;
+                Some([bytes / up, bytes / down.max(f64::MIN_POSITIVE)])
+            }
+        };
+        Ok(Self { matmul, copy, bus, disk: disk(out, kind)? })
+    }
+
+    pub fn figures(&self) -> Vec<Figure> {
+        let mut figures = vec![
+            Figure::new("ceiling: matrix product", self.matmul / 1e12, "TFLOP/s"),
+            Figure::new("ceiling: copy in memory", self.copy / 1e9, "GB/s"),
+            Figure::new("ceiling: writing to disk", self.disk / 1e9, "GB/s"),
+        ];
+        if let Some([up, _]) = self.bus {
+            figures.push(Figure::new("ceiling: host to device", up / 1e9, "GB/s"));
+        }
+        figures
+    }
+}
+
+/// Single operations at the model's own shapes: where the phases' time comes from.
+pub fn operations<B: Backend>(
+    device: &B,
+    config: &ModelConfig,
+    seq_len: usize,
+    ceilings: &Ceilings,
+) -> Result<Vec<Figure>> {
+    let (heads, kv_heads, head_dim) =
+        (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+    let tensor = |width: usize| device.tensor(values(seq_len * width), (seq_len, width));
+    let qkv = [tensor(heads * head_dim)?, tensor(kv_heads * head_dim)?, tensor(kv_heads * head_dim)?];
+    let shape = AttentionShape { heads, kv_heads, head_dim, window: config.sliding_window };
+    let batch = Batch::fresh([seq_len]);
+    let attention = median(device, TIMES, || device.attention(&qkv, &batch, &shape, None))?;
+    let mut figures = vec![operation("attention", attention, attention_flops(config, seq_len), ceilings)];
+    drop(qkv);
+    for width in [config.hidden_size, config.intermediate_size] {
+        let x = tensor(width)?;
+        let mut hessian = device.hessian(width)?;
+        let seconds = median(device, TIMES, || device.accumulate(&mut hessian, &x))?;
+        let flops = seq_len as f64 * (width as f64).powi(2);
+        figures.push(operation(&format!("Hessian of {width} (half)"), seconds, flops, ceilings));
+    }
+    Ok(figures)
+}
+
+fn operation(what: &str, seconds: f64, flops: f64, ceilings: &Ceilings) -> Figure {
+    let figure = Figure::new(what, 1e3 * seconds, "ms");
+    let rate = super::Rate { value: flops / seconds / 1e12, unit: "TFLOP/s" };
+    Figure { rate: Some(rate), ..figure }.share("the matrix product", flops / seconds / ceilings.matmul)
+}
+
+/// Causal attention of one sequence: two products over half of the score matrix.
+pub fn attention_flops(config: &ModelConfig, seq_len: usize) -> f64 {
+    let width = (config.num_attention_heads * config.head_dim) as f64;
+    2.0 * (seq_len as f64).powi(2) * width
+}
+
+/// Values as activations have them: products of constants cost a card less power than real ones.
+fn values(count: usize) -> Vec<f32> {
+    let mix = |i: usize| {
+        (i as u32).wrapping_mul(0x9E37_79B9) ^ (i as u32).wrapping_mul(0x85EB_CA6B).rotate_left(13)
+    };
+    (0..count).map(|i| mix(i) as f32 / u32::MAX as f32 - 0.5).collect()
+}
+
+fn disk(out: &Path, kind: DeviceKind) -> Result<f64> {
+    let bytes = match kind {
+        DeviceKind::Gpu => 1 << 30,
+        DeviceKind::Cpu => 64 << 20,
+    };
+    let path = out.join(".gptq-disk");
+    let block = vec![0x5A_u8; 16 << 20];
+    let start = Instant::now();
+    let written = std::fs::File::create(&path).and_then(|mut file| {
+        for _ in 0..bytes / block.len() {
+            file.write_all(&block)?;
+        }
+        file.sync_all()
+    });
+    let seconds = start.elapsed().as_secs_f64();
+    let _ = std::fs::remove_file(&path);
+    written.with_context(|| path.display().to_string())?;
+    Ok(bytes as f64 / seconds)
+}

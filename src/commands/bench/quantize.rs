@@ -1,0 +1,184 @@
+//! `gptq bench quantize`: the phases of quantization beside their floors.
+
+use std::path::Path;
+
+use anyhow::Result;
+use gptq_kernels::Backend;
+use gptq_quantizer::artifact::OutMode;
+use gptq_quantizer::gptq::{GptqParams, Method};
+use gptq_quantizer::plan::{Branch, Plan};
+use gptq_quantizer::produce::{Job, Source};
+use gptq_quantizer::record::{CalibrationRecord, QuantizeLog};
+use gptq_quantizer::sequential::Tiles;
+use gptq_runtime::config::ModelConfig;
+use gptq_runtime::layout;
+use gptq_runtime::model::ModelFiles;
+
+use super::ceilings::{self, Ceilings};
+use super::{Figure, Workspace, print, tensor_bytes};
+use crate::args::QuantizeBenchArgs;
+use crate::commands::common::{self, Calibration, DeviceKind, OnDevice};
+use crate::commands::{demo, quantize};
+use crate::output;
+
+pub fn run(args: &QuantizeBenchArgs) -> Result<()> {
+    let work = Workspace::new()?;
+    let dir = match &args.model {
+        Some(model) => common::model_dir(model)?,
+        None => {
+            let dir = work.path().join("demo4m");
+            demo::write_model(&dir)?;
+            dir
+        }
+    };
+    let files = ModelFiles::open(&dir)?;
+    let out = args.out.clone().unwrap_or(work.path().join("branches"));
+    std::fs::create_dir_all(&out)?;
+    let measure = Measure { args, dir: &dir, files: &files, out: &out };
+    let (title, figures) = common::on_device(args.device, &files.config, measure)?;
+    match args.json {
+        true => Ok(output::json(&figures)?),
+        false => print(&title, &figures),
+    }
+}
+
+/// The part that needs a device.
+struct Measure<'a> {
+    args: &'a QuantizeBenchArgs,
+    dir: &'a Path,
+    files: &'a ModelFiles,
+    out: &'a Path,
+}
+
+impl OnDevice for Measure<'_> {
+    type Output = (String, Vec<Figure>);
+
+    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<Self::Output> {
+        let Self { args, dir, files, out } = self;
+        let calibration = self.calibration(kind)?;
+        let config = &files.config;
+        let ceilings = Ceilings::measure(&device, kind, config, out)?;
+        let mut figures = ceilings.figures();
+        figures.extend(ceilings::operations(&device, config, calibration.record.seq_len, &ceilings)?);
+        let source = Source::check(args.model.as_deref().unwrap_or("demo4m"), dir, files)?;
+        let tiles = Tiles::embed(&device, files, &calibration.sequences)?;
+        let count = if args.all_branches { usize::MAX } else { 1 };
+        for branch in Plan::card().branches.iter().take(count) {
+            let log = make(&device, branch, &source, &calibration, tiles.clone(), &out.join(&branch.name))?;
+            figures.extend(phases(branch, &log, config, &calibration.sequences, &ceilings));
+        }
+        let CalibrationRecord { samples, seq_len, .. } = calibration.record;
+        Ok((format!("{samples} x {seq_len} tokens, damp 0.1, act-order, on {}", device.name()), figures))
+    }
+}
+
+impl Measure<'_> {
+    fn calibration(&self, kind: DeviceKind) -> Result<Calibration> {
+        let (args, built_in) = (self.args, self.args.model.is_none());
+        match (args.random_tokens, built_in) {
+            (true, _) => Ok(Calibration::random(&args.calibration, kind, self.files.config.vocab_size)),
+            (false, true) => {
+                Calibration::from_dataset(&demo::CALIBRATION, &demo::train_text()?, self.dir, kind)
+            }
+            (false, false) => Calibration::load(&args.calibration, self.dir, kind),
+        }
+    }
+}
+
+fn make<B: Backend>(
+    device: &B,
+    branch: &Branch,
+    source: &Source,
+    calibration: &Calibration,
+    tiles: Tiles<B>,
+    out: &Path,
+) -> Result<QuantizeLog> {
+    let params =
+        GptqParams { quant: branch.quant_config(), method: Method::Gptq, mse: branch.mse, f16_scales: true };
+    let job = Job {
+        source,
+        params: &params,
+        zero_bias: true,
+        sequences: &calibration.sequences,
+        calibration: Some(&calibration.record),
+        out,
+        mode: OutMode::Force,
+        max_shard_size: None,
+    };
+    quantize::make(device, &job, tiles, &branch.name)
+}
+
+/// Seconds of each phase, its rate, and how near that comes to the ceiling.
+fn phases(
+    branch: &Branch,
+    log: &QuantizeLog,
+    config: &ModelConfig,
+    sequences: &[Vec<u32>],
+    ceilings: &Ceilings,
+) -> Vec<Figure> {
+    let work = Work::of(config, sequences);
+    let quant = branch.quant_config();
+    let branch = &branch.name;
+    let tera = |what: &str, seconds: f64, flops: f64| {
+        Figure::new(format!("{branch}: {what}"), seconds, "s").rate(flops / 1e12, "TFLOP/s")
+    };
+    let product = |what, seconds, flops: f64| {
+        tera(what, seconds, flops).share("the matrix product", flops / seconds / ceilings.matmul)
+    };
+    let bytes = |what: &str, seconds: f64, bytes: f64| {
+        Figure::new(format!("{branch}: {what}"), seconds, "s").rate(bytes / 1e9, "GB/s")
+    };
+    let (reading, writing) = (log.seconds_of(|p| p.read), log.seconds_of(|p| p.write));
+    let written = tensor_bytes(&layout::artifact_tensors(config, &quant, true), "model.layers.");
+    let mut figures = vec![
+        product("forward", log.seconds_of(|p| p.forward), work.forward),
+        product("Hessians (half)", log.seconds_of(|p| p.hessian), work.hessian),
+        tera("factors", log.seconds_of(|p| p.factor), work.factor),
+        tera("sweeps", log.seconds_of(|p| p.sweep), work.sweep),
+        Figure::new(format!("{branch}: packing"), log.seconds_of(|p| p.pack), "s"),
+        Figure::new(format!("{branch}: waiting"), log.seconds_of(|p| p.wait), "s"),
+        bytes("reading, beside", reading, work.read),
+        bytes("writing, beside", writing, written)
+            .share("writing to disk", written / writing / ceilings.disk),
+        Figure::new(format!("{branch}: in all"), log.seconds, "s"),
+    ];
+    if let Some(peak) = log.peak_memory {
+        figures.push(Figure::new(format!("{branch}: most GPU memory"), peak as f64 / 1e9, "GB"));
+    }
+    figures
+}
+
+/// Arithmetic and bytes of one branch.
+struct Work {
+    forward: f64,
+    /// Lower triangles alone.
+    hessian: f64,
+    /// A Cholesky factor and its inverse.
+    factor: f64,
+    /// Errors moved to the columns after their block.
+    sweep: f64,
+    read: f64,
+}
+
+impl Work {
+    fn of(config: &ModelConfig, sequences: &[Vec<u32>]) -> Self {
+        let tokens: f64 = sequences.iter().map(|s| s.len() as f64).sum();
+        let linears = layout::linears(config);
+        let layers = config.num_hidden_layers as f64;
+        let weights: f64 = linears.iter().map(|l| (l.in_features * l.out_features) as f64).sum();
+        // The last layer's down projection is solved but never run.
+        let last = linears.last().map_or(0.0, |l| (l.in_features * l.out_features) as f64);
+        let attention: f64 = sequences.iter().map(|s| ceilings::attention_flops(config, s.len())).sum();
+        let mut widths: Vec<_> = linears.iter().map(|l| (l.stage as usize, l.in_features as f64)).collect();
+        widths.dedup();
+        let per_stage = |f: fn(f64) -> f64| layers * widths.iter().map(|(_, k)| f(*k)).sum::<f64>();
+        let sweep: f64 = linears.iter().map(|l| l.out_features as f64 * (l.in_features as f64).powi(2)).sum();
+        Self {
+            forward: 2.0 * tokens * (weights * layers - last) + attention * layers,
+            hessian: tokens * per_stage(|k| k * k),
+            factor: per_stage(|k| 2.0 / 3.0 * k.powi(3)),
+            sweep: layers * sweep,
+            read: 2.0 * weights * layers,
+        }
+    }
+}
