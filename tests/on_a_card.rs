@@ -118,3 +118,20 @@ fn activations_beyond_f16_are_reported_with_their_layer_and_stage() {
     assert!(!out.exists());
     run(&mut quantize(&dir.join("model"), &dir.join("f32"), "--device cuda --dtype f32")).ok();
 }
+
+/// 200 tokens, each the most likely one: a step that is recorded once and replayed for every token must see the
+/// cache, the position and the token of its own time.
+#[test]
+fn a_card_writes_the_text_of_the_cpu() {
+    if !there_is_a_card() {
+        return;
+    }
+    let text = |model: &Path, device: &str| {
+        let mut command = gptq("generate");
+        command.arg(model).args(["--prompt", "The river", "--device", device]);
+        run(command.args(words("--max-new-tokens 200 --temperature 0 --repetition-penalty 1"))).ok()
+    };
+    for model in [demo(), artifact(""), artifact("--bits 8 --group-size -1")] {
+        assert_eq!(text(&model, "cuda"), text(&model, "cpu"), "{}", model.display());
+    }
+}

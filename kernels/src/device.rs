@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{HostTensor, Result};
+use crate::{Batch, Error, HostTensor, Result};
 
 /// Memory of a device in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,9 @@ pub struct Memory {
 pub trait Device: Clone + Send + Sync + 'static {
     /// Activations, `[rows, features]`, immutable once made; a clone shares the data.
     type Tensor: Clone + Send + Sync;
+
+    /// A step that can be run again as a whole.
+    type Recording: Send;
 
     /// A tensor out of the way, in host memory; a clone shares it.
     type Parked: Clone + Send + Sync;
@@ -47,6 +50,21 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// The same values in memory of their own.
     fn copy(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
+
+    /// Overwrites `target` with the values of `source`: the input of a recorded step.
+    fn assign(&self, target: &Self::Tensor, source: &Self::Tensor) -> Result<()>;
+
+    /// Runs a step over `batch` and records it, for a device where asking for every operation anew costs more than
+    /// running it. `None` where there is nothing to gain, or where the step cannot be recorded; it may have run.
+    fn record<E: From<Error>>(
+        &self,
+        batch: &Batch,
+        step: &mut dyn FnMut() -> Result<Self::Tensor, E>,
+    ) -> Result<Option<Self::Recording>, E>;
+
+    /// Runs a recorded step over another batch; `None` where that has not the shape of the recorded one. The result
+    /// is valid until the next replay.
+    fn replay(&self, recording: &Self::Recording, batch: &Batch) -> Result<Option<Self::Tensor>>;
 
     /// An activation tensor of `shape` `(rows, features)` from row-major values.
     fn tensor(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<Self::Tensor>;

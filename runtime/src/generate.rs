@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use gptq_kernels::{Backend, Batch, KV_BLOCK_ROWS, SequenceRows};
 
-use crate::model::{KvCaches, Model};
+use crate::model::{Decoder, KvCaches, Model};
 use crate::sampling::{Sampler, SamplingParams};
 use crate::{Error, Result};
 
@@ -60,7 +60,7 @@ pub fn generate<B: Backend>(
         if seen.len() == length {
             break;
         }
-        logits = sequence.feed(&[id])?;
+        logits = sequence.decode(id)?;
     }
     Ok(FinishReason::Length)
 }
@@ -71,12 +71,28 @@ struct Sequence<'a, B: Backend> {
     caches: KvCaches<B>,
     blocks: Vec<u32>,
     context: usize,
+    decoder: Decoder<B>,
 }
 
 impl<'a, B: Backend> Sequence<'a, B> {
     fn new(model: &'a Model<B>, length: usize) -> Result<Self> {
         let blocks = length.div_ceil(KV_BLOCK_ROWS);
-        Ok(Self { caches: model.kv_caches(blocks)?, blocks: (0..blocks as u32).collect(), context: 0, model })
+        Ok(Self {
+            caches: model.kv_caches(blocks)?,
+            blocks: (0..blocks as u32).collect(),
+            context: 0,
+            decoder: Decoder::default(),
+            model,
+        })
+    }
+
+    /// Appends one token and returns the logits after it.
+    fn decode(&mut self, id: u32) -> Result<Vec<f32>> {
+        let sequences = vec![SequenceRows { rows: 1, context: self.context, blocks: self.blocks.clone() }];
+        let batch = Batch { sequences };
+        let logits = self.model.decode(&[id], &batch, &mut self.caches, &mut self.decoder)?;
+        self.context += 1;
+        Ok(self.model.backend().to_vec(&logits)?)
     }
 
     /// Appends tokens and returns the logits after the last one.

@@ -12,7 +12,7 @@ use parking_lot::RwLockReadGuard;
 pub(crate) use linear::{RowSource, linear};
 pub(crate) use vector::{axpy, dot, exp_in_place, maximum, widen_bytes, widen_nibbles};
 
-use crate::{Device, Error, Result};
+use crate::{Batch, Device, Error, Result};
 
 /// All cores of this machine, in f32.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +27,7 @@ impl Cpu {
 impl Device for Cpu {
     type Tensor = Tensor;
     type Parked = Tensor;
+    type Recording = ();
 
     fn name(&self) -> String {
         format!("CPU, {} threads", rayon::current_num_threads())
@@ -53,6 +54,22 @@ impl Device for Cpu {
 
     fn fetch(&self, parked: &Tensor) -> Result<Tensor> {
         Ok(parked.clone())
+    }
+
+    fn assign(&self, _target: &Tensor, _source: &Tensor) -> Result<()> {
+        Err(Error::shape("assign on the CPU", "a recorded step", "none: the CPU records nothing"))
+    }
+
+    fn record<E: From<Error>>(
+        &self,
+        _batch: &Batch,
+        _step: &mut dyn FnMut() -> Result<Tensor, E>,
+    ) -> Result<Option<()>, E> {
+        Ok(None)
+    }
+
+    fn replay(&self, _recording: &(), _batch: &Batch) -> Result<Option<Tensor>> {
+        Ok(None)
     }
 
     fn copy(&self, x: &Tensor) -> Result<Tensor> {

@@ -1,6 +1,7 @@
 //! Memory of the card: a pool that keeps what is freed, and a limit that can make the card smaller than it is.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use cudarc::driver::{CudaContext, CudaSlice, DeviceRepr, ValidAsZeroBits, sys};
 
@@ -84,6 +85,9 @@ impl Cuda {
     /// Memory that nothing was written to yet.
     pub(crate) fn alloc<T: DeviceRepr>(&self, length: usize) -> Result<CudaSlice<T>> {
         let bytes = length.max(1) * size_of::<T>();
+        if self.inner.recording.load(Ordering::Relaxed) {
+            return Err(Error::cuda("recording a step", "it asks for memory"));
+        }
         let pool = &self.inner.pool;
         if pool.used()? + bytes > pool.available {
             // What was freed counts until the stream has come to it.

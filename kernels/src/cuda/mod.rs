@@ -6,10 +6,13 @@ mod compile;
 mod launch;
 mod memory;
 mod placed;
+mod recording;
+mod shelf;
 mod transfer;
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use cudarc::cublas::CudaBlas;
@@ -23,6 +26,8 @@ use compile::Program;
 pub(crate) use launch::{Arg, Launch};
 use memory::Pool;
 pub(crate) use placed::Placed;
+pub use recording::CudaRecording;
+use shelf::Shelf;
 pub(crate) use transfer::Bytes;
 pub use transfer::CudaParked;
 use transfer::Transfers;
@@ -47,6 +52,10 @@ struct Inner {
     /// Loaded at the first use of one of their kernels, in the order of [`Program::ALL`].
     modules: [OnceLock<Arc<CudaModule>>; Program::ALL.len()],
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
+    /// Where buffers of activations come from and go back to.
+    shelf: Mutex<Arc<Shelf>>,
+    /// A step is being recorded: nothing may ask the driver for memory.
+    recording: AtomicBool,
     /// The last batch that something ran on.
     placed: Mutex<Option<(Batch, Arc<Placed>)>>,
     /// How activations and dense weights are kept.
@@ -67,7 +76,7 @@ enum Data {
     /// In the compute type.
     Real(Bytes),
     /// Logits and rotary frequencies.
-    Wide(CudaSlice<f32>),
+    Wide(Bytes),
 }
 
 impl Cuda {
@@ -109,6 +118,8 @@ impl Cuda {
             arch,
             modules: Default::default(),
             functions: Mutex::default(),
+            shelf: Mutex::new(Shelf::common()),
+            recording: AtomicBool::new(false),
             placed: Mutex::default(),
             dtype,
             name,
@@ -159,13 +170,13 @@ impl Cuda {
 
     /// A new tensor in the compute type for a kernel to fill.
     pub(crate) fn new_tensor(&self, shape: (usize, usize)) -> Result<CudaTensor> {
-        let data = Arc::new(Data::Real(self.alloc(shape.0 * shape.1 * self.dtype().size())?.into()));
+        let data = Arc::new(Data::Real(self.scratch(shape.0 * shape.1 * self.dtype().size())?));
         Ok(CudaTensor { data, first: 0, shape })
     }
 
     /// The same in f32, whatever the compute type.
     pub(crate) fn new_wide_tensor(&self, shape: (usize, usize)) -> Result<CudaTensor> {
-        let data = Arc::new(Data::Wide(self.alloc(shape.0 * shape.1)?));
+        let data = Arc::new(Data::Wide(self.scratch(4 * shape.0 * shape.1)?));
         Ok(CudaTensor { data, first: 0, shape })
     }
 
@@ -182,7 +193,7 @@ impl Cuda {
     /// Address of a tensor's f32 values.
     pub(crate) fn wide(&self, x: &CudaTensor) -> Result<u64> {
         match &*x.data {
-            Data::Wide(slice) => Ok(self.address(slice) + 4 * (x.first * x.shape.1) as u64),
+            Data::Wide(bytes) => Ok(self.arrived(bytes)? + 4 * (x.first * x.shape.1) as u64),
             Data::Real(_) => Err(Error::shape("tensor", "logits", "activations")),
         }
     }
@@ -216,6 +227,7 @@ impl CudaTensor {
 impl Device for Cuda {
     type Tensor = CudaTensor;
     type Parked = CudaParked;
+    type Recording = CudaRecording;
 
     fn name(&self) -> String {
         self.inner.name.clone()
@@ -252,6 +264,22 @@ impl Device for Cuda {
         Ok(CudaTensor { data: Arc::new(Data::Real(copy.into())), first: 0, shape: x.shape })
     }
 
+    fn assign(&self, target: &CudaTensor, source: &CudaTensor) -> Result<()> {
+        self.assign_tensor(target, source)
+    }
+
+    fn record<E: From<Error>>(
+        &self,
+        batch: &Batch,
+        step: &mut dyn FnMut() -> Result<CudaTensor, E>,
+    ) -> Result<Option<CudaRecording>, E> {
+        self.record_step(batch, step)
+    }
+
+    fn replay(&self, recording: &CudaRecording, batch: &Batch) -> Result<Option<CudaTensor>> {
+        self.replay_step(recording, batch)
+    }
+
     fn tensor(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<CudaTensor> {
         if values.len() != shape.0 * shape.1 {
             return Err(Error::shape("tensor", shape, values.len()));
@@ -264,13 +292,21 @@ impl Device for Cuda {
         if values.len() != shape.0 * shape.1 {
             return Err(Error::shape("tensor", shape, values.len()));
         }
-        Ok(CudaTensor { data: Arc::new(Data::Wide(self.upload(&values)?)), first: 0, shape })
+        Ok(CudaTensor {
+            data: Arc::new(Data::Wide(self.upload_bytes(&[bytemuck::cast_slice(&values)])?)),
+            first: 0,
+            shape,
+        })
     }
 
     fn to_vec(&self, x: &CudaTensor) -> Result<Vec<f32>> {
         let range = x.first * x.shape.1..(x.first + x.shape.0) * x.shape.1;
         match &*x.data {
-            Data::Wide(slice) => self.download(&slice.slice(range)),
+            Data::Wide(bytes) => {
+                let view = self.view(bytes, 4 * range.start..4 * range.end)?;
+                let bytes = self.download(&view)?;
+                Ok(HostTensor { dtype: Dtype::F32, shape: vec![range.len()], bytes: &bytes }.to_f32())
+            }
             Data::Real(bytes) => {
                 let size = self.dtype().size();
                 let view = self.view(bytes, range.start * size..range.end * size)?;

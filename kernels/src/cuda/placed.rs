@@ -28,8 +28,34 @@ impl Cuda {
     }
 }
 
+impl Cuda {
+    /// The batch's description for a recording alone: the next batch gets another.
+    pub(super) fn forget_placed(&self, batch: &Batch) -> Result<Arc<Placed>> {
+        let placed = self.placed(batch)?;
+        *self.inner.placed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(placed)
+    }
+}
+
 impl Placed {
     fn new(card: &Cuda, batch: &Batch) -> Result<Self> {
+        let (numbers, paged) = Self::numbers(batch);
+        let (sequences, rows) = (batch.sequences.len(), batch.rows());
+        Ok(Self { numbers: card.upload(&numbers)?, sequences, rows, paged })
+    }
+
+    /// Describes another batch in the same memory; false where it does not have the same shape.
+    pub fn rewrite(&self, card: &Cuda, batch: &Batch) -> Result<bool> {
+        let (numbers, paged) = Self::numbers(batch);
+        let same = (numbers.len(), batch.sequences.len(), batch.rows(), paged)
+            == (self.numbers.len(), self.sequences, self.rows, self.paged);
+        if same {
+            card.overwrite(&self.numbers, &numbers)?;
+        }
+        Ok(same)
+    }
+
+    fn numbers(batch: &Batch) -> (Vec<u32>, bool) {
         let sequences = &batch.sequences;
         let paged = sequences.iter().all(|s| s.blocks.len() * KV_BLOCK_ROWS >= s.context + s.rows);
         let starts = |of: &dyn Fn(&SequenceRows) -> usize| -> Vec<u32> {
@@ -49,8 +75,7 @@ impl Placed {
         numbers.extend(batch.positions());
         numbers.extend(slots);
         numbers.extend(sequences.iter().flat_map(|s| &s.blocks));
-        let rows = batch.rows();
-        Ok(Self { numbers: card.upload(&numbers)?, sequences: sequences.len(), rows, paged })
+        (numbers, paged)
     }
 
     fn at(&self, card: &Cuda, place: usize) -> u64 {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, PinnedHostSlice};
 use rayon::prelude::*;
 
+use super::shelf::Shelf;
 use super::{Cuda, CudaTensor, Data};
 use crate::{Error, HostTensor, Result};
 
@@ -27,7 +28,22 @@ const LEAVING: usize = 2;
 pub(crate) struct Bytes {
     // Before the memory, so that it is dropped first.
     arrival: Arrival,
-    slice: CudaSlice<u8>,
+    slice: Memory,
+}
+
+/// Memory, and the shelf where it is put when it goes out of use.
+struct Memory {
+    /// `None` only while being dropped.
+    slice: Option<CudaSlice<u8>>,
+    shelf: Option<Arc<Shelf>>,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let (Some(slice), Some(shelf)) = (self.slice.take(), &self.shelf) {
+            shelf.put(slice);
+        }
+    }
 }
 
 /// The end of a copy that the computing stream has not waited for yet.
@@ -42,9 +58,26 @@ impl Drop for Arrival {
     }
 }
 
+impl Bytes {
+    fn arriving(slice: CudaSlice<u8>, arrival: Option<CudaEvent>) -> Self {
+        let slice = Memory { slice: Some(slice), shelf: None };
+        Self { arrival: Arrival(Mutex::new(arrival)), slice }
+    }
+
+    /// Memory that goes to `shelf` when it is dropped.
+    pub(super) fn shelved(slice: CudaSlice<u8>, shelf: Arc<Shelf>) -> Self {
+        let slice = Memory { slice: Some(slice), shelf: Some(shelf) };
+        Self { arrival: Arrival(Mutex::new(None)), slice }
+    }
+
+    fn slice(&self) -> Result<&CudaSlice<u8>> {
+        self.slice.slice.as_ref().ok_or_else(|| Error::cuda("memory", "it was dropped"))
+    }
+}
+
 impl From<CudaSlice<u8>> for Bytes {
     fn from(slice: CudaSlice<u8>) -> Self {
-        Self { arrival: Arrival(Mutex::new(None)), slice }
+        Self::arriving(slice, None)
     }
 }
 
@@ -109,6 +142,23 @@ impl Cuda {
         Ok(slice)
     }
 
+    /// New values in the place of old ones, after what has read those.
+    pub(crate) fn overwrite<T: DeviceRepr>(&self, slice: &CudaSlice<T>, values: &[T]) -> Result<()> {
+        if values.len() != slice.len() {
+            return Err(Error::shape("overwrite", slice.len(), values.len()));
+        }
+        // SAFETY: the lengths agree; the copy is ordered on the stream like every other use, and pageable
+        // memory is read before the call returns.
+        unsafe {
+            cudarc::driver::result::memcpy_htod_async(
+                self.address(slice),
+                values,
+                self.inner.stream.cu_stream(),
+            )
+        }
+        .map_err(Error::driver("copy to the card"))
+    }
+
     pub(crate) fn download<T: DeviceRepr + Default + Clone>(&self, view: &CudaView<T>) -> Result<Vec<T>> {
         let mut values = vec![T::default(); view.len()];
         if !values.is_empty() {
@@ -137,13 +187,13 @@ impl Cuda {
         if let Some(event) = lock(&bytes.arrival.0).take() {
             self.inner.stream.wait(&event).map_err(Error::driver("copy to the card"))?;
         }
-        Ok(self.address(&bytes.slice))
+        Ok(self.address(bytes.slice()?))
     }
 
     /// A part of some bytes, arrived.
     pub(crate) fn view<'a>(&self, bytes: &'a Bytes, range: Range<usize>) -> Result<CudaView<'a, u8>> {
         self.arrived(bytes)?;
-        Ok(bytes.slice.slice(range))
+        Ok(bytes.slice()?.slice(range))
     }
 
     /// Host tensors end to end in the compute type.
@@ -161,7 +211,7 @@ impl Cuda {
         let mut slice = self.alloc::<u8>(total)?;
         if total >= LARGE {
             let arrival = self.send(parts, &mut slice)?;
-            return Ok(Bytes { arrival: Arrival(Mutex::new(Some(arrival))), slice });
+            return Ok(Bytes::arriving(slice, Some(arrival)));
         }
         let mut start = 0;
         for part in parts.iter().filter(|part| !part.is_empty()) {
@@ -221,7 +271,7 @@ impl Cuda {
             None => unsafe { down.context().alloc_pinned_with_flags(size, 0) }.map_err(failed())?,
         };
         self.let_follow(down)?;
-        let view = bytes.slice.slice(x.first * row..x.first * row + size);
+        let view = bytes.slice()?.slice(x.first * row..x.first * row + size);
         down.memcpy_dtoh(&view, &mut memory).map_err(failed())?;
         let mut leaving = lock(leaving);
         if leaving.len() >= LEAVING {
@@ -245,7 +295,7 @@ impl Cuda {
         }
         let event = up.record_event(None).map_err(failed())?;
         lock(leaving).retain(|(event, _)| !event.is_complete());
-        let bytes = Bytes { arrival: Arrival(Mutex::new(Some(event))), slice };
+        let bytes = Bytes::arriving(slice, Some(event));
         Ok(CudaTensor { data: Arc::new(Data::Real(bytes)), first: 0, shape: parked.shape })
     }
 

@@ -54,6 +54,20 @@ pub struct Model<B: Backend> {
 /// Keys and values of every layer.
 pub struct KvCaches<B: Backend>(Vec<B::KvCache>);
 
+/// What decoding keeps between two tokens: the step as the device recorded it.
+pub struct Decoder<B: Backend> {
+    /// With the tensor that the step reads its input from.
+    recorded: Option<(B::Recording, B::Tensor)>,
+    /// The device records nothing.
+    plain: bool,
+}
+
+impl<B: Backend> Default for Decoder<B> {
+    fn default() -> Self {
+        Self { recorded: None, plain: false }
+    }
+}
+
 impl<B: Backend> Model<B> {
     /// Loads every layer of a checkpoint or an artifact.
     pub fn load(backend: B, files: &ModelFiles) -> Result<Self> {
@@ -84,18 +98,55 @@ impl<B: Backend> Model<B> {
     }
 
     /// The last hidden states `[tokens, hidden]`, normed and ready for [`Self::logits`].
-    pub fn forward(
+    pub fn forward(&self, ids: &[u32], batch: &Batch, caches: Option<&mut KvCaches<B>>) -> Result<B::Tensor> {
+        self.through_layers(self.backend.embedding(&self.embedding, ids)?, batch, caches)
+    }
+
+    fn through_layers(
         &self,
-        ids: &[u32],
+        mut hidden: B::Tensor,
         batch: &Batch,
         mut caches: Option<&mut KvCaches<B>>,
     ) -> Result<B::Tensor> {
-        let mut hidden = self.backend.embedding(&self.embedding, ids)?;
         for (i, layer) in self.layers.iter().enumerate() {
             let cache = caches.as_mut().map(|caches| &mut caches.0[i]);
             hidden = layer.forward(&self.backend, hidden, batch, cache)?;
         }
         Ok(self.backend.rms_norm(&hidden, &self.norm, self.config.rms_norm_eps as f32)?)
+    }
+
+    /// Scores after one new token a sequence, `[sequences, vocab]`, valid until the next call.
+    pub fn decode(
+        &self,
+        ids: &[u32],
+        batch: &Batch,
+        caches: &mut KvCaches<B>,
+        decoder: &mut Decoder<B>,
+    ) -> Result<B::Tensor> {
+        let hidden = self.backend.embedding(&self.embedding, ids)?;
+        if let Some((recording, input)) = &decoder.recorded
+            && self.backend.shape(input) == self.backend.shape(&hidden)
+        {
+            self.backend.assign(input, &hidden)?;
+            if let Some(logits) = self.backend.replay(recording, batch)? {
+                return Ok(logits);
+            }
+        }
+        let mut step = || -> Result<B::Tensor> {
+            let hidden = self.through_layers(hidden.clone(), batch, Some(&mut *caches))?;
+            self.logits(&hidden, 0..ids.len())
+        };
+        if !decoder.plain {
+            let recorded = self.backend.record(batch, &mut step)?;
+            decoder.plain = recorded.is_none();
+            decoder.recorded = recorded.map(|recording| (recording, hidden.clone()));
+            if let Some((recording, _)) = &decoder.recorded
+                && let Some(logits) = self.backend.replay(recording, batch)?
+            {
+                return Ok(logits);
+            }
+        }
+        step()
     }
 
     /// Scores of every vocabulary entry for the given rows, `[rows, vocab]`.

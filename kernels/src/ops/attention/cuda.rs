@@ -116,6 +116,11 @@ impl Attention for Cuda {
     }
 }
 
+/// Blocks that share the keys of one sequence when each has one new token.
+pub(crate) fn splits(batch: &Batch) -> usize {
+    batch.sequences.iter().map(|s| s.context + 1).max().unwrap_or(0).div_ceil(SPLIT)
+}
+
 fn hopper_kernel(head_dim: usize) -> Option<&'static str> {
     match head_dim {
         64 => Some("attention_hopper_64"),
@@ -160,12 +165,11 @@ impl Cuda {
         shape: &AttentionShape,
     ) -> Result<()> {
         let (heads, head, count) = (shape.heads, shape.head_dim, batch.sequences.len());
-        let longest = batch.sequences.iter().map(|s| s.context + 1).max().unwrap_or(0);
-        let splits = longest.div_ceil(SPLIT);
-        let parts = self.alloc::<f32>(if splits > 1 { count * heads * splits * (head + 2) } else { 0 })?;
+        let splits = splits(batch);
+        let parts = self.scratch(if splits > 1 { 4 * count * heads * splits * (head + 2) } else { 0 })?;
         let args = [
             Arg::Address(self.real(y)?),
-            Arg::Address(self.address(&parts)),
+            Arg::Address(self.arrived(&parts)?),
             Arg::Address(self.real(q)?),
             Arg::Address(keys),
             Arg::Address(values),
@@ -183,7 +187,7 @@ impl Cuda {
         if splits > 1 {
             let args = [
                 Arg::Address(self.real(y)?),
-                Arg::Address(self.address(&parts)),
+                Arg::Address(self.arrived(&parts)?),
                 Arg::Int(splits as i32),
                 Arg::Int(head as i32),
             ];

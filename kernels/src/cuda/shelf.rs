@@ -1,0 +1,59 @@
+//! Buffers that are used again: asking the driver for memory costs more than many kernels of decoding take.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::CudaSlice;
+
+use super::{Bytes, Cuda};
+use crate::Result;
+
+/// Larger buffers go back to the pool, since they are few and memory is dear.
+const LARGEST: usize = 1 << 20;
+
+/// Free buffers by their size. Everything computes on one stream, so what was dropped may be written at once.
+pub(crate) struct Shelf {
+    free: Mutex<HashMap<usize, Vec<CudaSlice<u8>>>>,
+    largest: usize,
+}
+
+impl Shelf {
+    pub fn common() -> Arc<Self> {
+        Arc::new(Self { free: Mutex::default(), largest: LARGEST })
+    }
+
+    /// For a recording: every buffer comes back, whatever its size, and nobody else gets it.
+    pub fn private() -> Arc<Self> {
+        Arc::new(Self { free: Mutex::default(), largest: usize::MAX })
+    }
+
+    fn take(&self, size: usize) -> Option<CudaSlice<u8>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&size)?.pop()
+    }
+
+    pub fn put(&self, slice: CudaSlice<u8>) {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free.entry(slice.len()).or_default().push(slice);
+    }
+}
+
+impl Cuda {
+    /// Memory for something that a kernel writes and that soon goes out of use.
+    pub(crate) fn scratch(&self, size: usize) -> Result<Bytes> {
+        let shelf = self.inner.shelf.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let size = size.max(1);
+        if size > shelf.largest {
+            return Ok(self.alloc::<u8>(size)?.into());
+        }
+        let slice = match shelf.take(size) {
+            Some(slice) => slice,
+            None => self.alloc(size)?,
+        };
+        Ok(Bytes::shelved(slice, shelf))
+    }
+
+    /// Takes buffers from another shelf from now on; returns the one before.
+    pub(super) fn use_shelf(&self, shelf: Arc<Shelf>) -> Arc<Shelf> {
+        std::mem::replace(&mut self.inner.shelf.lock().unwrap_or_else(PoisonError::into_inner), shelf)
+    }
+}
