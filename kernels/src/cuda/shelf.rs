@@ -11,29 +11,46 @@ use crate::Result;
 /// Larger buffers go back to the pool, since they are few and memory is dear.
 const LARGEST: usize = 1 << 20;
 
+/// Free bytes that the common shelf holds at most: batches of ever new sizes would fill the card with them.
+const CAPACITY: usize = 256 << 20;
+
 /// Free buffers by their size. Everything computes on one stream, so what was dropped may be written at once.
 pub(crate) struct Shelf {
-    free: Mutex<HashMap<usize, Vec<CudaSlice<u8>>>>,
+    free: Mutex<Free>,
     largest: usize,
+    capacity: usize,
+}
+
+#[derive(Default)]
+struct Free {
+    by_size: HashMap<usize, Vec<CudaSlice<u8>>>,
+    bytes: usize,
 }
 
 impl Shelf {
     pub fn common() -> Arc<Self> {
-        Arc::new(Self { free: Mutex::default(), largest: LARGEST })
+        Arc::new(Self { free: Mutex::default(), largest: LARGEST, capacity: CAPACITY })
     }
 
     /// For a recording: every buffer comes back, whatever its size, and nobody else gets it.
     pub fn private() -> Arc<Self> {
-        Arc::new(Self { free: Mutex::default(), largest: usize::MAX })
+        Arc::new(Self { free: Mutex::default(), largest: usize::MAX, capacity: usize::MAX })
     }
 
     fn take(&self, size: usize) -> Option<CudaSlice<u8>> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&size)?.pop()
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let slice = free.by_size.get_mut(&size)?.pop()?;
+        free.bytes -= size;
+        Some(slice)
     }
 
     pub fn put(&self, slice: CudaSlice<u8>) {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        free.entry(slice.len()).or_default().push(slice);
+        // Beyond the capacity it goes back to the pool.
+        if free.bytes.saturating_add(slice.len()) <= self.capacity {
+            free.bytes += slice.len();
+            free.by_size.entry(slice.len()).or_default().push(slice);
+        }
     }
 }
 
