@@ -68,7 +68,7 @@ impl Attention for Cuda {
         let y = self.new_tensor(dims[0])?;
         let one_each = batch.sequences.iter().all(|s| s.rows == 1);
         if cached && one_each && shape.head_dim <= DECODE_HEAD && shape.head_dim.is_multiple_of(8) {
-            self.attend_one_each(&y, q, [keys, values], batch, shape)?;
+            self.attend_one_each(&y, q, [keys, values], (batch, &placed), shape)?;
             return Ok(y);
         }
         let mut args = vec![
@@ -161,7 +161,7 @@ impl Cuda {
         y: &CudaTensor,
         q: &CudaTensor,
         [keys, values]: [u64; 2],
-        batch: &Batch,
+        (batch, placed): (&Batch, &Placed),
         shape: &AttentionShape,
     ) -> Result<()> {
         let (heads, head, count) = (shape.heads, shape.head_dim, batch.sequences.len());
@@ -173,7 +173,7 @@ impl Cuda {
             Arg::Address(self.real(q)?),
             Arg::Address(keys),
             Arg::Address(values),
-            self.placed(batch)?.batch(self, true),
+            placed.batch(self, true),
             Arg::Int(heads as i32),
             Arg::Int(shape.kv_heads as i32),
             Arg::Int(shape.window.map_or(0, |window| window as i32)),

@@ -65,8 +65,8 @@ impl MatMul for Cuda {
     }
 
     fn matmul(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
-        let y = self.new_tensor((self.shape(x).0, weight.dims.0))?;
         check(self.shape(x), weight.dims)?;
+        let y = self.new_tensor((self.shape(x).0, weight.dims.0))?;
         if self.takes_few_rows(x, weight) {
             self.few_rows_dense(x, weight, self.real(&y)?, false)?;
             return Ok(y);
@@ -85,8 +85,8 @@ impl MatMul for Cuda {
     }
 
     fn logits(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
-        let y = self.new_wide_tensor((self.shape(x).0, weight.dims.0))?;
         check(self.shape(x), weight.dims)?;
+        let y = self.new_wide_tensor((self.shape(x).0, weight.dims.0))?;
         if self.takes_few_rows(x, weight) && weight.bias.is_none() {
             self.few_rows_dense(x, weight, self.wide(&y)?, true)?;
             return Ok(y);
