@@ -42,6 +42,8 @@ fn run(verb: Option<Verb>) -> anyhow::Result<ExitCode> {
             BenchVerb::Quality(args) => commands::bench::quality::run(&args)?,
             BenchVerb::Agreement(args) => commands::bench::agreement::run(&args)?,
             BenchVerb::Decode(args) => commands::bench::decode::run(&args)?,
+            BenchVerb::Prefill(args) => commands::bench::prefill::run(&args)?,
+            BenchVerb::Load(args) => commands::bench::load::run(&args)?,
         },
         Some(Verb::Completions(args)) => commands::completions::run(&args)?,
     }

@@ -2,7 +2,7 @@
 
 use crate::{
     Add, Attention, Embedding, GptqSweep, Hessian, InverseCholesky, MatMul, QuantMatMul, RmsNorm, Rope,
-    SiluMul, TokenLoss,
+    SiluMul, TokenLoss, TopLogits,
 };
 
 /// A device that can run a model, measure it and quantize it.
@@ -16,6 +16,7 @@ pub trait Backend:
     + MatMul
     + QuantMatMul
     + TokenLoss
+    + TopLogits
     + Hessian
     + InverseCholesky
     + GptqSweep
@@ -32,6 +33,8 @@ impl<T> Backend for T where
         + MatMul
         + QuantMatMul
         + TokenLoss
+        + TopLogits
+        + TopLogits
         + Hessian
         + InverseCholesky
         + GptqSweep

@@ -19,6 +19,9 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// Activations, `[rows, features]`, immutable once made; a clone shares the data.
     type Tensor: Clone + Send + Sync;
 
+    /// An order of features in which a weight wants its input. Operations that write such an input can store it so.
+    type Order: Clone + Send + Sync;
+
     /// A step that can be run again as a whole.
     type Recording: Send;
 

@@ -9,7 +9,7 @@ use crate::sampling::{Sampler, SamplingParams};
 use crate::{Error, Result};
 
 /// Prompt tokens of one forward pass; longer prompts are taken in chunks.
-const PREFILL_ROWS: usize = 512;
+const PREFILL_ROWS: usize = 2048;
 
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -49,7 +49,7 @@ pub fn generate<B: Backend>(
     let mut seen = prompt.to_vec();
     let mut logits = sequence.feed(prompt)?;
     while seen.len() < length {
-        let id = sampler.next(logits, &seen);
+        let id = next(model.backend(), &mut sampler, &logits, &seen)?;
         if params.eos_token_ids.contains(&id) {
             return Ok(FinishReason::EosToken);
         }
@@ -63,6 +63,18 @@ pub fn generate<B: Backend>(
         logits = sequence.decode(id)?;
     }
     Ok(FinishReason::Length)
+}
+
+/// Chooses from the few likeliest tokens where they decide, so that the scores of all stay on the device.
+/// logits: `[1, vocab]`
+fn next<B: Backend>(backend: &B, sampler: &mut Sampler, logits: &B::Tensor, seen: &[u32]) -> Result<u32> {
+    if let Some(count) = sampler.candidates(backend.shape(logits).1) {
+        let likeliest = backend.top_logits(logits, count, &[sampler.temperature()])?;
+        if let Some(id) = likeliest.first().and_then(|likeliest| sampler.choose(likeliest)) {
+            return Ok(id);
+        }
+    }
+    Ok(sampler.next(backend.to_vec(logits)?, seen))
 }
 
 /// A sequence and its keys and values.
@@ -87,16 +99,16 @@ impl<'a, B: Backend> Sequence<'a, B> {
     }
 
     /// Appends one token and returns the logits after it.
-    fn decode(&mut self, id: u32) -> Result<Vec<f32>> {
+    fn decode(&mut self, id: u32) -> Result<B::Tensor> {
         let sequences = vec![SequenceRows { rows: 1, context: self.context, blocks: self.blocks.clone() }];
         let batch = Batch { sequences };
         let logits = self.model.decode(&[id], &batch, &mut self.caches, &mut self.decoder)?;
         self.context += 1;
-        Ok(self.model.backend().to_vec(&logits)?)
+        Ok(logits)
     }
 
     /// Appends tokens and returns the logits after the last one.
-    fn feed(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+    fn feed(&mut self, ids: &[u32]) -> Result<B::Tensor> {
         let mut last = None;
         for ids in ids.chunks(PREFILL_ROWS) {
             let sequences =
@@ -107,6 +119,6 @@ impl<'a, B: Backend> Sequence<'a, B> {
         }
         let (hidden, row) =
             last.ok_or(Error::Prompt { tokens: 0, limit: self.blocks.len() * KV_BLOCK_ROWS })?;
-        Ok(self.model.backend().to_vec(&self.model.logits(&hidden, row..row + 1)?)?)
+        self.model.logits(&hidden, row..row + 1)
     }
 }

@@ -1,6 +1,7 @@
 //! Choosing the next token from logits, as transformers' `generate` does: repetition penalty, temperature,
 //! top-k, top-p, then a draw.
 
+use gptq_kernels::{Likeliest, MOST_CANDIDATES};
 use rand::SeedableRng;
 use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
@@ -140,6 +141,41 @@ impl Sampler {
         Ok(Self { rng: ChaCha12Rng::seed_from_u64(params.seed), params, adjustments })
     }
 
+    /// How many of the likeliest tokens are probably enough for [`Self::choose`]; `None` where all are needed.
+    pub fn candidates(&self, vocab: usize) -> Option<usize> {
+        let plain = self.params.repetition_penalty == 1.0 && self.adjustments == Adjustments::default();
+        let whole = self.params.temperature > 0.0 && self.params.top_k == 0 && self.params.top_p == 1.0;
+        match self.params.temperature {
+            _ if !plain || whole => None,
+            0.0 => Some(1),
+            _ => Some(MOST_CANDIDATES.min(vocab)),
+        }
+    }
+
+    /// The temperature that the mass of all tokens is wanted for.
+    pub fn temperature(&self) -> f32 {
+        if self.params.temperature > 0.0 { self.params.temperature } else { 1.0 }
+    }
+
+    /// The next token from as many as [`Self::candidates`] asked for; `None` where that takes all after all.
+    pub fn choose(&mut self, likeliest: &Likeliest) -> Option<u32> {
+        let mut candidates = likeliest.candidates.clone();
+        if self.params.temperature == 0.0 {
+            return candidates.first().map(|best| best.0);
+        }
+        let enough = (1..=candidates.len()).contains(&self.params.top_k);
+        if enough {
+            candidates.truncate(self.params.top_k);
+        }
+        let sum = softmax(&mut candidates, self.params.temperature);
+        let mass = self.params.top_p * if enough { sum } else { likeliest.total };
+        if !enough && sum < mass {
+            return None;
+        }
+        truncate(&mut candidates, mass);
+        Some(self.draw(&candidates))
+    }
+
     /// The next token after `seen`.  logits: `[vocab]`
     pub fn next(&mut self, logits: Vec<f32>, seen: &[u32]) -> u32 {
         self.next_after(logits, seen, 0)
@@ -158,9 +194,14 @@ impl Sampler {
         if self.adjustments.typical_p < 1.0 {
             typical(&mut candidates, self.adjustments.typical_p);
         }
+        self.draw(&candidates)
+    }
+
+    /// One of the candidates by their weights; the first where those are no weights.
+    fn draw(&mut self, candidates: &[(u32, f32)]) -> u32 {
         match WeightedIndex::new(candidates.iter().map(|c| c.1)) {
             Ok(weights) => candidates[weights.sample(&mut self.rng)].0,
-            Err(_) => argmax(&logits),
+            Err(_) => candidates.first().map_or(0, |c| c.0),
         }
     }
 }

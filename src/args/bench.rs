@@ -14,7 +14,9 @@ use super::values::DeviceArgs;
   gptq bench quantize ./model --dataset wikitext2:validation --samples 64 --seq-len 1024
   gptq bench quality causallm-7b
   gptq bench agreement ./model --device cuda --dtype f32
-  gptq bench decode ./Llama-2-7B-GPTQ --json")]
+  gptq bench decode ./Llama-2-7B-GPTQ --batch 1,8,64 --context 128
+  gptq bench prefill ./Llama-2-7B-GPTQ --tokens 512,8192
+  gptq bench load ./Llama-2-7B-GPTQ --json")]
 pub struct BenchArgs {
     #[command(subcommand)]
     pub what: BenchVerb,
@@ -26,6 +28,8 @@ pub enum BenchVerb {
     Quality(QualityBenchArgs),
     Agreement(AgreementBenchArgs),
     Decode(DecodeBenchArgs),
+    Prefill(PrefillBenchArgs),
+    Load(LoadBenchArgs),
 }
 
 /// Seconds of every phase of quantization beside its floor
@@ -106,15 +110,25 @@ pub struct AgreementBenchArgs {
     pub json: bool,
 }
 
-/// Tokens per second of one sequence, beside the speed of memory
+/// Tokens per second of one sequence and of many, beside the speed of memory
+///
+/// Every step takes the likeliest token of each sequence; keys and values of the starting context are zeros.
 #[derive(Args)]
 pub struct DecodeBenchArgs {
     /// Model folder or hub id
     pub model: String,
 
-    /// Tokens to generate
+    /// Tokens to generate in each sequence
     #[arg(long, default_value_t = 128)]
     pub tokens: usize,
+
+    /// Tokens that every sequence has before
+    #[arg(long, default_value_t = 0)]
+    pub context: usize,
+
+    /// Sequences at once; several numbers measure one after the other
+    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = at_least_one)]
+    pub batch: Vec<usize>,
 
     #[command(flatten)]
     pub device: DeviceArgs,
@@ -122,4 +136,40 @@ pub struct DecodeBenchArgs {
     /// Print the figures as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Tokens of a prompt per second, beside the speed of the matrix product
+#[derive(Args)]
+pub struct PrefillBenchArgs {
+    /// Model folder or hub id
+    pub model: String,
+
+    /// Lengths of the prompt, each taken in one pass
+    #[arg(long, value_delimiter = ',', default_value = "512,2048", value_parser = at_least_one)]
+    pub tokens: Vec<usize>,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    /// Print the figures as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Seconds from the files to the first token
+#[derive(Args)]
+pub struct LoadBenchArgs {
+    /// Model folder or hub id
+    pub model: String,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    /// Print the figures as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a whole number, 1 or more".into())
 }

@@ -27,6 +27,7 @@ impl Cpu {
 impl Device for Cpu {
     type Tensor = Tensor;
     type Parked = Tensor;
+    type Order = ();
     type Recording = ();
 
     fn name(&self) -> String {

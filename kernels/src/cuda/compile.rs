@@ -23,7 +23,7 @@ impl Program {
     pub const ALL: [Self; 2] = [Self::Common, Self::FewRows];
 
     pub fn of(kernel: &str) -> Self {
-        let few_rows = ["few_rows_quant", "repack_", "dequantize_fragments", "order_columns"];
+        let few_rows = ["few_rows_quant", "stream_quant", "repack_", "dequantize_fragments"];
         match few_rows.iter().any(|prefix| kernel.starts_with(prefix)) {
             true => Self::FewRows,
             false => Self::Common,
@@ -44,19 +44,23 @@ impl Program {
     }
 }
 
-const FEW_ROWS: [(&str, &str); 4] = [
+const FEW_ROWS: [(&str, &str); 6] = [
     ("prelude.cu", include_str!("prelude.cu")),
     ("quant_matmul.cu", ops::quant_matmul::cuda::SOURCE),
     ("matmul/few_rows.cu", ops::matmul::cuda::FEW_ROWS_SOURCE),
+    ("fragments.cu", ops::quant_matmul::fragments::SOURCE),
     ("quant_matmul/few_rows.cu", ops::quant_matmul::few_rows::SOURCE),
+    ("stream.cu", ops::quant_matmul::stream::SOURCE),
 ];
 
-const COMMON: [(&str, &str); 14] = [
+const COMMON: [(&str, &str); 17] = [
     ("prelude.cu", include_str!("prelude.cu")),
+    ("columns.cu", include_str!("columns.cu")),
     ("add.cu", ops::add::cuda::SOURCE),
     ("attention.cu", ops::attention::cuda::SOURCE),
     ("decode.cu", ops::attention::cuda::DECODE_SOURCE),
     ("hopper.cu", ops::attention::cuda::HOPPER_SOURCE),
+    ("step.cu", ops::attention::step::SOURCE),
     ("embedding.cu", ops::embedding::cuda::SOURCE),
     ("gptq_sweep.cu", ops::gptq_sweep::cuda::SOURCE),
     ("inverse_cholesky.cu", ops::inverse_cholesky::cuda::SOURCE),
@@ -66,6 +70,7 @@ const COMMON: [(&str, &str); 14] = [
     ("rope.cu", ops::rope::cuda::SOURCE),
     ("silu_mul.cu", ops::silu_mul::cuda::SOURCE),
     ("token_loss.cu", ops::token_loss::cuda::SOURCE),
+    ("top_logits.cu", ops::top_logits::cuda::SOURCE),
 ];
 
 /// Machine code of a program for a card of compute capability `arch`, from the cache where it is there.

@@ -1,6 +1,8 @@
 //! Launching a kernel by its name.
 
-use cudarc::driver::{CudaFunction, DeviceRepr, LaunchConfig, PushKernelArg, sys};
+use std::ffi::c_void;
+
+use cudarc::driver::{CudaFunction, sys};
 
 use super::Cuda;
 use super::compile::Program;
@@ -18,17 +20,33 @@ pub(crate) enum Arg {
     Batch([u64; 5]),
 }
 
+impl Arg {
+    /// Where the driver reads the argument from.
+    fn pointer(&self) -> *mut c_void {
+        match self {
+            Self::Address(value) | Self::Long(value) => std::ptr::from_ref(value) as *mut c_void,
+            Self::Int(value) => std::ptr::from_ref(value) as *mut c_void,
+            Self::Float(value) => std::ptr::from_ref(value) as *mut c_void,
+            Self::Spec(values) => values.as_ptr() as *mut c_void,
+            Self::Batch(values) => values.as_ptr() as *mut c_void,
+        }
+    }
+}
+
 /// How many threads, and how much shared memory a block gets.
 pub(crate) struct Launch {
     grid: (u32, u32, u32),
     threads: u32,
     shared: u32,
+    early: bool,
+    mostly_shared: bool,
+    cluster: u32,
 }
 
 impl Launch {
     /// One block for each of `count` things.
     pub fn blocks(count: usize, threads: u32) -> Self {
-        Self { grid: (count as u32, 1, 1), threads, shared: 0 }
+        Self::grid(count, 1, 1, threads)
     }
 
     /// One thread for each of `count` things.
@@ -37,22 +55,31 @@ impl Launch {
     }
 
     pub fn grid(x: usize, y: usize, z: usize, threads: u32) -> Self {
-        Self { grid: (x as u32, y as u32, z as u32), threads, shared: 0 }
+        let grid = (x as u32, y as u32, z as u32);
+        Self { grid, threads, shared: 0, early: false, mostly_shared: false, cluster: 1 }
     }
 
     /// With `bytes` of dynamic shared memory a block.
     pub fn shared(self, bytes: usize) -> Self {
         Self { shared: bytes as u32, ..self }
     }
+
+    /// May start before the kernel before it has ended: for kernels that call `await_previous`.
+    pub fn early(self) -> Self {
+        Self { early: true, ..self }
+    }
+
+    /// For the kernels of a decoding step: a multiprocessor that divides its memory anew between cache and shared
+    /// memory for every kernel waits each time until it is empty.
+    pub fn mostly_shared(self) -> Self {
+        Self { mostly_shared: true, ..self }
+    }
+
+    /// `blocks` along y see each other's shared memory.
+    pub fn cluster(self, blocks: usize) -> Self {
+        Self { cluster: blocks as u32, ..self }
+    }
 }
-
-#[repr(transparent)]
-struct Raw<const N: usize, T>([T; N]);
-
-// SAFETY: plain integers in the order and size of the kernels' structs.
-unsafe impl<const N: usize> DeviceRepr for Raw<N, i32> {}
-// SAFETY: as above.
-unsafe impl<const N: usize> DeviceRepr for Raw<N, u64> {}
 
 /// Above this much dynamic shared memory a kernel must be told first.
 const PLAIN_SHARED: u32 = 48 << 10;
@@ -62,36 +89,58 @@ impl Cuda {
         if launch.grid.0 == 0 || launch.grid.1 == 0 || launch.grid.2 == 0 {
             return Ok(());
         }
-        let function = self.function(kernel)?;
+        let function = self.function(kernel, launch.mostly_shared)?;
         if launch.shared > PLAIN_SHARED {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(attribute, launch.shared as i32).map_err(Error::driver(kernel))?;
         }
-        let specs: Vec<_> =
-            args.iter().map(|a| if let Arg::Spec(s) = a { Raw(*s) } else { Raw([0; 5]) }).collect();
-        let batches: Vec<_> =
-            args.iter().map(|a| if let Arg::Batch(b) = a { Raw(*b) } else { Raw([0; 5]) }).collect();
-        let mut builder = self.inner.stream.launch_builder(&function);
-        for (i, arg) in args.iter().enumerate() {
-            match arg {
-                Arg::Address(value) | Arg::Long(value) => builder.arg(value),
-                Arg::Int(value) => builder.arg(value),
-                Arg::Float(value) => builder.arg(value),
-                Arg::Spec(_) => builder.arg(&specs[i]),
-                Arg::Batch(_) => builder.arg(&batches[i]),
-            };
+        let mut attributes = Vec::with_capacity(2);
+        // Earlier cards know neither.
+        if launch.early && self.is_hopper() {
+            attributes.push(attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                |value| value.programmaticStreamSerializationAllowed = 1,
+            ));
         }
-        let config = LaunchConfig {
-            grid_dim: launch.grid,
-            block_dim: (launch.threads, 1, 1),
-            shared_mem_bytes: launch.shared,
+        if launch.cluster > 1 {
+            attributes.push(attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                |value| {
+                    value.clusterDim.x = 1;
+                    value.clusterDim.y = launch.cluster;
+                    value.clusterDim.z = 1;
+                },
+            ));
+        }
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.grid.0,
+            gridDimY: launch.grid.1,
+            gridDimZ: launch.grid.2,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared,
+            hStream: self.inner.stream.cu_stream(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
-        // SAFETY: each operation passes what its kernel's parameter list says, over memory that it has sized.
-        unsafe { builder.launch(config) }.map_err(Error::driver(kernel))?;
-        Ok(())
+        let mut pointers: Vec<_> = args.iter().map(Arg::pointer).collect();
+        self.inner.stream.context().bind_to_thread().map_err(Error::driver(kernel))?;
+        // SAFETY: each operation passes what its kernel's parameter list says, over memory that it has sized; the
+        // driver only reads the arguments, before this returns.
+        unsafe {
+            sys::cuLaunchKernelEx(
+                &config,
+                function.cu_function(),
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+        .result()
+        .map_err(Error::driver(kernel))
     }
 
-    fn function(&self, kernel: &'static str) -> Result<CudaFunction> {
+    fn function(&self, kernel: &'static str, mostly_shared: bool) -> Result<CudaFunction> {
         let mut functions =
             self.inner.functions.lock().map_err(|_| Error::cuda(kernel, "an earlier launch failed"))?;
         if let Some(function) = functions.get(kernel) {
@@ -99,7 +148,22 @@ impl Cuda {
         }
         let function =
             self.module(Program::of(kernel))?.load_function(kernel).map_err(Error::driver(kernel))?;
+        if mostly_shared {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            function.set_attribute(attribute, 100).map_err(Error::driver(kernel))?;
+        }
         functions.insert(kernel, function.clone());
         Ok(function)
     }
+}
+
+fn attribute(
+    id: sys::CUlaunchAttributeID,
+    set: impl FnOnce(&mut sys::CUlaunchAttributeValue),
+) -> sys::CUlaunchAttribute {
+    // SAFETY: plain numbers, for which zeros are valid.
+    let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+    attribute.id = id;
+    set(&mut attribute.value);
+    attribute
 }

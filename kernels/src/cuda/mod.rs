@@ -12,12 +12,12 @@ mod transfer;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use cudarc::cublas::CudaBlas;
 use cudarc::cusolver::safe::DnHandle;
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, sys};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -49,6 +49,7 @@ struct Inner {
     /// Made at the first factorization.
     solver: OnceLock<DnHandle>,
     arch: (i32, i32),
+    multiprocessors: usize,
     /// Loaded at the first use of one of their kernels, in the order of [`Program::ALL`].
     modules: [OnceLock<Arc<CudaModule>>; Program::ALL.len()],
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
@@ -56,6 +57,8 @@ struct Inner {
     shelf: Mutex<Arc<Shelf>>,
     /// A step is being recorded: nothing may ask the driver for memory.
     recording: AtomicBool,
+    /// Something that ran chose its blocks by how long the contexts are.
+    split_by_context: AtomicBool,
     /// The last batch that something ran on.
     placed: Mutex<Option<(Batch, Arc<Placed>)>>,
     /// How activations and dense weights are kept.
@@ -70,6 +73,19 @@ pub struct CudaTensor {
     /// First row of this tensor in `data`.
     first: usize,
     shape: (usize, usize),
+    /// Which feature is in which column; `None` for the model's own order.
+    order: Option<CudaOrder>,
+}
+
+/// An order of features. A clone is the same one; equal orders of different weights are not known to be.
+#[derive(Clone)]
+pub struct CudaOrder(Arc<OrderTables>);
+
+struct OrderTables {
+    /// Feature at each place.
+    features: CudaSlice<u32>,
+    /// Place of each feature.
+    places: CudaSlice<u32>,
 }
 
 enum Data {
@@ -107,6 +123,8 @@ impl Cuda {
         unsafe { context.disable_event_tracking() };
         let name = context.name().map_err(Error::driver("CUDA"))?;
         let arch = context.compute_capability().map_err(Error::driver("CUDA"))?;
+        let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = context.attribute(count).map_err(Error::driver("CUDA"))? as usize;
         let stream = context.new_stream().map_err(Error::driver("CUDA"))?;
         let blas = CudaBlas::new(stream.clone()).map_err(|e| Error::cuda("cuBLAS", format!("{e:?}")))?;
         let inner = Inner {
@@ -116,10 +134,12 @@ impl Cuda {
             blas,
             solver: OnceLock::new(),
             arch,
+            multiprocessors,
             modules: Default::default(),
             functions: Mutex::default(),
             shelf: Mutex::new(Shelf::common()),
             recording: AtomicBool::new(false),
+            split_by_context: AtomicBool::new(false),
             placed: Mutex::default(),
             dtype,
             name,
@@ -133,6 +153,15 @@ impl Cuda {
     /// The compute type.
     pub fn dtype(&self) -> Dtype {
         self.inner.dtype
+    }
+
+    /// To be told by what chooses its blocks by the contexts of a batch: a recording of it fits no others.
+    pub(crate) fn depends_on_contexts(&self) {
+        self.inner.split_by_context.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn multiprocessors(&self) -> usize {
+        self.inner.multiprocessors
     }
 
     /// Whether the kernels that only Hopper has are there.
@@ -171,17 +200,25 @@ impl Cuda {
     /// A new tensor in the compute type for a kernel to fill.
     pub(crate) fn new_tensor(&self, shape: (usize, usize)) -> Result<CudaTensor> {
         let data = Arc::new(Data::Real(self.scratch(shape.0 * shape.1 * self.dtype().size())?));
-        Ok(CudaTensor { data, first: 0, shape })
+        Ok(CudaTensor::new(data, shape))
     }
 
     /// The same in f32, whatever the compute type.
     pub(crate) fn new_wide_tensor(&self, shape: (usize, usize)) -> Result<CudaTensor> {
         let data = Arc::new(Data::Wide(self.scratch(4 * shape.0 * shape.1)?));
-        Ok(CudaTensor { data, first: 0, shape })
+        Ok(CudaTensor::new(data, shape))
     }
 
-    /// Address of a tensor's values in the compute type.
+    /// Address of a tensor's values in the compute type, features in the model's own order.
     pub(crate) fn real(&self, x: &CudaTensor) -> Result<u64> {
+        match x.order {
+            None => self.values(x),
+            Some(_) => Err(Error::shape("tensor", "features in the model's order", "a weight's order")),
+        }
+    }
+
+    /// The same in whatever order the features are.
+    pub(crate) fn values(&self, x: &CudaTensor) -> Result<u64> {
         match &*x.data {
             Data::Real(bytes) => {
                 Ok(self.arrived(bytes)? + (self.dtype().size() * x.first * x.shape.1) as u64)
@@ -195,6 +232,27 @@ impl Cuda {
         match &*x.data {
             Data::Wide(bytes) => Ok(self.arrived(bytes)? + 4 * (x.first * x.shape.1) as u64),
             Data::Real(_) => Err(Error::shape("tensor", "logits", "activations")),
+        }
+    }
+
+    /// The same features in the order that a weight wants.
+    pub(crate) fn in_order(&self, x: &CudaTensor, order: Option<&CudaOrder>) -> Result<CudaTensor> {
+        match (x.order(), order) {
+            (None, None) => Ok(x.clone()),
+            (Some(has), Some(wants)) if has.is(wants) => Ok(x.clone()),
+            (None, Some(wants)) => {
+                let y = self.new_tensor(x.shape)?;
+                let args = [
+                    Arg::Address(self.real(&y)?),
+                    Arg::Address(self.real(x)?),
+                    Arg::Address(wants.features(self)),
+                    Arg::Int(x.shape.1 as i32),
+                ];
+                let launch = Launch::grid(x.shape.0, x.shape.1.div_ceil(256), 1, 256);
+                self.launch("order_columns", launch, &args)?;
+                Ok(y.in_order(order))
+            }
+            _ => Err(Error::shape("tensor", "features in the order of its weight", "another weight's")),
         }
     }
 
@@ -218,7 +276,43 @@ impl Cuda {
     }
 }
 
+impl CudaOrder {
+    /// `features[place]`: every feature once.
+    pub(crate) fn new(card: &Cuda, features: &[u32]) -> Result<Self> {
+        let mut places = vec![0; features.len()];
+        features.iter().zip(0..).for_each(|(feature, place)| places[*feature as usize] = place);
+        Ok(Self(Arc::new(OrderTables { features: card.upload(features)?, places: card.upload(&places)? })))
+    }
+
+    /// Address of the feature at each place.
+    pub(crate) fn features(&self, card: &Cuda) -> u64 {
+        card.address(&self.0.features)
+    }
+
+    /// Address of each feature's place.
+    pub(crate) fn places(&self, card: &Cuda) -> u64 {
+        card.address(&self.0.places)
+    }
+
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
 impl CudaTensor {
+    fn new(data: Arc<Data>, shape: (usize, usize)) -> Self {
+        Self { data, first: 0, shape, order: None }
+    }
+
+    /// The same memory, said to hold its features in `order`.
+    pub(crate) fn in_order(self, order: Option<&CudaOrder>) -> Self {
+        Self { order: order.cloned(), ..self }
+    }
+
+    pub(crate) fn order(&self) -> Option<&CudaOrder> {
+        self.order.as_ref()
+    }
+
     pub(crate) fn shape(&self) -> (usize, usize) {
         self.shape
     }
@@ -227,6 +321,7 @@ impl CudaTensor {
 impl Device for Cuda {
     type Tensor = CudaTensor;
     type Parked = CudaParked;
+    type Order = CudaOrder;
     type Recording = CudaRecording;
 
     fn name(&self) -> String {
@@ -261,7 +356,7 @@ impl Device for Cuda {
         let view = self.view(bytes, x.first * size..(x.first + x.shape.0) * size)?;
         let mut copy = self.alloc::<u8>(view.len())?;
         self.inner.stream.memcpy_dtod(&view, &mut copy).map_err(Error::driver("copy on the card"))?;
-        Ok(CudaTensor { data: Arc::new(Data::Real(copy.into())), first: 0, shape: x.shape })
+        Ok(CudaTensor { first: 0, data: Arc::new(Data::Real(copy.into())), ..x.clone() })
     }
 
     fn assign(&self, target: &CudaTensor, source: &CudaTensor) -> Result<()> {
@@ -285,18 +380,15 @@ impl Device for Cuda {
             return Err(Error::shape("tensor", shape, values.len()));
         }
         let data = Arc::new(Data::Real(self.upload(&self.encode(&values))?.into()));
-        Ok(CudaTensor { data, first: 0, shape })
+        Ok(CudaTensor::new(data, shape))
     }
 
     fn wide_tensor(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<CudaTensor> {
         if values.len() != shape.0 * shape.1 {
             return Err(Error::shape("tensor", shape, values.len()));
         }
-        Ok(CudaTensor {
-            data: Arc::new(Data::Wide(self.upload_bytes(&[bytemuck::cast_slice(&values)])?)),
-            first: 0,
-            shape,
-        })
+        let data = Arc::new(Data::Wide(self.upload_bytes(&[bytemuck::cast_slice(&values)])?));
+        Ok(CudaTensor::new(data, shape))
     }
 
     fn to_vec(&self, x: &CudaTensor) -> Result<Vec<f32>> {
@@ -323,7 +415,7 @@ impl Device for Cuda {
         if range.end > x.shape.0 || range.start > range.end {
             return Err(Error::shape("rows", format!("within {}", x.shape.0), range));
         }
-        Ok(CudaTensor { data: x.data.clone(), first: x.first + range.start, shape: (range.len(), x.shape.1) })
+        Ok(CudaTensor { first: x.first + range.start, shape: (range.len(), x.shape.1), ..x.clone() })
     }
 
     fn gather_rows(&self, x: &CudaTensor, indices: &[u32]) -> Result<CudaTensor> {

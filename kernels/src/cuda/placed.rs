@@ -71,10 +71,10 @@ impl Placed {
         let mut numbers = starts(&|s| s.rows);
         numbers.extend(sequences.iter().map(|s| s.rows as u32));
         numbers.extend(sequences.iter().map(|s| s.context as u32));
-        numbers.extend(starts(&|s| s.blocks.len()));
+        numbers.extend(starts(&|s| table_length(s)));
         numbers.extend(batch.positions());
         numbers.extend(slots);
-        numbers.extend(sequences.iter().flat_map(|s| &s.blocks));
+        numbers.extend(sequences.iter().flat_map(table));
         (numbers, paged)
     }
 
@@ -104,4 +104,15 @@ impl Placed {
     pub fn slots(&self, card: &Cuda) -> Arg {
         Arg::Address(self.at(card, 4 * self.sequences + self.rows))
     }
+}
+
+/// A sequence's blocks take room for a multiple of so many: as it grows, a recorded step still fits.
+const TABLE: usize = 64;
+
+fn table_length(sequence: &SequenceRows) -> usize {
+    sequence.blocks.len().next_multiple_of(TABLE)
+}
+
+fn table(sequence: &SequenceRows) -> impl Iterator<Item = u32> {
+    sequence.blocks.iter().copied().chain(std::iter::repeat(0)).take(table_length(sequence))
 }

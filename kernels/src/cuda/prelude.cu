@@ -164,3 +164,57 @@ __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_gr
 
 template <int PENDING>
 __device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING)); }
+
+#if HOPPER
+__device__ __forceinline__ void barrier_init(u32 barrier, u32 count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count));
+}
+
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/// Waits for the end of the phase with this parity.
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile(
+        "{\n.reg .pred done;\nagain: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n}" ::"r"(barrier), "r"(parity) : "memory");
+}
+
+/// What cp.async wrote becomes visible to the tensor cores' own path to shared memory.
+__device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/// Announces bytes that copies will bring, and arrives.
+__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+/// `bytes` from global to shared memory, all at once; the barrier is told when they are there.
+__device__ __forceinline__ void copy_bulk(u32 target, const void* source, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(target), "l"(source), "r"(bytes), "r"(barrier) : "memory");
+}
+#endif
+
+/// Brings `bytes`, a multiple of 16, into the card's own cache.
+__device__ __forceinline__ void prefetch_bulk(const void* source, u32 bytes) {
+#if HOPPER
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes));
+#endif
+}
+
+/// Lets the next kernel of the stream start beside this one, where it was launched to do so: it may fetch what no
+/// kernel before it writes.
+__device__ __forceinline__ void start_next_early() {
+#if HOPPER
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+/// Waits until the kernels before this one have ended. What they write must not be read, and nothing at all be
+/// written, before.
+__device__ __forceinline__ void await_previous() {
+#if HOPPER
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}

@@ -17,8 +17,8 @@ pub struct CudaRecording {
     output: CudaTensor,
     /// Rewritten before every replay.
     placed: Arc<Placed>,
-    /// Blocks that share one sequence's keys, which the graph has fixed.
-    splits: usize,
+    /// Blocks that share one sequence's keys, where they depend on the context: the graph has fixed them.
+    splits: Option<usize>,
     /// Buffers between the kernels; they outlive the graph.
     _shelf: Arc<Shelf>,
 }
@@ -42,7 +42,13 @@ impl Cuda {
             return Ok(None);
         };
         let placed = self.forget_placed(batch)?;
-        Ok(Some(CudaRecording { graph, output, placed, splits: splits(batch), _shelf: shelf }))
+        Ok(Some(CudaRecording {
+            graph,
+            output,
+            placed,
+            splits: self.inner.split_by_context.load(Ordering::Relaxed).then(|| splits(batch)),
+            _shelf: shelf,
+        }))
     }
 
     fn capture<E: From<Error>>(
@@ -55,6 +61,7 @@ impl Cuda {
         stream.synchronize().map_err(failed())?;
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).map_err(failed())?;
         self.inner.recording.store(true, Ordering::Relaxed);
+        self.inner.split_by_context.store(false, Ordering::Relaxed);
         let output = step();
         self.inner.recording.store(false, Ordering::Relaxed);
         let graph = stream.end_capture(CUgraphInstantiate_flags(0));
@@ -66,7 +73,9 @@ impl Cuda {
 
     /// Runs a recorded step for another batch of the same shape; `None` where the shape differs.
     pub(super) fn replay_step(&self, recording: &CudaRecording, batch: &Batch) -> Result<Option<CudaTensor>> {
-        if splits(batch) != recording.splits || !recording.placed.rewrite(self, batch)? {
+        if recording.splits.is_some_and(|recorded| recorded != splits(batch))
+            || !recording.placed.rewrite(self, batch)?
+        {
             return Ok(None);
         }
         recording.graph.launch().map_err(Error::driver("replaying a step"))?;

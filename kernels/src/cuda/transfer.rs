@@ -296,7 +296,7 @@ impl Cuda {
         let event = up.record_event(None).map_err(failed())?;
         lock(leaving).retain(|(event, _)| !event.is_complete());
         let bytes = Bytes::arriving(slice, Some(event));
-        Ok(CudaTensor { data: Arc::new(Data::Real(bytes)), first: 0, shape: parked.shape })
+        Ok(CudaTensor::new(Arc::new(Data::Real(bytes)), parked.shape))
     }
 
     /// What is asked of `stream` from now on happens after what was asked of the computing stream so far.

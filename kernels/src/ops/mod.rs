@@ -12,3 +12,4 @@ pub mod rms_norm;
 pub mod rope;
 pub mod silu_mul;
 pub mod token_loss;
+pub mod top_logits;

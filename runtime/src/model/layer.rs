@@ -7,7 +7,7 @@
 //! | gate_up | gate_proj up_proj | rms_norm(hidden) | silu(gate) * up |
 //! | down | down_proj | that product | + residual |
 
-use gptq_kernels::{AttentionShape, Backend, Batch, QkNorm, RopeShape};
+use gptq_kernels::{AttentionShape, Backend, Batch, Norm, QkNorm, RopeShape};
 
 use super::projection::Projection;
 use super::{ModelFiles, vector};
@@ -143,18 +143,28 @@ impl<B: Backend> Layer<B> {
         })
     }
 
-    /// All four stages: `[tokens, hidden]` to `[tokens, hidden]`.
+    /// All four stages, in as few operations as the device has for them: `[tokens, hidden]` to the same.
     pub fn forward(
         &self,
         backend: &B,
         hidden: B::Tensor,
         batch: &Batch,
-        mut cache: Option<&mut B::KvCache>,
+        cache: Option<&mut B::KvCache>,
     ) -> Result<B::Tensor> {
-        let mut state = self.enter(backend, hidden)?;
-        for stage in Stage::ALL {
-            state = self.advance(backend, stage, state, batch, cache.as_deref_mut())?;
-        }
-        Ok(state.hidden)
+        let [qkv, o] = [self.projection(Stage::Qkv)?, self.projection(Stage::O)?];
+        let [gate_up, down] = [self.projection(Stage::GateUp)?, self.projection(Stage::Down)?];
+        let norm = |weight| Norm { weight, eps: self.eps };
+        let x = qkv.normed(backend, &hidden, norm(&self.input_norm))?;
+        let order = o.input_order(backend);
+        let x = backend.rope_attention(&x, batch, &self.rope, &self.attention, cache, order.as_ref())?;
+        let hidden = o.add_to(backend, &x, &hidden)?;
+        let order = down.input_order(backend);
+        let x = gate_up.normed_gate_up(backend, &hidden, norm(&self.post_attention_norm), order.as_ref())?;
+        down.add_to(backend, &x, &hidden)
+    }
+
+    /// The projections in the order in which a pass reads them.
+    pub fn projections(&self) -> impl Iterator<Item = &Projection<B>> {
+        self.projections.iter().flatten()
     }
 }

@@ -4,13 +4,14 @@ mod layer;
 mod projection;
 mod rope;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
 pub use layer::{Layer, State};
 pub use projection::{Projection, dense_parts, stage_linears};
 
-use gptq_kernels::{Backend, Batch};
+use gptq_kernels::{Backend, Batch, SequenceRows};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
@@ -52,21 +53,28 @@ pub struct Model<B: Backend> {
 }
 
 /// Keys and values of every layer.
-pub struct KvCaches<B: Backend>(Vec<B::KvCache>);
+pub struct KvCaches<B: Backend> {
+    layers: Vec<B::KvCache>,
+    /// A block beside those that were asked for: sequences that only fill up a step write there.
+    spare: u32,
+}
 
-/// What decoding keeps between two tokens: the step as the device recorded it.
+/// What decoding keeps between two tokens: steps as the device recorded them.
 pub struct Decoder<B: Backend> {
-    /// With the tensor that the step reads its input from.
-    recorded: Option<(B::Recording, B::Tensor)>,
+    /// By their rows, with the tensor that a step reads its input from.
+    recorded: BTreeMap<usize, (B::Recording, B::Tensor)>,
     /// The device records nothing.
     plain: bool,
 }
 
 impl<B: Backend> Default for Decoder<B> {
     fn default() -> Self {
-        Self { recorded: None, plain: false }
+        Self { recorded: BTreeMap::new(), plain: false }
     }
 }
+
+/// Up to so many sequences a step is recorded, for a number of them that is a power of two.
+const MOST_RECORDED: usize = 128;
 
 impl<B: Backend> Model<B> {
     /// Loads every layer of a checkpoint or an artifact.
@@ -75,6 +83,10 @@ impl<B: Backend> Model<B> {
         let layers = (0..config.num_hidden_layers)
             .map(|i| Layer::load(&backend, files, i))
             .collect::<Result<Vec<_>>>()?;
+        let projections: Vec<_> = layers.iter().flat_map(Layer::projections).collect();
+        for (one, next) in projections.iter().zip(projections.iter().cycle().skip(1)) {
+            one.read_next(&backend, next);
+        }
         let head = (!config.tie_word_embeddings).then(|| matrix(&backend, files, "lm_head.weight"));
         Ok(Self {
             embedding: embedding(&backend, files)?,
@@ -93,8 +105,8 @@ impl<B: Backend> Model<B> {
     /// Room for `blocks` blocks of keys and values in every layer.
     pub fn kv_caches(&self, blocks: usize) -> Result<KvCaches<B>> {
         let width = self.config.num_key_value_heads * self.config.head_dim;
-        let caches = self.layers.iter().map(|_| self.backend.kv_cache(blocks, width));
-        Ok(KvCaches(caches.collect::<Result<_, _>>()?))
+        let layers = self.layers.iter().map(|_| self.backend.kv_cache(blocks + 1, width));
+        Ok(KvCaches { layers: layers.collect::<Result<_, _>>()?, spare: blocks as u32 })
     }
 
     /// The last hidden states `[tokens, hidden]`, normed and ready for [`Self::logits`].
@@ -109,7 +121,7 @@ impl<B: Backend> Model<B> {
         mut caches: Option<&mut KvCaches<B>>,
     ) -> Result<B::Tensor> {
         for (i, layer) in self.layers.iter().enumerate() {
-            let cache = caches.as_mut().map(|caches| &mut caches.0[i]);
+            let cache = caches.as_mut().map(|caches| &mut caches.layers[i]);
             hidden = layer.forward(&self.backend, hidden, batch, cache)?;
         }
         Ok(self.backend.rms_norm(&hidden, &self.norm, self.config.rms_norm_eps as f32)?)
@@ -123,30 +135,41 @@ impl<B: Backend> Model<B> {
         caches: &mut KvCaches<B>,
         decoder: &mut Decoder<B>,
     ) -> Result<B::Tensor> {
-        let hidden = self.backend.embedding(&self.embedding, ids)?;
-        if let Some((recording, input)) = &decoder.recorded
-            && self.backend.shape(input) == self.backend.shape(&hidden)
-        {
-            self.backend.assign(input, &hidden)?;
-            if let Some(logits) = self.backend.replay(recording, batch)? {
-                return Ok(logits);
-            }
+        if decoder.plain || ids.len() > MOST_RECORDED {
+            let hidden = self.forward(ids, batch, Some(caches))?;
+            return self.logits(&hidden, 0..ids.len());
+        }
+        let (mut filled, mut batch) = (ids.to_vec(), batch.clone());
+        let fill = SequenceRows { rows: 1, context: 0, blocks: vec![caches.spare] };
+        filled.resize(ids.len().next_power_of_two(), 0);
+        batch.sequences.resize(filled.len(), fill);
+        let hidden = self.backend.embedding(&self.embedding, &filled)?;
+        if let Some(logits) = self.replay(&hidden, &batch, decoder)? {
+            return Ok(self.backend.rows(&logits, 0..ids.len())?);
         }
         let mut step = || -> Result<B::Tensor> {
-            let hidden = self.through_layers(hidden.clone(), batch, Some(&mut *caches))?;
-            self.logits(&hidden, 0..ids.len())
+            let hidden = self.through_layers(hidden.clone(), &batch, Some(&mut *caches))?;
+            self.logits(&hidden, 0..filled.len())
         };
-        if !decoder.plain {
-            let recorded = self.backend.record(batch, &mut step)?;
-            decoder.plain = recorded.is_none();
-            decoder.recorded = recorded.map(|recording| (recording, hidden.clone()));
-            if let Some((recording, _)) = &decoder.recorded
-                && let Some(logits) = self.backend.replay(recording, batch)?
-            {
-                return Ok(logits);
-            }
-        }
-        step()
+        match self.backend.record(&batch, &mut step)? {
+            Some(recording) => decoder.recorded.insert(filled.len(), (recording, hidden.clone())),
+            None => None,
+        };
+        decoder.plain = !decoder.recorded.contains_key(&filled.len());
+        let logits = match self.replay(&hidden, &batch, decoder)? {
+            Some(logits) => logits,
+            None => step()?,
+        };
+        Ok(self.backend.rows(&logits, 0..ids.len())?)
+    }
+
+    /// Runs a recorded step; `None` where there is none for such a batch.
+    fn replay(&self, hidden: &B::Tensor, batch: &Batch, decoder: &Decoder<B>) -> Result<Option<B::Tensor>> {
+        let Some((recording, input)) = decoder.recorded.get(&batch.sequences.len()) else {
+            return Ok(None);
+        };
+        self.backend.assign(input, hidden)?;
+        Ok(self.backend.replay(recording, batch)?)
     }
 
     /// Scores of every vocabulary entry for the given rows, `[rows, vocab]`.

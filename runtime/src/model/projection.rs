@@ -1,7 +1,7 @@
 //! The linears of one stage as one matrix: they share their input, so they are stacked along `out`.
 
 use gptq_kernels::packing::PackedLinear;
-use gptq_kernels::{Backend, HostTensor};
+use gptq_kernels::{Backend, HostTensor, Norm};
 use half::f16;
 
 use super::ModelFiles;
@@ -28,6 +28,7 @@ impl<B: Backend> Projection<B> {
         let parts =
             linears.iter().map(|linear| packed(files, quant, index, linear)).collect::<Result<Vec<_>>>()?;
         match PackedLinear::stack(&parts) {
+            Some(whole) if stage == Stage::GateUp => Ok(Self::Quantized(backend.gated_weight(&whole)?)),
             Some(whole) => Ok(Self::Quantized(backend.quant_weight(&whole)?)),
             None => Ok(Self::Parts(parts.iter().map(|p| backend.quant_weight(p)).collect::<Result<_, _>>()?)),
         }
@@ -36,6 +37,53 @@ impl<B: Backend> Projection<B> {
     /// A solved stage as a dense weight with the values that the artifact will hold.
     pub fn dequantized(backend: &B, solved: &PackedLinear) -> Result<Self> {
         Ok(Self::Dense(backend.dense_weight(solved)?))
+    }
+
+    /// The order in which the weight would best get its input.
+    pub fn input_order(&self, backend: &B) -> Option<B::Order> {
+        match self {
+            Self::Quantized(weight) => backend.input_order(weight),
+            Self::Dense(_) | Self::Parts(_) => None,
+        }
+    }
+
+    /// `next` will be read after this one.
+    pub fn read_next(&self, backend: &B, next: &Self) {
+        if let (Self::Quantized(weight), Self::Quantized(next)) = (self, next) {
+            backend.read_next(weight, next);
+        }
+    }
+
+    /// `forward(rms_norm(x))`
+    pub fn normed(&self, backend: &B, x: &B::Tensor, norm: Norm<B::Tensor>) -> Result<B::Tensor> {
+        match self {
+            Self::Quantized(weight) => Ok(backend.normed_quant_matmul(x, norm, weight)?),
+            Self::Dense(_) | Self::Parts(_) => {
+                self.forward(backend, &backend.rms_norm(x, norm.weight, norm.eps)?)
+            }
+        }
+    }
+
+    /// `silu_mul(forward(rms_norm(x)))`, perhaps in the order that the next weight wants.
+    pub fn normed_gate_up(
+        &self,
+        backend: &B,
+        x: &B::Tensor,
+        norm: Norm<B::Tensor>,
+        order: Option<&B::Order>,
+    ) -> Result<B::Tensor> {
+        match self {
+            Self::Quantized(weight) => Ok(backend.normed_gate_up(x, norm, weight, order)?),
+            Self::Dense(_) | Self::Parts(_) => Ok(backend.silu_mul(&self.normed(backend, x, norm)?)?),
+        }
+    }
+
+    /// `residual + forward(x)`
+    pub fn add_to(&self, backend: &B, x: &B::Tensor, residual: &B::Tensor) -> Result<B::Tensor> {
+        match self {
+            Self::Quantized(weight) => Ok(backend.quant_matmul_add(x, weight, residual)?),
+            Self::Dense(_) | Self::Parts(_) => Ok(backend.add(residual, &self.forward(backend, x)?)?),
+        }
     }
 
     /// `[tokens, in]` to `[tokens, out of all linears]`.

@@ -43,9 +43,9 @@ impl Ceilings {
         let seconds = median(device, TIMES, || device.matmul(&x, &w))?;
         let matmul = 2.0 * (rows * k * n) as f64 / seconds;
         drop((x, w));
-        // Far larger than any cache.
-        let wide = device.tensor(vec![1.0; rows * 8192], (rows, 8192))?;
-        let bytes = (rows * 8192 * device.element_size()) as f64;
+        // Far larger than any cache, and than what asking for it costs.
+        let wide = device.tensor(vec![1.0; rows * 16384], (rows, 16384))?;
+        let bytes = (rows * 16384 * device.element_size()) as f64;
         let copy = 2.0 * bytes / median(device, TIMES, || device.copy(&wide))?;
         let bus = match kind {
             DeviceKind::Cpu => None,

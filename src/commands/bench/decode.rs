@@ -1,18 +1,15 @@
-//! `gptq bench decode`: tokens per second of one sequence.
+//! `gptq bench decode`: tokens per second of one sequence and of many, beside the speed of memory.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
-use gptq_kernels::Backend;
-use gptq_runtime::generate::{GenerateParams, generate};
+use gptq_kernels::{Backend, Batch, KV_BLOCK_ROWS, SequenceRows};
 use gptq_runtime::layout;
-use gptq_runtime::model::ModelFiles;
-use gptq_runtime::sampling::SamplingParams;
+use gptq_runtime::model::{Decoder, Model, ModelFiles};
 
 use super::ceilings::Ceilings;
-use super::{Figure, Workspace, print, tensor_bytes};
+use super::{Figure, Rate, Workspace, print, tensor_bytes};
 use crate::args::DecodeBenchArgs;
 use crate::commands::common::{self, DeviceKind, OnDevice};
 use crate::commands::eval;
@@ -44,24 +41,56 @@ impl OnDevice for Measure<'_> {
         let work = Workspace::new()?;
         let ceilings = Ceilings::measure(&device, kind, &files.config, work.path())?;
         let model = eval::load(&device, dir)?;
-        let sampling =
-            SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed: 0 };
-        let params = GenerateParams { max_new_tokens: args.tokens, eos_token_ids: Vec::new(), sampling };
-        let warm = GenerateParams { max_new_tokens: 2, ..params.clone() };
-        generate(&model, &[1], &warm, &mut |_| ControlFlow::Continue(()))?;
-        let start = Instant::now();
-        generate(&model, &[1], &params, &mut |_| ControlFlow::Continue(()))?;
-        let rate = args.tokens as f64 / start.elapsed().as_secs_f64();
-        let tensors = match &files.quant {
-            Some(quant) => layout::artifact_tensors(&files.config, quant, false),
-            None => layout::checkpoint_tensors(&files.config),
-        };
-        // The embedding gives one row a token, unless it is the head too.
-        let head = if files.config.tie_word_embeddings { "model.embed_tokens." } else { "lm_head." };
-        let bytes = tensor_bytes(&tensors, "model.layers.") + tensor_bytes(&tensors, head);
         let mut figures = ceilings.figures();
-        let share = rate * bytes / ceilings.copy;
-        figures.push(Figure::new("decoding, one sequence", rate, "tokens/s").share("the copy", share));
-        Ok((format!("{}, {} tokens, on {}", args.model, args.tokens, device.name()), figures))
+        for batch in &args.batch {
+            let seconds = seconds_a_step(&model, *batch, args.context, args.tokens)?;
+            let rate = *batch as f64 / seconds;
+            let share = bytes_a_step(&device, files, *batch, args.context + args.tokens / 2)
+                / seconds
+                / ceilings.copy;
+            let figure = Figure::new(format!("decoding, {batch} at once"), rate, "tokens/s");
+            let step = Rate { value: 1e3 * seconds, unit: "ms a step" };
+            figures.push(Figure { rate: Some(step), ..figure }.share("the copy", share));
+        }
+        let (from, to) = (args.context, args.context + args.tokens);
+        Ok((format!("{}, contexts from {from} to {to}, on {}", args.model, device.name()), figures))
     }
+}
+
+/// The mean time of a step in which every sequence gets a new likeliest token.
+fn seconds_a_step<B: Backend>(model: &Model<B>, batch: usize, context: usize, tokens: usize) -> Result<f64> {
+    let blocks = (context + tokens + 1).div_ceil(KV_BLOCK_ROWS);
+    let mut caches = model.kv_caches(batch * blocks)?;
+    let mut decoder = Decoder::default();
+    let of = |sequence: usize| (sequence * blocks) as u32..((sequence + 1) * blocks) as u32;
+    let mut ids = vec![1; batch];
+    let mut step = |context: usize, ids: &mut Vec<u32>| -> Result<()> {
+        let sequence = |i| SequenceRows { rows: 1, context, blocks: of(i).collect() };
+        let described = Batch { sequences: (0..batch).map(sequence).collect() };
+        let logits = model.decode(ids, &described, &mut caches, &mut decoder)?;
+        let best = model.backend().top_logits(&logits, 1, &vec![1.0; batch])?;
+        *ids = best.iter().map(|best| best.candidates[0].0).collect();
+        Ok(())
+    };
+    // The first step is recorded.
+    step(context, &mut ids)?;
+    let start = Instant::now();
+    for i in 0..tokens {
+        step(context + i, &mut ids)?;
+    }
+    Ok(start.elapsed().as_secs_f64() / tokens as f64)
+}
+
+/// What a step cannot do without: every weight once, and the keys and values of all contexts.
+fn bytes_a_step<B: Backend>(device: &B, files: &ModelFiles, batch: usize, context: usize) -> f64 {
+    let config = &files.config;
+    let tensors = match &files.quant {
+        Some(quant) => layout::artifact_tensors(config, quant, false),
+        None => layout::checkpoint_tensors(config),
+    };
+    // The embedding gives one row a token, unless it is the head too.
+    let head = if config.tie_word_embeddings { "model.embed_tokens." } else { "lm_head." };
+    let token =
+        2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * device.element_size();
+    tensor_bytes(&tensors, "model.layers.") + tensor_bytes(&tensors, head) + (batch * context * token) as f64
 }

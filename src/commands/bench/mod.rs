@@ -2,6 +2,8 @@
 
 pub mod agreement;
 pub mod decode;
+pub mod load;
+pub mod prefill;
 pub mod quality;
 pub mod quantize;
 

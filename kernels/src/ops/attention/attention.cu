@@ -261,15 +261,3 @@ extern "C" __global__ void kv_append(
         cache_v[to + i] = v[from + i];
     }
 }
-
-/// y[t] = x[rows[t]] for rows of the compute type; one block a row.
-extern "C" __global__ void gather_rows(real_t* y, const real_t* x, const u32* rows, int width) {
-    for (int i = threadIdx.x; i < width; i += blockDim.x)
-        y[(size_t)blockIdx.x * width + i] = x[(size_t)rows[blockIdx.x] * width + i];
-}
-
-/// y[t, i] = x[t, i] for the columns of one part; `y` points to its first column. One block a row.
-extern "C" __global__ void put_columns(real_t* y, const real_t* x, int width, int stride) {
-    for (int i = threadIdx.x; i < width; i += blockDim.x)
-        y[(size_t)blockIdx.x * stride + i] = x[(size_t)blockIdx.x * width + i];
-}

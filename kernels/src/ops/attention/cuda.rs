@@ -1,8 +1,8 @@
 use cudarc::driver::CudaSlice;
 
 use super::{Attention, AttentionShape, check};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Placed};
-use crate::{Batch, Device, Dtype, Error, KV_BLOCK_ROWS, Result};
+use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch, Placed};
+use crate::{Batch, Device, Dtype, Error, KV_BLOCK_ROWS, Result, Rope, RopeShape};
 
 pub(crate) const SOURCE: &str = include_str!("attention.cu");
 pub(crate) const DECODE_SOURCE: &str = include_str!("decode.cu");
@@ -34,9 +34,9 @@ const DECODE_HEAD: usize = 256;
 
 /// Keys and values of one layer, `[blocks * KV_BLOCK_ROWS, kv_width]` each.
 pub struct CudaKvCache {
-    k: CudaSlice<u8>,
-    v: CudaSlice<u8>,
-    blocks: usize,
+    pub(super) k: CudaSlice<u8>,
+    pub(super) v: CudaSlice<u8>,
+    pub(super) blocks: usize,
 }
 
 impl Attention for Cuda {
@@ -114,6 +114,25 @@ impl Attention for Cuda {
         }
         Ok(y)
     }
+
+    fn rope_attention(
+        &self,
+        qkv: &CudaTensor,
+        batch: &Batch,
+        rope: &RopeShape<CudaTensor>,
+        shape: &AttentionShape,
+        cache: Option<&mut CudaKvCache>,
+        order: Option<&CudaOrder>,
+    ) -> Result<CudaTensor> {
+        match cache {
+            Some(cache) if self.takes_step(batch, shape) => {
+                self.attention_step(qkv, batch, (rope, shape), cache, order)
+            }
+            cache => {
+                self.in_order(&self.attention(&self.rope(qkv, batch, rope)?, batch, shape, cache)?, order)
+            }
+        }
+    }
 }
 
 /// Blocks that share the keys of one sequence when each has one new token.
@@ -166,6 +185,7 @@ impl Cuda {
     ) -> Result<()> {
         let (heads, head, count) = (shape.heads, shape.head_dim, batch.sequences.len());
         let splits = splits(batch);
+        self.depends_on_contexts();
         let parts = self.scratch(if splits > 1 { 4 * count * heads * splits * (head + 2) } else { 0 })?;
         let args = [
             Arg::Address(self.real(y)?),

@@ -3,9 +3,10 @@
 
 mod cpu;
 pub(crate) mod cuda;
+pub(crate) mod step;
 
 use crate::batch::KV_BLOCK_ROWS;
-use crate::{Batch, Device, Error, Result};
+use crate::{Batch, Error, Result, Rope, RopeShape};
 
 /// The heads of one attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub struct AttentionShape {
 /// `y[t, h] = sum_s softmax_s(q[t, h] . k[s, h'] / sqrt(head_dim)) v[s, h']` over the tokens `s <= t` of t's
 /// own sequence, `h' = h / (heads / kv_heads)`.
 /// q: `[tokens, heads head_dim]`, k, v: `[tokens, kv_heads head_dim]`, result: like q
-pub trait Attention: Device {
+pub trait Attention: Rope {
     /// Keys and values of one layer, in blocks of [`KV_BLOCK_ROWS`] rows.
     type KvCache: Send;
 
@@ -38,6 +39,20 @@ pub trait Attention: Device {
         shape: &AttentionShape,
         cache: Option<&mut Self::KvCache>,
     ) -> Result<Self::Tensor>;
+
+    /// [`Rope::rope`], then [`Self::attention`]; the result may come in the order that the next weight wants.
+    /// qkv: `[tokens, (heads + 2 kv_heads) head_dim]`
+    fn rope_attention(
+        &self,
+        qkv: &Self::Tensor,
+        batch: &Batch,
+        rope: &RopeShape<Self::Tensor>,
+        shape: &AttentionShape,
+        cache: Option<&mut Self::KvCache>,
+        _order: Option<&Self::Order>,
+    ) -> Result<Self::Tensor> {
+        self.attention(&self.rope(qkv, batch, rope)?, batch, shape, cache)
+    }
 }
 
 /// Widths and rows must fit the batch; blocks must exist for every token that is seen.
@@ -230,6 +245,78 @@ mod tests {
                 tolerance,
             );
         }
+    }
+
+    /// Steps of one token each from the product on, against the parts one by one on the CPU.
+    fn steps_agree_with_the_cpu(device: &impl Attention, tolerance: f64) {
+        for (risk, heads, kv_heads, head_dim, window, norms, contexts) in [
+            ("the first token", 4, 4, 32, None, false, [0, 0]),
+            ("grouped queries", 8, 2, 64, None, false, [37, 300]),
+            ("several rounds of keys", 4, 4, 128, None, false, [1100, 127]),
+            ("one block a head", 200, 8, 16, None, false, [5, 129]),
+            ("a window", 4, 2, 128, Some(100), false, [700, 99]),
+            ("norms of heads", 4, 2, 64, None, true, [40, 515]),
+            ("an odd head", 2, 1, 40, None, false, [3, 70]),
+        ] {
+            let shape = AttentionShape { heads, kv_heads, head_dim, window };
+            let width = (heads + 2 * kv_heads) * head_dim;
+            let inv_freq: Vec<f32> = (0..head_dim / 2).map(|i| 0.7f32.powi(i as i32)).collect();
+            let history = contexts.map(|n| random(n as u64, n.max(1) * width));
+            let step = random(77, 2 * width);
+            let norm_weights = [random(8, head_dim), random(9, head_dim)];
+            let run = |device: &dyn Fn(&[f32], &Batch) -> Vec<f32>| {
+                for i in 0..2 {
+                    let mut before = batch(contexts, [0, 0]);
+                    before.sequences = vec![before.sequences[i].clone()];
+                    if contexts[i] > 0 {
+                        device(&history[i], &before);
+                    }
+                }
+                device(&step, &batch([1, 1], contexts))
+            };
+            fn batch(rows: [usize; 2], contexts: [usize; 2]) -> Batch {
+                let blocks = [(0..80).rev().collect::<Vec<u32>>(), (80..160).collect()];
+                let sequence = |i: usize| SequenceRows {
+                    rows: rows[i],
+                    context: contexts[i],
+                    blocks: blocks[i].clone(),
+                };
+                Batch { sequences: vec![sequence(0), sequence(1)] }
+            }
+            fn steps<D: Attention>(
+                device: &D,
+                shape: AttentionShape,
+                (inv_freq, norms): (&[f32], Option<&[Vec<f32>; 2]>),
+            ) -> impl Fn(&[f32], &Batch) -> Vec<f32> {
+                let cache =
+                    std::cell::RefCell::new(device.kv_cache(160, shape.kv_heads * shape.head_dim).unwrap());
+                let vector = |x: &[f32]| device.tensor(x.to_vec(), (1, x.len())).unwrap();
+                let rope = RopeShape {
+                    heads: shape.heads,
+                    kv_heads: shape.kv_heads,
+                    head_dim: shape.head_dim,
+                    inv_freq: device.wide_tensor(inv_freq.to_vec(), (1, inv_freq.len())).unwrap(),
+                    norms: norms.map(|[q, k]| crate::QkNorm { q: vector(q), k: vector(k), eps: 1e-6 }),
+                };
+                let device = device.clone();
+                move |qkv, batch| {
+                    let qkv = device.tensor(qkv.to_vec(), (batch.rows(), qkv.len() / batch.rows())).unwrap();
+                    let mut cache = cache.borrow_mut();
+                    let y =
+                        device.rope_attention(&qkv, batch, &rope, &shape, Some(&mut cache), None).unwrap();
+                    device.to_vec(&y).unwrap()
+                }
+            }
+            let norms = norms.then_some(&norm_weights);
+            let expected = run(&steps(&Cpu::new(), shape, (&inv_freq, norms)));
+            let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+            assert_close(risk, &run(&steps(device, shape, (&inv_freq, norms))), &expected, tolerance);
+        }
+    }
+
+    #[test]
+    fn a_step_from_the_product_on_agrees_with_its_parts() {
+        crate::testing::cards().iter().for_each(|card| steps_agree_with_the_cpu(card, tolerance(card)));
     }
 
     #[test]

@@ -116,7 +116,8 @@ impl Cuda {
             Arg::Int(wide as i32),
         ];
         let kernel = if rows <= 8 { "few_rows_dense_1" } else { "few_rows_dense_2" };
-        self.launch(kernel, Launch::blocks(n.div_ceil(FEW_ROWS_OUTPUTS), FEW_ROWS_THREADS), &args)
+        let launch = Launch::blocks(n.div_ceil(FEW_ROWS_OUTPUTS), FEW_ROWS_THREADS).early();
+        self.launch(kernel, launch, &args)
     }
 
     fn product(&self, x: &CudaTensor, weight: &CudaWeight, target: Operand) -> Result<()> {

@@ -79,6 +79,8 @@ __device__ void few_rows_dense(void* y, const real_t* x, const real_t* w, const 
                                int wide) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * 16, g = lane / 4;
     float sum[TILES][4] = {};
+    start_next_early();
+    await_previous();
     Tokens<TILES> tokens(x, rows, in);
     // Rows beyond the last read its weights; nobody stores what they give.
     const uint4* upper = (const uint4*)(w + (size_t)min(first + g, out - 1) * in);

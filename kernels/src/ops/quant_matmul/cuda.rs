@@ -1,11 +1,11 @@
 use cudarc::driver::CudaSlice;
 
-use super::few_rows::Fragments;
+use super::fragments::{Around, Fragments};
 use super::{QuantMatMul, check};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
+use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
 use crate::ops::matmul::cuda::CudaWeight;
 use crate::packing::PackedLinear;
-use crate::{Device, MatMul, Result};
+use crate::{Add, Device, Error, MatMul, Norm, Result, RmsNorm, SiluMul};
 
 pub(crate) const SOURCE: &str = include_str!("quant_matmul.cu");
 
@@ -40,22 +40,82 @@ impl QuantMatMul for Cuda {
     type QuantWeight = CudaQuantWeight;
 
     fn quant_weight(&self, packed: &PackedLinear) -> Result<CudaQuantWeight> {
-        let stored = self.stored_weight(packed)?;
-        Ok(CudaQuantWeight(match Fragments::new(self, packed, &stored)? {
-            Some(fragments) => Form::Fragments(fragments),
-            None => Form::Stored(stored),
-        }))
+        self.repacked(packed, false)
+    }
+
+    fn gated_weight(&self, packed: &PackedLinear) -> Result<CudaQuantWeight> {
+        self.repacked(packed, true)
+    }
+
+    fn input_order(&self, weight: &CudaQuantWeight) -> Option<CudaOrder> {
+        match &weight.0 {
+            Form::Fragments(fragments) => fragments.order.clone(),
+            Form::Stored(_) => None,
+        }
+    }
+
+    fn read_next(&self, weight: &CudaQuantWeight, next: &CudaQuantWeight) {
+        if let (Form::Fragments(weight), Form::Fragments(next)) = (&weight.0, &next.0) {
+            // What was said first stays true.
+            let _ = weight.next.set(next.codes.clone());
+        }
     }
 
     fn quant_matmul(&self, x: &CudaTensor, weight: &CudaQuantWeight) -> Result<CudaTensor> {
         match &weight.0 {
-            Form::Fragments(fragments) => {
-                check(self.shape(x), fragments.dims().1)?;
-                fragments.product(self, x)
+            Form::Fragments(fragments) if fragments.gated => {
+                Err(Error::shape("quant_matmul", "a weight without gates", "gates"))
             }
+            Form::Fragments(fragments) => fragments.product(self, x, Around::default()),
             Form::Stored(stored) => {
                 check(self.shape(x), stored.dims.1)?;
                 self.matmul(x, &self.dequantize(stored)?)
+            }
+        }
+    }
+
+    fn quant_matmul_add(
+        &self,
+        x: &CudaTensor,
+        weight: &CudaQuantWeight,
+        residual: &CudaTensor,
+    ) -> Result<CudaTensor> {
+        match &weight.0 {
+            Form::Fragments(fragments) if !fragments.gated => {
+                fragments.product(self, x, Around { residual: Some(residual), ..Around::default() })
+            }
+            _ => self.add(residual, &self.quant_matmul(x, weight)?),
+        }
+    }
+
+    fn normed_quant_matmul(
+        &self,
+        x: &CudaTensor,
+        norm: Norm<CudaTensor>,
+        weight: &CudaQuantWeight,
+    ) -> Result<CudaTensor> {
+        match &weight.0 {
+            Form::Fragments(fragments) if !fragments.gated => {
+                fragments.product(self, x, Around { norm: Some(norm), ..Around::default() })
+            }
+            _ => self.quant_matmul(&self.rms_norm(x, norm.weight, norm.eps)?, weight),
+        }
+    }
+
+    fn normed_gate_up(
+        &self,
+        x: &CudaTensor,
+        norm: Norm<CudaTensor>,
+        weight: &CudaQuantWeight,
+        order: Option<&CudaOrder>,
+    ) -> Result<CudaTensor> {
+        match &weight.0 {
+            Form::Fragments(fragments) if fragments.gated => {
+                fragments.product(self, x, Around { norm: Some(norm), order, ..Around::default() })
+            }
+            _ => {
+                let y = self.silu_mul(&self.normed_quant_matmul(x, norm, weight)?)?;
+                self.in_order(&y, order)
             }
         }
     }
@@ -66,6 +126,14 @@ impl QuantMatMul for Cuda {
 }
 
 impl Cuda {
+    fn repacked(&self, packed: &PackedLinear, gated: bool) -> Result<CudaQuantWeight> {
+        let stored = self.stored_weight(packed)?;
+        Ok(CudaQuantWeight(match Fragments::new(self, packed, &stored, gated)? {
+            Some(fragments) => Form::Fragments(fragments),
+            None => Form::Stored(stored),
+        }))
+    }
+
     fn stored_weight(&self, packed: &PackedLinear) -> Result<StoredWeight> {
         packed.check()?;
         Ok(StoredWeight {

@@ -1,12 +1,9 @@
-//! Weights in the order of the tensor cores' fragments, and the product that reads them once for few rows.
+//! The product with up to 64 rows: weights are read once, by many small blocks.
 
-use cudarc::driver::CudaSlice;
-
-use super::cuda::StoredWeight;
+use super::fragments::{Fragments, chunk};
 use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
-use crate::ops::matmul::cuda::{CudaWeight, FEW_ROWS_OUTPUTS, FEW_ROWS_THREADS};
-use crate::packing::PackedLinear;
-use crate::{Device, Dtype, Result};
+use crate::ops::matmul::cuda::{FEW_ROWS_OUTPUTS, FEW_ROWS_THREADS};
+use crate::{Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("few_rows.cu");
 
@@ -19,26 +16,9 @@ const TILE: usize = 8;
 /// Most chunks of a unit, the features that share one reading of their grid.
 const LARGEST_UNIT: usize = 2;
 
-/// A weight repacked for few rows.
-pub(crate) struct Fragments {
-    /// `[out / 16, chunks, 32 lanes, 4 words]`
-    codes: CudaSlice<u32>,
-    /// `[out / 16, groups, 8, 2]`: scale and zero point in one word.
-    grids: CudaSlice<u32>,
-    /// Feature at each place, groups in one run each; `None` where that is the file's own order.
-    order: Option<CudaSlice<u32>>,
-    bias: Option<CudaTensor>,
-    bits: u32,
-    /// `(out, in)`
-    dims: (usize, usize),
-    plan: Plan,
-}
-
 /// How the kernel goes through the groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Plan {
-    groups: usize,
-    group_size: usize,
+pub(super) struct Plan {
     /// Chunks of a unit; 0 where a chunk has two groups.
     unit: usize,
     /// A group is `2^shift` units.
@@ -47,112 +27,52 @@ struct Plan {
 
 impl Plan {
     /// `None` where the kernel has no way through the groups of this matrix.
-    fn of(packed: &PackedLinear, order: &[u32]) -> Option<Self> {
-        let (n, k, groups) = (packed.out_features, packed.in_features, packed.groups());
-        let chunk = match packed.bits {
-            4 => 64,
-            8 => 32,
-            _ => return None,
-        };
-        if !n.is_multiple_of(2 * FEW_ROWS_OUTPUTS) || !k.is_multiple_of(chunk) || groups == 0 {
-            return None;
-        }
-        let chunks = k / chunk;
-        let group_size = k.div_ceil(groups);
-        let regular =
-            |(place, feature): (usize, &u32)| packed.g_idx[*feature as usize] as usize == place / group_size;
-        if !order.iter().enumerate().all(regular) {
-            return None;
-        }
-        let per_group = group_size / chunk;
+    pub fn of(bits: u32, k: usize, groups: usize, group_size: usize) -> Option<Self> {
+        let chunks = k / chunk(bits);
+        let per_group = group_size / chunk(bits);
         let (unit, shift) = match groups {
+            0 => return None,
             1 => ([LARGEST_UNIT, 1].into_iter().find(|unit| chunks.is_multiple_of(*unit))?, 30),
-            _ if 2 * group_size == chunk => (0, 0),
+            _ if 2 * group_size == chunk(bits) => (0, 0),
             _ if !group_size.is_power_of_two() || per_group == 0 || !chunks.is_multiple_of(per_group) => {
                 return None;
             }
             _ if per_group <= LARGEST_UNIT => (per_group, 0),
             _ => (LARGEST_UNIT, (per_group / LARGEST_UNIT).ilog2() as i32),
         };
-        Some(Self { groups, group_size, unit, shift })
+        Some(Self { unit, shift })
     }
-}
-
-/// Features sorted by group, each group in file order.
-fn order_of(g_idx: &[u32]) -> Vec<u32> {
-    let mut order: Vec<u32> = (0..g_idx.len() as u32).collect();
-    order.sort_by_key(|feature| g_idx[*feature as usize]);
-    order
 }
 
 impl Fragments {
-    /// Repacks what the file holds; `None` for shapes that the kernel does not take.
-    pub fn new(card: &Cuda, packed: &PackedLinear, stored: &StoredWeight) -> Result<Option<Self>> {
-        let order = order_of(&packed.g_idx);
-        let Some(plan) = Plan::of(packed, &order).filter(|_| card.dtype() != Dtype::F32) else {
+    /// `None` for more rows than the kernel takes.  x: in the order of the groups
+    pub(super) fn few_rows(&self, card: &Cuda, x: &CudaTensor) -> Result<Option<CudaTensor>> {
+        let ((n, k), rows) = (self.dims, card.shape(x).0);
+        let Some(plan) = Plan::of(self.bits, k, self.groups, self.group_size).filter(|_| rows <= FEW_ROWS)
+        else {
             return Ok(None);
         };
-        let ((n, k), bits) = (stored.dims, stored.bits);
-        let words = n * k * bits as usize / 32;
-        let on_card = card.upload(&order)?;
-        let (codes, grids) = (card.alloc::<u32>(words)?, card.alloc::<u32>(plan.groups * n)?);
-        let args = [
-            Arg::Address(card.address(&codes)),
-            Arg::Address(card.address(&stored.qweight)),
-            Arg::Address(card.address(&on_card)),
-            Arg::Int(k as i32),
-            Arg::Int(n as i32),
-            Arg::Int(bits as i32),
-        ];
-        card.launch("repack_codes", Launch::threads(words), &args)?;
-        let args = [
-            Arg::Address(card.address(&grids)),
-            Arg::Address(card.address(&stored.scales)),
-            Arg::Address(card.address(&stored.qzeros)),
-            Arg::Int(plan.groups as i32),
-            Arg::Int(n as i32),
-            Arg::Int(bits as i32),
-            Arg::Int(stored.zero_offset as i32),
-        ];
-        card.launch("repack_grids", Launch::threads(plan.groups * n), &args)?;
-        let in_order = order.iter().enumerate().all(|(place, feature)| place == *feature as usize);
-        let bias = packed.bias.clone().map(|bias| card.tensor(bias, (1, n))).transpose()?;
-        Ok(Some(Self { codes, grids, order: (!in_order).then_some(on_card), bias, bits, dims: (n, k), plan }))
-    }
-
-    /// `(out, in)`
-    pub fn dims(&self) -> (usize, usize) {
-        self.dims
-    }
-
-    pub fn product(&self, card: &Cuda, x: &CudaTensor) -> Result<CudaTensor> {
-        let x = self.ordered(card, x)?;
-        let (rows, k) = card.shape(&x);
-        if rows > FEW_ROWS {
-            return crate::MatMul::matmul(card, &x, &self.dequantized(card)?);
-        }
-        let n = self.dims.0;
         let y = card.new_tensor((rows, n))?;
         let args = [
             Arg::Address(card.real(&y)?),
-            Arg::Address(card.real(&x)?),
+            Arg::Address(card.values(x)?),
             Arg::Address(card.address(&self.codes)),
             Arg::Address(card.address(&self.grids)),
             Arg::Address(self.bias.as_ref().map_or(Ok(0), |bias| card.real(bias))?),
             Arg::Int(rows as i32),
             Arg::Int(k as i32),
             Arg::Int(n as i32),
-            Arg::Int(self.plan.groups as i32),
-            Arg::Int(self.plan.shift),
+            Arg::Int(self.groups as i32),
+            Arg::Int(plan.shift),
         ];
-        let (kernel, outputs) = self.kernel(rows);
+        let (kernel, outputs) = self.kernel(plan, rows);
         card.launch(kernel, Launch::blocks(n / outputs, FEW_ROWS_THREADS), &args)?;
-        Ok(y)
+        Ok(Some(y))
     }
 
     /// The kernel for so many rows, and the outputs of one of its blocks.
-    fn kernel(&self, rows: usize) -> (&'static str, usize) {
-        let names: &[&'static str; 4] = match (self.bits, self.plan.unit) {
+    fn kernel(&self, plan: Plan, rows: usize) -> (&'static str, usize) {
+        let names: &[&'static str; 4] = match (self.bits, plan.unit) {
             (4, 0) => &NAMES_4_0,
             (4, 1) => &NAMES_4_1,
             (4, _) => &NAMES_4_2,
@@ -165,39 +85,6 @@ impl Fragments {
             3 | 4 => (names[2], 2 * FEW_ROWS_OUTPUTS),
             _ => (names[3], 2 * FEW_ROWS_OUTPUTS),
         }
-    }
-
-    /// The input in the order of the groups.
-    fn ordered(&self, card: &Cuda, x: &CudaTensor) -> Result<CudaTensor> {
-        let Some(order) = &self.order else {
-            return Ok(x.clone());
-        };
-        let y = card.new_tensor(card.shape(x))?;
-        let args = [
-            Arg::Address(card.real(&y)?),
-            Arg::Address(card.real(x)?),
-            Arg::Address(card.address(order)),
-            Arg::Int(self.dims.1 as i32),
-        ];
-        card.launch("order_columns", Launch::blocks(card.shape(x).0, 256), &args)?;
-        Ok(y)
-    }
-
-    /// `[out, in]`, input features in the order of the groups.
-    fn dequantized(&self, card: &Cuda) -> Result<CudaWeight> {
-        let (n, k) = self.dims;
-        let values = card.alloc::<u8>(n * k * card.dtype().size())?;
-        let args = [
-            Arg::Address(card.address(&values)),
-            Arg::Address(card.address(&self.codes)),
-            Arg::Address(card.address(&self.grids)),
-            Arg::Int(k as i32),
-            Arg::Int(n as i32),
-            Arg::Int(self.bits as i32),
-            Arg::Int(self.plan.group_size as i32),
-        ];
-        card.launch("dequantize_fragments", Launch::threads(n * k * self.bits as usize / 32), &args)?;
-        Ok(CudaWeight::new(values.into(), self.dims, false, self.bias.clone()))
     }
 }
 

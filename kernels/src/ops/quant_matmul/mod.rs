@@ -3,19 +3,66 @@
 mod cpu;
 pub(crate) mod cuda;
 pub(crate) mod few_rows;
+pub(crate) mod fragments;
+pub(crate) mod stream;
 
 use crate::packing::PackedLinear;
-use crate::{Error, MatMul, Result};
+use crate::{Add, Error, MatMul, Norm, Result, RmsNorm, SiluMul};
 
 /// `y[t, n] = sum_k x[t, k] * (code[n, k] - zero[g, n]) * scale[g, n] + bias[n]` with `g = g_idx[k]`.
 /// x: `[tokens, in]`, result: `[tokens, out]`
-pub trait QuantMatMul: MatMul {
+pub trait QuantMatMul: MatMul + RmsNorm + SiluMul + Add {
     /// A quantized weight, repacked once into the order in which this device reads it.
     type QuantWeight: Send + Sync;
 
     fn quant_weight(&self, packed: &PackedLinear) -> Result<Self::QuantWeight>;
 
     fn quant_matmul(&self, x: &Self::Tensor, weight: &Self::QuantWeight) -> Result<Self::Tensor>;
+
+    /// A weight whose first half of outputs are gates of the second, for [`Self::normed_gate_up`] alone.
+    fn gated_weight(&self, packed: &PackedLinear) -> Result<Self::QuantWeight> {
+        self.quant_weight(packed)
+    }
+
+    /// The order in which the weight would best get its input; `None` for the model's own.
+    fn input_order(&self, _weight: &Self::QuantWeight) -> Option<Self::Order> {
+        None
+    }
+
+    /// `next` is what will be read after `weight`: a device may begin with it ahead of time.
+    fn read_next(&self, _weight: &Self::QuantWeight, _next: &Self::QuantWeight) {}
+
+    /// `residual + quant_matmul(x)`
+    fn quant_matmul_add(
+        &self,
+        x: &Self::Tensor,
+        weight: &Self::QuantWeight,
+        residual: &Self::Tensor,
+    ) -> Result<Self::Tensor> {
+        self.add(residual, &self.quant_matmul(x, weight)?)
+    }
+
+    /// `quant_matmul(rms_norm(x))`
+    fn normed_quant_matmul(
+        &self,
+        x: &Self::Tensor,
+        norm: Norm<Self::Tensor>,
+        weight: &Self::QuantWeight,
+    ) -> Result<Self::Tensor> {
+        self.quant_matmul(&self.rms_norm(x, norm.weight, norm.eps)?, weight)
+    }
+
+    /// `silu_mul(quant_matmul(rms_norm(x)))` of a gated weight; the result may come in the order that the next
+    /// weight wants.
+    fn normed_gate_up(
+        &self,
+        x: &Self::Tensor,
+        norm: Norm<Self::Tensor>,
+        weight: &Self::QuantWeight,
+        _order: Option<&Self::Order>,
+    ) -> Result<Self::Tensor> {
+        self.silu_mul(&self.normed_quant_matmul(x, norm, weight)?)
+    }
 
     /// The same weight dequantized, for many products with many rows.
     fn dense_weight(&self, packed: &PackedLinear) -> Result<Self::Weight>;
@@ -92,13 +139,90 @@ mod tests {
         }
     }
 
+    /// What surrounds a product in a model, done with it, against the same done apart in f64.
+    fn surroundings_conform(device: &impl QuantMatMul, tolerance: f64) {
+        let scattered =
+            |k: usize, size: usize| -> Vec<u32> { (0..k).map(|i| ((i * 37 % k) / size) as u32).collect() };
+        for (risk, m, n, bits, g_idx) in [
+            ("one row", 1, 96, 4, scattered(512, 128)),
+            ("more tiles than blocks", 2, 4608, 4, scattered(256, 32)),
+            ("eight rows, several rounds", 8, 4608, 4, scattered(256, 64)),
+            ("eight bits", 3, 64, 8, scattered(384, 128)),
+            ("eight bits, small groups", 1, 64, 8, scattered(384, 32)),
+            ("one group", 1, 64, 4, vec![0; 768]),
+            ("groups larger than a portion", 4, 64, 4, scattered(2048, 1024)),
+            ("no whole portions", 1, 64, 4, scattered(320, 64)),
+            ("rows for the tensor cores", 20, 64, 4, scattered(512, 128)),
+            ("many rows", 70, 64, 4, scattered(512, 128)),
+            ("three bits", 2, 64, 3, scattered(256, 64)),
+        ] {
+            let k = g_idx.len();
+            let solved = solved(bits, n, g_idx);
+            let mut packed = PackedLinear::pack(&solved, 1).unwrap();
+            let (bias, x) = (random(9, n), random(8, m * k));
+            // Small, so that gates times what they gate stay within f16.
+            let norm: Vec<f32> = random(10, k).iter().map(|x| x / 64.0).collect();
+            packed.bias = Some(bias.clone());
+            let plain = |x: &[f32]| {
+                let mut y = matmul_f64(x, &solved.dequantized(), (m, n, k));
+                let rows = y.chunks_mut(n);
+                rows.for_each(|row| row.iter_mut().zip(&bias).for_each(|(y, b)| *y += *b as f64));
+                y
+            };
+            let tensor =
+                |x: &[f32], width: usize| device.tensor(x.to_vec(), (x.len() / width, width)).unwrap();
+            let (on_device, weight) = (tensor(&x, k), device.quant_weight(&packed).unwrap());
+            let close = |what: &str, y: &_, expected: &[f64]| {
+                let risk = format!("{risk}, {what}");
+                assert_close(&risk, &device.to_vec(y).unwrap(), expected, tolerance);
+            };
+
+            let residual = random(11, m * n);
+            let sums: Vec<_> = plain(&x).iter().zip(&residual).map(|(y, r)| y + *r as f64).collect();
+            let y = device.quant_matmul_add(&on_device, &weight, &tensor(&residual, n)).unwrap();
+            close("residual", &y, &sums);
+
+            let mut normed = x.clone();
+            for row in normed.chunks_mut(k) {
+                let mean = row.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / k as f64;
+                let factor = 1.0 / (mean + 1e-5).sqrt();
+                row.iter_mut().zip(&norm).for_each(|(x, w)| *x = (*x as f64 * factor * *w as f64) as f32);
+            }
+            let products = plain(&normed);
+            let norm_weight = tensor(&norm, k);
+            let norm = Norm { weight: &norm_weight, eps: 1e-5 };
+            close("norm", &device.normed_quant_matmul(&on_device, norm, &weight).unwrap(), &products);
+
+            let gated: Vec<_> = products
+                .chunks(n)
+                .flat_map(|row| row[..n / 2].iter().zip(&row[n / 2..]))
+                .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
+                .collect();
+            let gates = device.gated_weight(&packed).unwrap();
+            close("gates", &device.normed_gate_up(&on_device, norm, &gates, None).unwrap(), &gated);
+
+            // The result goes straight into a weight with an order of its own.
+            let next = PackedLinear::pack(&self::solved(4, 32, scattered(n / 2, n / 4)), 1).unwrap();
+            let next_weight = device.quant_weight(&next).unwrap();
+            let order = device.input_order(&next_weight);
+            let y = device.normed_gate_up(&on_device, norm, &gates, order.as_ref()).unwrap();
+            let rounded: Vec<f32> = gated.iter().map(|x| *x as f32).collect();
+            let expected = matmul_f64(&rounded, &next.dequantized(), (m, 32, n / 2));
+            close("order", &device.quant_matmul(&y, &next_weight).unwrap(), &expected);
+        }
+    }
+
     #[test]
     fn agrees_with_f64_on_the_cpu() {
         conforms(&Cpu::new(), NMSE_F32);
+        surroundings_conform(&Cpu::new(), NMSE_F32);
     }
 
     #[test]
     fn agrees_with_f64_on_cuda() {
-        crate::testing::cards().iter().for_each(|card| conforms(card, tolerance(card)));
+        crate::testing::cards().iter().for_each(|card| {
+            conforms(card, tolerance(card));
+            surroundings_conform(card, tolerance(card));
+        });
     }
 }

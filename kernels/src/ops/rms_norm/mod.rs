@@ -5,6 +5,22 @@ pub(crate) mod cuda;
 
 use crate::{Device, Error, Result};
 
+/// What a norm multiplies with, and what keeps it from dividing by zero.
+pub struct Norm<'a, T> {
+    /// `[1, hidden]`
+    pub weight: &'a T,
+    pub eps: f32,
+}
+
+// Derived, they would ask the same of the tensor.
+impl<T> Clone for Norm<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Norm<'_, T> {}
+
 /// `y[t, i] = x[t, i] * weight[i] / sqrt(mean_j x[t, j]^2 + eps)`, accumulated in f32.
 /// x: `[tokens, hidden]`, weight: `[1, hidden]`
 pub trait RmsNorm: Device {

@@ -1,14 +1,20 @@
-/// y[t, i] = x[t, i] * weight[i] / sqrt(mean_j x[t, j]^2 + eps); one block a token, a thread eight features at a
-/// time where the width allows.
+/// y[t, i] = x[t, i] * weight[i] / sqrt(mean_j x[t, j]^2 + eps), stored in another order of features where one is
+/// given; one block a token, a thread eight features at a time where the width allows.
 extern "C" __global__ void rms_norm(
     real_t* y,             // [tokens, hidden]
     const real_t* x,       // [tokens, hidden]
     const real_t* weight,  // [hidden]
+    const u32* order,      // [hidden] or null: feature at each place
     int hidden, float eps) {
+    // [hidden] where an order is given
+    extern __shared__ real_t normed[];
     const real_t* row = x + (size_t)blockIdx.x * hidden;
     real_t* out = y + (size_t)blockIdx.x * hidden;
+    real_t* target = order ? normed : out;
     int wide = hidden % 8 == 0 ? hidden : 0;
     float sum = 0.f, values[8], weights[8];
+    start_next_early();
+    await_previous();
     for (int i = 8 * threadIdx.x; i < wide; i += 8 * blockDim.x) {
         load8(values, row + i);
 #pragma unroll
@@ -21,8 +27,11 @@ extern "C" __global__ void rms_norm(
         load8(weights, weight + i);
 #pragma unroll
         for (int j = 0; j < 8; j++) values[j] *= factor * weights[j];
-        store8(out + i, values);
+        store8(target + i, values);
     }
     for (int i = wide + threadIdx.x; i < hidden; i += blockDim.x)
-        out[i] = to_real(to_float(row[i]) * factor * to_float(weight[i]));
+        target[i] = to_real(to_float(row[i]) * factor * to_float(weight[i]));
+    if (!order) return;
+    __syncthreads();
+    for (int i = threadIdx.x; i < hidden; i += blockDim.x) out[i] = normed[order[i]];
 }

@@ -1,20 +1,30 @@
 __device__ __forceinline__ float gated(float gate, float up) { return gate / (1.f + expf(-gate)) * up; }
 
-/// y[t, i] = silu(x[t, i]) * x[t, i + n]; one block a token, a thread eight outputs at a time where n allows.
+/// y[t, i] = silu(gate_i) * up_i, stored at place[i] where places are given. Gates and what they gate lie in runs of
+/// `run` after each other: n of them, or 8 as a gated product leaves them. One block a token, a thread eight outputs
+/// at a time where the run allows.
 extern "C" __global__ void silu_mul(
-    real_t* y,        // [tokens, n]
-    const real_t* x,  // [tokens, 2 n]
-    int n) {
+    real_t* y,         // [tokens, n]
+    const real_t* x,   // [tokens, 2 n]
+    const u32* place,  // [n] or null
+    int n, int run) {
     const real_t* row = x + (size_t)blockIdx.x * 2 * n;
     real_t* out = y + (size_t)blockIdx.x * n;
-    int wide = n % 8 == 0 ? n : 0;
+    int wide = run % 8 == 0 ? n : 0;
     for (int i = 8 * threadIdx.x; i < wide; i += 8 * blockDim.x) {
+        const real_t* from = row + i / run * 2 * run + i % run;
         float gate[8], up[8];
-        load8(gate, row + i);
-        load8(up, row + n + i);
+        load8(gate, from);
+        load8(up, from + run);
 #pragma unroll
         for (int j = 0; j < 8; j++) gate[j] = gated(gate[j], up[j]);
-        store8(out + i, gate);
+        if (!place) store8(out + i, gate);
+        else
+#pragma unroll
+            for (int j = 0; j < 8; j++) out[place[i + j]] = to_real(gate[j]);
     }
-    for (int i = wide + threadIdx.x; i < n; i += blockDim.x) out[i] = to_real(gated(to_float(row[i]), to_float(row[n + i])));
+    for (int i = wide + threadIdx.x; i < n; i += blockDim.x) {
+        const real_t* from = row + i / run * 2 * run + i % run;
+        out[place ? place[i] : i] = to_real(gated(to_float(from[0]), to_float(from[run])));
+    }
 }

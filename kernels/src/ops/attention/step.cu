@@ -1,0 +1,218 @@
+// One new token a sequence, from the product q|k|v to the attention's output in one kernel: rotation, the new key and
+// value into the cache, and attention over it. A block takes one head and a share of the keys; the blocks of a head
+// are a cluster, which joins what they found through its shared memory. What the cache holds already is fetched
+// before the kernel that makes q|k|v has ended.
+
+#if HOPPER && !F32
+
+#define STEP_WARPS 8
+/// Keys that a lane reads before it uses the first.
+#define STEP_AHEAD 8
+/// Blocks of a head at most.
+#define STEP_SPLITS 4
+
+struct StepShape {
+    const float* inv_freq;  // [head_dim / 2]
+    const real_t* q_norm;   // [head_dim] or null
+    const real_t* k_norm;   // [head_dim] or null
+    const u32* place;       // [heads * head_dim] or null: column of y where a feature goes
+    int heads, kv_heads, window;
+    float eps, scale;
+};
+
+/// The blocks of a cluster wait for each other.
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+/// What another block of the cluster keeps at the place of `mine`.
+__device__ __forceinline__ float read_of_block(const float* mine, int block) {
+    float x;
+    asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %1, %2;\nld.shared::cluster.f32 %0, [there];\n}"
+                 : "=f"(x) : "r"(shared_address(mine)), "r"(block) : "memory");
+    return x;
+}
+
+/// A head's features, normed where the model does so and rotated, by one warp.
+template <int HEAD>
+__device__ __forceinline__ void rotate_head(real_t* target, const real_t* x, const real_t* norm, float eps, float position,
+                                            const float* inv_freq) {
+    int lane = threadIdx.x % 32;
+    float factor = 1.f;
+    if (norm) {
+        float sum = 0.f;
+        for (int i = lane; i < HEAD; i += 32) sum += to_float(x[i]) * to_float(x[i]);
+        factor = rsqrtf(warp_sum(sum) / HEAD + eps);
+    }
+    for (int i = lane; i < HEAD / 2; i += 32) {
+        float a = to_float(x[i]) * factor, b = to_float(x[i + HEAD / 2]) * factor;
+        if (norm) {
+            a *= to_float(norm[i]);
+            b *= to_float(norm[i + HEAD / 2]);
+        }
+        float sine, cosine;
+        sincosf(position * inv_freq[i], &sine, &cosine);
+        target[i] = to_real(a * cosine - b * sine);
+        target[i + HEAD / 2] = to_real(b * cosine + a * sine);
+    }
+}
+
+template <int HEAD>
+__device__ void attention_step(
+    real_t* y,           // [sequences, heads * HEAD]
+    const real_t* qkv,   // [sequences, (heads + 2 kv_heads) * HEAD]
+    real_t* keys,        // cache
+    real_t* values,      // cache
+    Batch batch, StepShape shape) {
+    // Lanes that share a key, eight features each; and keys that the block reads at once.
+    constexpr int SHARE = HEAD / 8, GROUPS = 32 * STEP_WARPS / SHARE, AT_ONCE = GROUPS * STEP_AHEAD;
+    __shared__ __align__(16) real_t query[HEAD], new_key[HEAD], new_value[HEAD];
+    __shared__ float sums[STEP_WARPS][HEAD], largest_of[STEP_WARPS], weight_of[STEP_WARPS];
+    __shared__ float found[HEAD + 2];  // this block's sum, largest score and weight
+    int head = blockIdx.x, split = blockIdx.y, splits = gridDim.y, sequence = blockIdx.z;
+    int kv_head = head / (shape.heads / shape.kv_heads), position = batch.context[sequence], length = position + 1;
+    int group = threadIdx.x / SHARE, feature = threadIdx.x % SHARE * 8;
+    int each = ((length + AT_ONCE - 1) / AT_ONCE + splits - 1) / splits * AT_ONCE;
+    int from = split * each, to = min(length, from + each);
+    if (shape.window > 0) from = max(from, length - shape.window);
+    start_next_early();
+
+    uint4 k[STEP_AHEAD], v[STEP_AHEAD];
+    auto read = [&](int first) {
+#pragma unroll
+        for (int i = 0; i < STEP_AHEAD; i++) {
+            int key = first + i * GROUPS + group;
+            k[i] = v[i] = make_uint4(0, 0, 0, 0);
+            if (key >= to || key == position) continue;
+            size_t at = (key_row(batch, sequence, key) * shape.kv_heads + kv_head) * HEAD + feature;
+            k[i] = *(const uint4*)(keys + at);
+            v[i] = *(const uint4*)(values + at);
+        }
+    };
+    read(from);
+    await_previous();
+
+    const real_t* row = qkv + (size_t)sequence * (shape.heads + 2 * shape.kv_heads) * HEAD;
+    const real_t* key_part = row + (shape.heads + kv_head) * HEAD;
+    int warp = threadIdx.x / 32;
+    if (warp == 0) rotate_head<HEAD>(query, row + head * HEAD, shape.q_norm, shape.eps, position, shape.inv_freq);
+    if (warp == 1) rotate_head<HEAD>(new_key, key_part, shape.k_norm, shape.eps, position, shape.inv_freq);
+    if (warp == 2)
+        for (int i = threadIdx.x % 32; i < HEAD; i += 32) new_value[i] = key_part[shape.kv_heads * HEAD + i];
+    __syncthreads();
+    // One of the heads that share them writes them down.
+    if (to == length && from < to && head % (shape.heads / shape.kv_heads) == 0 && threadIdx.x < HEAD / 8) {
+        size_t at = (key_row(batch, sequence, position) * shape.kv_heads + kv_head) * HEAD + 8 * threadIdx.x;
+        *(uint4*)(keys + at) = ((const uint4*)new_key)[threadIdx.x];
+        *(uint4*)(values + at) = ((const uint4*)new_value)[threadIdx.x];
+    }
+
+    float q[8], sum[8] = {}, largest = -INFINITY_F, total = 0.f;
+    load8(q, query + feature);
+#pragma unroll
+    for (int j = 0; j < 8; j++) q[j] *= shape.scale;
+    for (int first = from; first < to; first += AT_ONCE) {
+        if (first > from) read(first);
+        float score[STEP_AHEAD], most = largest;
+#pragma unroll
+        for (int i = 0; i < STEP_AHEAD; i++) {
+            int key = first + i * GROUPS + group;
+            if (key == position) {
+                k[i] = *(const uint4*)(new_key + feature);
+                v[i] = *(const uint4*)(new_value + feature);
+            }
+            float x[8], dot = 0.f;
+            load8(x, (const real_t*)&k[i]);
+#pragma unroll
+            for (int j = 0; j < 8; j++) dot += x[j] * q[j];
+#pragma unroll
+            for (int offset = SHARE / 2; offset > 0; offset >>= 1) dot += __shfl_xor_sync(FULL_WARP, dot, offset);
+            score[i] = key < to ? dot : -INFINITY_F;
+            most = fmaxf(most, score[i]);
+        }
+        // A group without a key yet has nothing to correct.
+        float correction = largest == -INFINITY_F ? 0.f : expf(largest - most);
+        largest = most;
+        total *= correction;
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum[j] *= correction;
+#pragma unroll
+        for (int i = 0; i < STEP_AHEAD; i++) {
+            float x[8], weight = score[i] == -INFINITY_F ? 0.f : expf(score[i] - largest);
+            load8(x, (const real_t*)&v[i]);
+            total += weight;
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum[j] += weight * x[j];
+        }
+    }
+    // Warps' shares, rescaled to the largest score of all.
+    for (int offset = SHARE; offset < 32; offset <<= 1) {
+        float other = __shfl_xor_sync(FULL_WARP, largest, offset), most = fmaxf(largest, other);
+        float mine = most == -INFINITY_F ? 0.f : expf(largest - most);
+        largest = most;
+        total *= mine;
+        total += __shfl_xor_sync(FULL_WARP, total, offset);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            sum[j] *= mine;
+            sum[j] += __shfl_xor_sync(FULL_WARP, sum[j], offset);
+        }
+    }
+    if (threadIdx.x % 32 == 0) largest_of[warp] = largest;
+    __syncthreads();
+    float most = -INFINITY_F;
+#pragma unroll
+    for (int w = 0; w < STEP_WARPS; w++) most = fmaxf(most, largest_of[w]);
+    float mine = largest == -INFINITY_F ? 0.f : expf(largest - most);
+    if (threadIdx.x % 32 < SHARE)
+#pragma unroll
+        for (int j = 0; j < 8; j++) sums[warp][feature + j] = sum[j] * mine;
+    if (threadIdx.x % 32 == 0) weight_of[warp] = total * mine;
+    __syncthreads();
+    int i = threadIdx.x;
+    float value = 0.f, all = 0.f;
+#pragma unroll
+    for (int w = 0; w < STEP_WARPS; w++) all += weight_of[w], value += i < HEAD ? sums[w][i] : 0.f;
+    if (splits > 1) {
+        if (i < HEAD) found[i] = value;
+        if (i == 0) found[HEAD] = most, found[HEAD + 1] = all;
+        cluster_sync();
+        if (split == 0 && i < HEAD) {
+            float mosts[STEP_SPLITS];
+            most = -INFINITY_F, value = all = 0.f;
+#pragma unroll
+            for (int s = 0; s < STEP_SPLITS; s++) {
+                mosts[s] = s < splits ? read_of_block(found + HEAD, s) : -INFINITY_F;
+                most = fmaxf(most, mosts[s]);
+            }
+#pragma unroll
+            for (int s = 0; s < STEP_SPLITS; s++) {
+                if (mosts[s] == -INFINITY_F) continue;
+                float factor = expf(mosts[s] - most);
+                value += factor * read_of_block(found + i, s);
+                all += factor * read_of_block(found + HEAD + 1, s);
+            }
+        }
+        // Nobody ends while others read its memory.
+        cluster_sync();
+    }
+    if (split > 0 || i >= HEAD) return;
+    int column = head * HEAD + i;
+    y[(size_t)sequence * shape.heads * HEAD + (shape.place ? shape.place[column] : column)] = to_real(value / all);
+}
+
+#define ATTENTION_STEP(HEAD)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(32 * STEP_WARPS) attention_step_##HEAD(                           \
+        real_t* y, const real_t* qkv, real_t* keys, real_t* values, Batch batch,                                   \
+        const float* inv_freq, const real_t* q_norm, const real_t* k_norm, const u32* place, int heads,            \
+        int kv_heads, int window, float eps, float scale) {                                                        \
+        attention_step<HEAD>(y, qkv, keys, values, batch,                                                          \
+                             StepShape{inv_freq, q_norm, k_norm, place, heads, kv_heads, window, eps, scale});     \
+    }
+
+ATTENTION_STEP(16)
+ATTENTION_STEP(32)
+ATTENTION_STEP(64)
+ATTENTION_STEP(128)
+
+#endif

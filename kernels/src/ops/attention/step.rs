@@ -1,0 +1,78 @@
+//! One new token a sequence on Hopper: rotation, cache and attention as one kernel.
+
+use super::cuda::CudaKvCache;
+use super::{AttentionShape, check};
+use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
+use crate::ops::rope;
+use crate::{Batch, Device, Dtype, Result, RopeShape};
+
+pub(crate) const SOURCE: &str = include_str!("step.cu");
+
+/// Threads of a block, and blocks of a head at most: as in the kernel.
+const THREADS: u32 = 256;
+const SPLITS: usize = 4;
+
+fn kernel(head_dim: usize) -> Option<&'static str> {
+    match head_dim {
+        16 => Some("attention_step_16"),
+        32 => Some("attention_step_32"),
+        64 => Some("attention_step_64"),
+        128 => Some("attention_step_128"),
+        _ => None,
+    }
+}
+
+impl Cuda {
+    /// Whether the kernel has what it needs: every sequence has one new row.
+    pub(super) fn takes_step(&self, batch: &Batch, shape: &AttentionShape) -> bool {
+        let possible = self.is_hopper() && self.dtype() != Dtype::F32 && kernel(shape.head_dim).is_some();
+        possible && batch.sequences.iter().all(|sequence| sequence.rows == 1)
+    }
+
+    /// Blocks that share the keys of a head: as many as fill the card, whatever the context, so that a recorded
+    /// step fits them all.
+    fn step_splits(&self, batch: &Batch, shape: &AttentionShape) -> usize {
+        let heads = shape.heads * batch.sequences.len();
+        [SPLITS, 2].into_iter().find(|splits| heads * splits <= 2 * self.multiprocessors()).unwrap_or(1)
+    }
+
+    pub(super) fn attention_step(
+        &self,
+        qkv: &CudaTensor,
+        batch: &Batch,
+        (rope, shape): (&RopeShape<CudaTensor>, &AttentionShape),
+        cache: &mut CudaKvCache,
+        order: Option<&CudaOrder>,
+    ) -> Result<CudaTensor> {
+        rope::check(self.shape(qkv), batch, rope)?;
+        let (rows, width) = (batch.rows(), shape.heads * shape.head_dim);
+        let kv = (rows, shape.kv_heads * shape.head_dim);
+        check([(rows, width), kv, kv], batch, shape, Some(cache.blocks))?;
+        let placed = self.placed(batch)?;
+        let (q_norm, k_norm, eps) = match &rope.norms {
+            Some(norms) => (self.real(&norms.q)?, self.real(&norms.k)?, norms.eps),
+            None => (0, 0, 0.0),
+        };
+        let y = self.new_tensor((rows, width))?;
+        let args = [
+            Arg::Address(self.real(&y)?),
+            Arg::Address(self.real(qkv)?),
+            Arg::Address(self.address(&cache.k)),
+            Arg::Address(self.address(&cache.v)),
+            placed.batch(self, true),
+            Arg::Address(self.wide(&rope.inv_freq)?),
+            Arg::Address(q_norm),
+            Arg::Address(k_norm),
+            Arg::Address(order.map_or(0, |order| order.places(self))),
+            Arg::Int(shape.heads as i32),
+            Arg::Int(shape.kv_heads as i32),
+            Arg::Int(shape.window.map_or(0, |window| window as i32)),
+            Arg::Float(eps),
+            Arg::Float(1.0 / (shape.head_dim as f32).sqrt()),
+        ];
+        let splits = self.step_splits(batch, shape);
+        let launch = Launch::grid(shape.heads, splits, rows, THREADS).early().mostly_shared().cluster(splits);
+        self.launch(kernel(shape.head_dim).unwrap_or_default(), launch, &args)?;
+        Ok(y.in_order(order))
+    }
+}

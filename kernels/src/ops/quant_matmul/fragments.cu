@@ -1,0 +1,85 @@
+// Weights repacked once: for 16 outputs and a chunk of features, 16 bytes a lane, the codes in the order in which the
+// tensor cores' left factor wants them. Of a gate and what it gates, a tile takes eight outputs each.
+
+/// A lane's features of one chunk, and the chunk's: 16 of 64 with 4 bits, 8 of 32 with 8.
+#define LANE_FEATURES(BITS) (64 / (BITS))
+#define CHUNK_FEATURES(BITS) (256 / (BITS))
+
+/// The file's output in row `row` of a tile.
+__device__ __forceinline__ int output_of(int tile, int row, int out, int gated) {
+    return gated ? row / 8 * (out / 2) + tile * 8 + row % 8 : tile * 16 + row;
+}
+
+/// Codes in fragment order. One thread a word.
+extern "C" __global__ void repack_codes(
+    u32* fragments,      // [out / 16, in / chunk, 32 lanes, 4 words]
+    const u32* qweight,  // [in * bits / 32, out]
+    const u32* order,    // [in]: feature at each place, groups in one run each
+    int in, int out, int bits, int gated) {
+    size_t index = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    int chunk_features = 256 / bits, chunks = in / chunk_features;
+    if (index >= (size_t)(out / 16) * chunks * 128) return;
+    int word = index % 4, lane = index / 4 % 32, chunk = index / 128 % chunks, tile = index / 128 / chunks;
+    int features = 64 / bits, first = chunk * chunk_features + lane % 4 * features;
+    int rows[2] = {output_of(tile, lane / 4, out, gated), output_of(tile, lane / 4 + 8, out, gated)};
+    u32 packed = 0;
+    if (bits == 4) {
+        // Nibbles i and i + 4 are the two halves of register i: rows g, g + 8, g, g + 8, features in pairs.
+        for (int i = 0; i < 8; i++) {
+            int part = i % 4, k = first + word * 4 + part / 2 * 2 + i / 4;
+            packed |= code_at(qweight, out, rows[part % 2], order[k], bits) << (4 * i);
+        }
+    } else {
+        for (int i = 0; i < 4; i++) {
+            int k = first + word / 2 * 4 + word % 2 * 2 + i % 2;
+            packed |= code_at(qweight, out, rows[i / 2], order[k], bits) << (8 * i);
+        }
+    }
+    fragments[index] = packed;
+}
+
+/// A scale and a zero point in one word: f16 bits, and the integer above them. Those of outputs g and g + 8 lie
+/// side by side. One thread each.
+extern "C" __global__ void repack_grids(
+    u32* grids,           // [out / 16, groups, 8, 2]
+    const f16_t* scales,  // [groups, out]
+    const u32* qzeros,    // [groups, out * bits / 32]
+    int groups, int out, int bits, int zero_offset, int gated) {
+    int index = blockIdx.x * blockDim.x + threadIdx.x;
+    if (index >= groups * out) return;
+    int n = output_of(index / 16 / groups, index % 16 / 2 + index % 2 * 8, out, gated), group = index / 16 % groups;
+    u32 zero = code_at(qzeros + (size_t)group * (out * bits / 32), 1, 0, n, bits) + zero_offset;
+    grids[index] = scales[(size_t)group * out + n] | zero << 16;
+}
+
+/// w[n, place] = (code - zero) * scale from fragments, features in their order; one thread a word.
+extern "C" __global__ void dequantize_fragments(
+    real_t* w,             // [out, in], sweep order
+    const u32* fragments,  // [out / 16, in / chunk, 32, 4]
+    const u32* grids,      // [out / 16, groups, 8, 2]
+    int in, int out, int bits, int group_size) {
+    size_t index = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    int chunk_features = 256 / bits, chunks = in / chunk_features, groups = (in + group_size - 1) / group_size;
+    if (index >= (size_t)(out / 16) * chunks * 128) return;
+    int word = index % 4, lane = index / 4 % 32, chunk = index / 128 % chunks, tile = index / 128 / chunks;
+    int features = 64 / bits, first = chunk * chunk_features + lane % 4 * features, g = lane / 4;
+    u32 packed = fragments[index];
+    int group = first / group_size;
+    const u32* grid = grids + ((size_t)tile * groups + group) * 16 + 2 * g;
+    float scale[2] = {f16_to_float(grid[0] & 0xFFFF), f16_to_float(grid[1] & 0xFFFF)};
+    float zero[2] = {(float)(grid[0] >> 16), (float)(grid[1] >> 16)};
+    int pair = bits == 4 ? word * 4 : word / 2 * 4 + word % 2 * 2;
+    for (int half = 0; half < 2; half++) {
+        real_t* row = w + (size_t)(tile * 16 + g + 8 * half) * in + first + pair;
+        if (bits == 4) {
+            for (int i = 0; i < 4; i++) {
+                // Feature i of four: pair i / 2, its half i % 2.
+                int nibble = i / 2 * 2 + half + i % 2 * 4;
+                row[i] = to_real(((float)(packed >> (4 * nibble) & 15) - zero[half]) * scale[half]);
+            }
+        } else {
+            for (int i = 0; i < 2; i++)
+                row[i] = to_real(((float)(packed >> (8 * (2 * half + i)) & 255) - zero[half]) * scale[half]);
+        }
+    }
+}

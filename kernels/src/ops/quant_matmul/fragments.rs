@@ -1,0 +1,162 @@
+//! Weights in the order of the tensor cores' fragments, and every product with them.
+
+use std::sync::{Arc, OnceLock};
+
+use cudarc::driver::CudaSlice;
+
+use super::check;
+use super::cuda::StoredWeight;
+use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
+use crate::ops::matmul::cuda::{CudaWeight, FEW_ROWS_OUTPUTS};
+use crate::packing::PackedLinear;
+use crate::{Add, Device, Dtype, MatMul, Norm, Result};
+
+pub(crate) const SOURCE: &str = include_str!("fragments.cu");
+
+/// Outputs of a tile that are gates, each followed by as many that they gate.
+const GATES: usize = FEW_ROWS_OUTPUTS / 2;
+
+/// A weight repacked for few rows.
+pub(crate) struct Fragments {
+    /// `[out / 16, chunks, 32 lanes, 4 words]`
+    pub(super) codes: Arc<CudaSlice<u32>>,
+    /// `[out / 16, groups, 8, 2]`: scale and zero point in one word.
+    pub(super) grids: CudaSlice<u32>,
+    /// Features with groups in one run each; `None` where that is the file's own order.
+    pub(super) order: Option<CudaOrder>,
+    /// In the order of the tiles' rows.
+    pub(super) bias: Option<CudaTensor>,
+    pub(super) bits: u32,
+    /// `(out, in)`
+    pub(super) dims: (usize, usize),
+    /// A gate and what it gates, eight outputs each in a tile.
+    pub(super) gated: bool,
+    pub(super) groups: usize,
+    pub(super) group_size: usize,
+    /// The codes that are read after these.
+    pub(super) next: OnceLock<Arc<CudaSlice<u32>>>,
+}
+
+/// Features of a chunk.
+pub(super) fn chunk(bits: u32) -> usize {
+    256 / bits as usize
+}
+
+/// What goes into a product, and what is done with what comes out.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Around<'a> {
+    pub norm: Option<Norm<'a, CudaTensor>>,
+    pub residual: Option<&'a CudaTensor>,
+    /// Of the result of a gated product.
+    pub order: Option<&'a CudaOrder>,
+}
+
+impl Fragments {
+    /// Repacks what the file holds; `None` for shapes that the kernels do not take.
+    pub fn new(
+        card: &Cuda,
+        packed: &PackedLinear,
+        stored: &StoredWeight,
+        gated: bool,
+    ) -> Result<Option<Self>> {
+        let order = order_of(&packed.g_idx);
+        let (groups, (n, k), bits) = (packed.groups(), stored.dims, stored.bits);
+        let group_size = k.div_ceil(groups.max(1));
+        let regular =
+            |(place, feature): (usize, &u32)| packed.g_idx[*feature as usize] as usize == place / group_size;
+        let fits = matches!(bits, 4 | 8)
+            && n.is_multiple_of(2 * FEW_ROWS_OUTPUTS)
+            && k.is_multiple_of(chunk(bits))
+            && super::few_rows::Plan::of(bits, k, groups, group_size).is_some()
+            && order.iter().enumerate().all(regular);
+        if !fits || card.dtype() == Dtype::F32 {
+            return Ok(None);
+        }
+        let on_card = CudaOrder::new(card, &order)?;
+        let words = n * k * bits as usize / 32;
+        let (codes, grids) = (card.alloc::<u32>(words)?, card.alloc::<u32>(groups * n)?);
+        let args = [
+            Arg::Address(card.address(&codes)),
+            Arg::Address(card.address(&stored.qweight)),
+            Arg::Address(on_card.features(card)),
+            Arg::Int(k as i32),
+            Arg::Int(n as i32),
+            Arg::Int(bits as i32),
+            Arg::Int(gated as i32),
+        ];
+        card.launch("repack_codes", Launch::threads(words), &args)?;
+        let args = [
+            Arg::Address(card.address(&grids)),
+            Arg::Address(card.address(&stored.scales)),
+            Arg::Address(card.address(&stored.qzeros)),
+            Arg::Int(groups as i32),
+            Arg::Int(n as i32),
+            Arg::Int(bits as i32),
+            Arg::Int(stored.zero_offset as i32),
+            Arg::Int(gated as i32),
+        ];
+        card.launch("repack_grids", Launch::threads(groups * n), &args)?;
+        let in_order = order.iter().enumerate().all(|(place, feature)| place == *feature as usize);
+        let bias = packed.bias.as_ref().map(|bias| if gated { interleaved(bias) } else { bias.clone() });
+        Ok(Some(Self {
+            codes: Arc::new(codes),
+            grids,
+            order: (!in_order).then_some(on_card),
+            bias: bias.map(|bias| card.tensor(bias, (1, n))).transpose()?,
+            bits,
+            dims: (n, k),
+            gated,
+            groups,
+            group_size,
+            next: OnceLock::new(),
+        }))
+    }
+
+    /// The product, as one kernel where there is one for so many rows.
+    pub(super) fn product(&self, card: &Cuda, x: &CudaTensor, around: Around) -> Result<CudaTensor> {
+        check(card.shape(x), self.dims.1)?;
+        if let Some(y) = self.stream(card, x, around)? {
+            return Ok(y);
+        }
+        let x = match around.norm {
+            Some(norm) => card.rms_norm_in_order(x, norm, self.order.as_ref())?,
+            None => card.in_order(x, self.order.as_ref())?,
+        };
+        let y = match self.few_rows(card, &x)? {
+            Some(y) => y,
+            None => card.matmul(&x.in_order(None), &self.dequantized(card)?)?,
+        };
+        let y = if self.gated { card.silu_mul_in_order(&y, GATES, around.order)? } else { y };
+        around.residual.map_or(Ok(y.clone()), |residual| card.add(residual, &y))
+    }
+
+    /// `[out, in]`, input features in the order of the groups, outputs in that of the tiles' rows.
+    fn dequantized(&self, card: &Cuda) -> Result<CudaWeight> {
+        let (n, k) = self.dims;
+        let values = card.alloc::<u8>(n * k * card.dtype().size())?;
+        let args = [
+            Arg::Address(card.address(&values)),
+            Arg::Address(card.address(&self.codes)),
+            Arg::Address(card.address(&self.grids)),
+            Arg::Int(k as i32),
+            Arg::Int(n as i32),
+            Arg::Int(self.bits as i32),
+            Arg::Int(self.group_size as i32),
+        ];
+        card.launch("dequantize_fragments", Launch::threads(n * k * self.bits as usize / 32), &args)?;
+        Ok(CudaWeight::new(values.into(), self.dims, false, self.bias.clone()))
+    }
+}
+
+/// Features sorted by group, each group in file order.
+fn order_of(g_idx: &[u32]) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..g_idx.len() as u32).collect();
+    order.sort_by_key(|feature| g_idx[*feature as usize]);
+    order
+}
+
+/// One value an output, gates and then what they gate, in the order of the tiles' rows.
+fn interleaved(values: &[f32]) -> Vec<f32> {
+    let (gates, gated) = values.split_at(values.len() / 2);
+    gates.chunks(GATES).zip(gated.chunks(GATES)).flat_map(|(a, b)| [a, b].concat()).collect()
+}

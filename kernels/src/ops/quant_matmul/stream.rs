@@ -1,0 +1,104 @@
+//! The product with up to eight rows, and with what surrounds it in a model, as one kernel.
+
+use super::fragments::{Around, Fragments, chunk};
+use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
+use crate::ops::matmul::cuda::FEW_ROWS_OUTPUTS;
+use crate::ops::{add, rms_norm};
+use crate::{Device, Result};
+
+pub(crate) const SOURCE: &str = include_str!("stream.cu");
+
+/// Most rows.
+const ROWS: usize = 8;
+
+/// Chunks of a portion, portions that a warp has on their way, and tiles times rows whose sums wait: as in the kernel.
+const PORTION: usize = 4;
+const DEPTH: usize = 2;
+const WAITING: usize = 16;
+
+/// A normed input lies in shared memory: at most so many bytes, and eight features a thread.
+const NORMED_BYTES: usize = 16 << 10;
+const NORMED_FEATURES: usize = 8;
+
+/// Grids of a portion, and the logarithm of the portions that share one where there is only one.
+fn plan(bits: u32, k: usize, groups: usize, group_size: usize) -> Option<(usize, i32)> {
+    let (portion, per_group) = (PORTION * chunk(bits), group_size / chunk(bits));
+    match groups {
+        _ if !k.is_multiple_of(portion) => None,
+        1 => Some((1, 30)),
+        _ if 2 * group_size == chunk(bits) => Some((2 * PORTION, 0)),
+        _ if per_group > PORTION => Some((1, (per_group / PORTION).ilog2() as i32)),
+        _ => Some((PORTION / per_group.max(1), 0)),
+    }
+}
+
+fn kernel(bits: u32, grids: usize) -> Option<&'static str> {
+    Some(match (bits, grids) {
+        (4, 1) => "stream_quant_4_1",
+        (4, 2) => "stream_quant_4_2",
+        (4, 4) => "stream_quant_4_4",
+        (4, 8) => "stream_quant_4_8",
+        (8, 1) => "stream_quant_8_1",
+        (8, 2) => "stream_quant_8_2",
+        (8, 4) => "stream_quant_8_4",
+        _ => return None,
+    })
+}
+
+impl Fragments {
+    /// `None` where the kernel does not take the rows or the weight.
+    pub(super) fn stream(&self, card: &Cuda, x: &CudaTensor, around: Around) -> Result<Option<CudaTensor>> {
+        let ((n, k), rows) = (self.dims, card.shape(x).0);
+        let plan = plan(self.bits, k, self.groups, self.group_size).filter(|_| (1..=ROWS).contains(&rows));
+        let Some((grids, shift)) = plan else { return Ok(None) };
+        let Some(kernel) = kernel(self.bits, grids) else { return Ok(None) };
+        let warps = if card.is_hopper() { 20 } else { 12 };
+        let here = rows * k * card.dtype().size();
+        let fused = here <= NORMED_BYTES && k <= NORMED_FEATURES * 32 * warps;
+        let (x, norm) = match around.norm {
+            Some(norm) if fused => (x.clone(), Some(norm)),
+            Some(norm) => (card.rms_norm_in_order(x, norm, self.order.as_ref())?, None),
+            None => (card.in_order(x, self.order.as_ref())?, None),
+        };
+        if let Some(norm) = norm {
+            rms_norm::check((rows, k), card.shape(norm.weight))?;
+        }
+        let width = if self.gated { n / 2 } else { n };
+        let y = card.new_tensor((rows, width))?;
+        if let Some(residual) = around.residual {
+            add::check(card.shape(residual), card.shape(&y))?;
+        }
+        let order = self.order.as_ref().filter(|_| norm.is_some());
+        let (next, next_bytes) = self.next.get().map_or((0, 0), |next| (card.address(next), 4 * next.len()));
+        let args = [
+            Arg::Address(card.real(&y)?),
+            Arg::Address(if norm.is_some() { card.real(&x)? } else { card.values(&x)? }),
+            Arg::Address(norm.map_or(Ok(0), |norm| card.real(norm.weight))?),
+            Arg::Address(order.map_or(0, |order| order.places(card))),
+            Arg::Float(norm.map_or(0.0, |norm| norm.eps)),
+            Arg::Address(card.address(&self.codes)),
+            Arg::Address(card.address(&self.grids)),
+            Arg::Address(self.bias.as_ref().map_or(Ok(0), |bias| card.real(bias))?),
+            Arg::Address(around.residual.map_or(Ok(0), |residual| card.real(residual))?),
+            Arg::Address(around.order.map_or(0, |order| order.places(card))),
+            Arg::Int(self.gated as i32),
+            Arg::Int(rows as i32),
+            Arg::Int(k as i32),
+            Arg::Int(n as i32),
+            Arg::Int(self.groups as i32),
+            Arg::Int(shift),
+            Arg::Int(norm.is_some() as i32),
+            Arg::Address(next),
+            Arg::Long(next_bytes as u64),
+        ];
+        let rings = warps * DEPTH * (512 * PORTION + 64 * grids);
+        let sums = 4 * WAITING * warps * FEW_ROWS_OUTPUTS;
+        let blocks = (n / FEW_ROWS_OUTPUTS).min(card.multiprocessors());
+        let launch = Launch::blocks(blocks, 32 * warps as u32)
+            .shared(rings + sums + if norm.is_some() { here } else { 0 })
+            .early()
+            .mostly_shared();
+        card.launch(kernel, launch, &args)?;
+        Ok(Some(y.in_order(around.order)))
+    }
+}

@@ -1,0 +1,76 @@
+//! `gptq bench prefill`: tokens of a prompt per second, beside the speed of the matrix product.
+
+use std::path::Path;
+
+use anyhow::Result;
+use gptq_kernels::{Backend, Batch, KV_BLOCK_ROWS, SequenceRows};
+use gptq_runtime::layout;
+use gptq_runtime::model::ModelFiles;
+
+use super::ceilings::{Ceilings, attention_flops};
+use super::{Figure, Rate, Workspace, median, print};
+use crate::args::PrefillBenchArgs;
+use crate::commands::common::{self, DeviceKind, OnDevice};
+use crate::commands::eval;
+use crate::output;
+
+/// How often each is measured; the median counts.
+const TIMES: usize = 3;
+
+pub fn run(args: &PrefillBenchArgs) -> Result<()> {
+    let dir = common::model_dir(&args.model)?;
+    let files = ModelFiles::open(&dir)?;
+    let (title, figures) =
+        common::on_device(args.device, &files.config, Measure { args, dir: &dir, files: &files })?;
+    match args.json {
+        true => Ok(output::json(&figures)?),
+        false => print(&title, &figures),
+    }
+}
+
+/// The part that needs a device.
+struct Measure<'a> {
+    args: &'a PrefillBenchArgs,
+    dir: &'a Path,
+    files: &'a ModelFiles,
+}
+
+impl OnDevice for Measure<'_> {
+    type Output = (String, Vec<Figure>);
+
+    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<Self::Output> {
+        let Self { args, dir, files } = self;
+        let work = Workspace::new()?;
+        let ceilings = Ceilings::measure(&device, kind, &files.config, work.path())?;
+        let model = eval::load(&device, dir)?;
+        let mut figures = ceilings.figures();
+        let vocab = files.config.vocab_size as u32;
+        for tokens in &args.tokens {
+            let ids: Vec<u32> = (0..*tokens as u32).map(|i| i.wrapping_mul(2_654_435_761) % vocab).collect();
+            let blocks = tokens.div_ceil(KV_BLOCK_ROWS);
+            let mut caches = model.kv_caches(blocks)?;
+            let sequence = SequenceRows { rows: *tokens, context: 0, blocks: (0..blocks as u32).collect() };
+            let batch = Batch { sequences: vec![sequence] };
+            let seconds = median(&device, TIMES, || {
+                let hidden = model.forward(&ids, &batch, Some(&mut caches))?;
+                model.logits(&hidden, tokens - 1..*tokens)
+            })?;
+            let flops = flops(files, *tokens);
+            let figure = Figure::new(format!("prompt of {tokens}"), *tokens as f64 / seconds, "tokens/s");
+            let rate = Rate { value: flops / seconds / 1e12, unit: "TFLOP/s" };
+            figures.push(
+                Figure { rate: Some(rate), ..figure }
+                    .share("the matrix product", flops / seconds / ceilings.matmul),
+            );
+        }
+        Ok((format!("{}, on {}", args.model, device.name()), figures))
+    }
+}
+
+/// Products of every layer's linears and its attention.
+fn flops(files: &ModelFiles, tokens: usize) -> f64 {
+    let linears = layout::linears(&files.config);
+    let weights: f64 = linears.iter().map(|l| (l.in_features * l.out_features) as f64).sum();
+    let layers = files.config.num_hidden_layers as f64;
+    layers * (2.0 * tokens as f64 * weights + attention_flops(&files.config, tokens))
+}
