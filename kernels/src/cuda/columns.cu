@@ -12,8 +12,11 @@ extern "C" __global__ void put_columns(real_t* y, const real_t* x, int width, in
         y[(size_t)blockIdx.x * stride + i] = x[(size_t)blockIdx.x * width + i];
 }
 
-/// y[t, i] = x[t, order[i]]; one thread an output.
+/// y[t, i] = x[t, order[i]]; one block a row, which it keeps in shared memory meanwhile.
 extern "C" __global__ void order_columns(real_t* y, const real_t* x, const u32* order, int width) {
-    int i = blockIdx.y * blockDim.x + threadIdx.x;
-    if (i < width) y[(size_t)blockIdx.x * width + i] = x[(size_t)blockIdx.x * width + order[i]];
+    extern __shared__ real_t row[];
+    const real_t* from = x + (size_t)blockIdx.x * width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) row[i] = from[i];
+    __syncthreads();
+    for (int i = threadIdx.x; i < width; i += blockDim.x) y[(size_t)blockIdx.x * width + i] = row[order[i]];
 }

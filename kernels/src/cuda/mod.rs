@@ -248,7 +248,7 @@ impl Cuda {
                     Arg::Address(wants.features(self)),
                     Arg::Int(x.shape.1 as i32),
                 ];
-                let launch = Launch::grid(x.shape.0, x.shape.1.div_ceil(256), 1, 256);
+                let launch = Launch::blocks(x.shape.0, 256).shared(x.shape.1 * self.dtype().size());
                 self.launch("order_columns", launch, &args)?;
                 Ok(y.in_order(order))
             }

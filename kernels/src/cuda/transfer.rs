@@ -210,7 +210,7 @@ impl Cuda {
         let total = parts.iter().map(|part| part.len()).sum::<usize>();
         let mut slice = self.alloc::<u8>(total)?;
         if total >= LARGE {
-            let arrival = self.send(parts, &mut slice)?;
+            let arrival = self.send(parts, &mut slice.as_view_mut())?;
             return Ok(Bytes::arriving(slice, Some(arrival)));
         }
         let mut start = 0;
@@ -222,8 +222,23 @@ impl Cuda {
         Ok(slice.into())
     }
 
+    /// Words at the speed of the bus.
+    pub(crate) fn upload_words(&self, words: &[u32]) -> Result<CudaSlice<u32>> {
+        let bytes: &[u8] = bytemuck::cast_slice(words);
+        if bytes.len() < LARGE {
+            return self.upload(words);
+        }
+        let mut slice = self.alloc::<u32>(words.len())?;
+        // SAFETY: a word is four bytes.
+        let target = unsafe { slice.transmute_mut::<u8>(bytes.len()) };
+        let mut target = target.ok_or_else(|| Error::shape("upload", bytes.len(), words.len()))?;
+        let arrival = self.send(&[bytes], &mut target)?;
+        self.inner.stream.wait(&arrival).map_err(Error::driver("copy to the card"))?;
+        Ok(slice)
+    }
+
     /// Sends bytes through the pinned chunks, and returns the end of the last copy.
-    fn send(&self, parts: &[&[u8]], slice: &mut CudaSlice<u8>) -> Result<CudaEvent> {
+    fn send(&self, parts: &[&[u8]], slice: &mut CudaViewMut<u8>) -> Result<CudaEvent> {
         let failed = || Error::driver("copy to the card");
         let Transfers { up, chunks, .. } = &self.inner.transfers;
         self.let_follow(up)?;

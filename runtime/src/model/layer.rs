@@ -9,7 +9,7 @@
 
 use gptq_kernels::{AttentionShape, Backend, Batch, Norm, QkNorm, RopeShape};
 
-use super::projection::Projection;
+use super::projection::{HostProjection, Projection};
 use super::{ModelFiles, vector};
 use crate::layout::{self, Stage};
 use crate::{Error, Result};
@@ -34,11 +34,11 @@ pub struct State<T> {
 }
 
 impl<B: Backend> Layer<B> {
-    /// Loads layer `index` of a checkpoint or an artifact.
-    pub fn load(backend: &B, files: &ModelFiles, index: usize) -> Result<Self> {
+    /// Layer `index` with what was read of its stages.
+    pub fn new(backend: &B, files: &ModelFiles, index: usize, stages: &[HostProjection; 4]) -> Result<Self> {
         let mut layer = Self::without_linears(backend, files, index)?;
-        for stage in Stage::ALL {
-            layer.replace(stage, Projection::load(backend, files, index, stage)?);
+        for (stage, read) in Stage::ALL.into_iter().zip(stages) {
+            layer.replace(stage, Projection::new(backend, stage, read)?);
         }
         Ok(layer)
     }

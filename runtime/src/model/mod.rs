@@ -9,14 +9,17 @@ use std::ops::Range;
 use std::path::Path;
 
 pub use layer::{Layer, State};
-pub use projection::{Projection, dense_parts, stage_linears};
+pub use projection::{HostProjection, Projection, dense_parts, stage_linears};
 
 use gptq_kernels::{Backend, Batch, SequenceRows};
 
+use rayon::prelude::*;
+
+use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
+use crate::layout::{self, Stage};
 use crate::quant_config::QuantConfig;
-use crate::{Result, layout};
 
 /// A checkpoint or artifact on disk: what it says of itself, and its tensors.
 pub struct ModelFiles {
@@ -80,9 +83,7 @@ impl<B: Backend> Model<B> {
     /// Loads every layer of a checkpoint or an artifact.
     pub fn load(backend: B, files: &ModelFiles) -> Result<Self> {
         let config = files.config.clone();
-        let layers = (0..config.num_hidden_layers)
-            .map(|i| Layer::load(&backend, files, i))
-            .collect::<Result<Vec<_>>>()?;
+        let layers = load_layers(&backend, files)?;
         let projections: Vec<_> = layers.iter().flat_map(Layer::projections).collect();
         for (one, next) in projections.iter().zip(projections.iter().cycle().skip(1)) {
             one.read_next(&backend, next);
@@ -177,6 +178,32 @@ impl<B: Backend> Model<B> {
         let hidden = self.backend.rows(hidden, rows)?;
         Ok(self.backend.logits(&hidden, self.lm_head.as_ref().unwrap_or(&self.embedding))?)
     }
+}
+
+/// Layers that are read at once while those before them go to the device.
+const READ_AHEAD: usize = 4;
+
+fn load_layers<B: Backend>(backend: &B, files: &ModelFiles) -> Result<Vec<Layer<B>>> {
+    let read = |index: usize| -> Result<[HostProjection; 4]> {
+        let [a, b, c, d] = Stage::ALL;
+        let of = |stage| HostProjection::read(files, index, stage);
+        Ok([of(a)?, of(b)?, of(c)?, of(d)?])
+    };
+    std::thread::scope(|scope| {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        scope.spawn(move || {
+            let indices: Vec<usize> = (0..files.config.num_hidden_layers).collect();
+            for window in indices.chunks(READ_AHEAD) {
+                let layers: Vec<_> = window.par_iter().map(|index| (*index, read(*index))).collect();
+                // Nobody listens where a layer before could not be put on the device.
+                if sender.send(layers).is_err() {
+                    return;
+                }
+            }
+        });
+        let layers = receiver.into_iter().flatten();
+        layers.map(|(index, stages)| Layer::new(backend, files, index, &stages?)).collect()
+    })
 }
 
 /// The embedding table, `[vocab, hidden]`.

@@ -3,6 +3,7 @@
 use gptq_kernels::packing::PackedLinear;
 use gptq_kernels::{Backend, HostTensor, Norm};
 use half::f16;
+use rayon::prelude::*;
 
 use super::ModelFiles;
 use crate::layout::{self, LinearSpec, Stage};
@@ -17,21 +18,43 @@ pub enum Projection<B: Backend> {
     Parts(Vec<B::QuantWeight>),
 }
 
-impl<B: Backend> Projection<B> {
-    /// Loads a stage of layer `index`, dense or quantized as the files are.
-    pub fn load(backend: &B, files: &ModelFiles, index: usize, stage: Stage) -> Result<Self> {
+/// The weights of one stage as they were read, dense or quantized as the files are.
+pub enum HostProjection<'a> {
+    /// Weights and biases.
+    Dense(Vec<HostTensor<'a>>, Vec<HostTensor<'a>>),
+    Quantized(PackedLinear),
+    Parts(Vec<PackedLinear>),
+}
+
+impl<'a> HostProjection<'a> {
+    /// Reads a stage of layer `index`.
+    pub fn read(files: &'a ModelFiles, index: usize, stage: Stage) -> Result<Self> {
         let linears = stage_linears(files, stage);
         let Some(quant) = &files.quant else {
             let (weights, biases) = dense_parts(files, index, &linears)?;
-            return Ok(Self::Dense(backend.weight(&weights, &biases)?));
+            return Ok(Self::Dense(weights, biases));
         };
-        let parts =
-            linears.iter().map(|linear| packed(files, quant, index, linear)).collect::<Result<Vec<_>>>()?;
-        match PackedLinear::stack(&parts) {
-            Some(whole) if stage == Stage::GateUp => Ok(Self::Quantized(backend.gated_weight(&whole)?)),
-            Some(whole) => Ok(Self::Quantized(backend.quant_weight(&whole)?)),
-            None => Ok(Self::Parts(parts.iter().map(|p| backend.quant_weight(p)).collect::<Result<_, _>>()?)),
-        }
+        let parts = linears
+            .par_iter()
+            .map(|linear| packed(files, quant, index, linear))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(PackedLinear::stack(&parts).map_or(Self::Parts(parts), Self::Quantized))
+    }
+}
+
+impl<B: Backend> Projection<B> {
+    /// Puts what was read of a stage on the device.
+    pub fn new(backend: &B, stage: Stage, read: &HostProjection) -> Result<Self> {
+        Ok(match read {
+            HostProjection::Dense(weights, biases) => Self::Dense(backend.weight(weights, biases)?),
+            HostProjection::Quantized(whole) if stage == Stage::GateUp => {
+                Self::Quantized(backend.gated_weight(whole)?)
+            }
+            HostProjection::Quantized(whole) => Self::Quantized(backend.quant_weight(whole)?),
+            HostProjection::Parts(parts) => {
+                Self::Parts(parts.iter().map(|part| backend.quant_weight(part)).collect::<Result<_, _>>()?)
+            }
+        })
     }
 
     /// A solved stage as a dense weight with the values that the artifact will hold.

@@ -137,7 +137,7 @@ impl Cuda {
     fn stored_weight(&self, packed: &PackedLinear) -> Result<StoredWeight> {
         packed.check()?;
         Ok(StoredWeight {
-            qweight: self.upload(&packed.qweight)?,
+            qweight: self.upload_words(&packed.qweight)?,
             qzeros: self.upload(&packed.qzeros)?,
             scales: self.upload(bytemuck::cast_slice(&packed.scales))?,
             g_idx: self.upload(&packed.g_idx)?,

@@ -52,34 +52,41 @@ extern "C" __global__ void repack_grids(
     grids[index] = scales[(size_t)group * out + n] | zero << 16;
 }
 
-/// w[n, place] = (code - zero) * scale from fragments, features in their order; one thread a word.
+/// w[row, place] = (code - zero) * scale from fragments, features in their order; one thread a lane's 16 bytes.
 extern "C" __global__ void dequantize_fragments(
-    real_t* w,             // [out, in], sweep order
-    const u32* fragments,  // [out / 16, in / chunk, 32, 4]
-    const u32* grids,      // [out / 16, groups, 8, 2]
+    real_t* w,              // [out, in]
+    const uint4* fragments, // [out / 16, in / chunk, 32]
+    const u32* grids,       // [out / 16, groups, 8, 2]
     int in, int out, int bits, int group_size) {
     size_t index = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     int chunk_features = 256 / bits, chunks = in / chunk_features, groups = (in + group_size - 1) / group_size;
-    if (index >= (size_t)(out / 16) * chunks * 128) return;
-    int word = index % 4, lane = index / 4 % 32, chunk = index / 128 % chunks, tile = index / 128 / chunks;
+    if (index >= (size_t)(out / 16) * chunks * 32) return;
+    int lane = index % 32, chunk = index / 32 % chunks, tile = index / 32 / chunks;
     int features = 64 / bits, first = chunk * chunk_features + lane % 4 * features, g = lane / 4;
-    u32 packed = fragments[index];
-    int group = first / group_size;
-    const u32* grid = grids + ((size_t)tile * groups + group) * 16 + 2 * g;
-    float scale[2] = {f16_to_float(grid[0] & 0xFFFF), f16_to_float(grid[1] & 0xFFFF)};
-    float zero[2] = {(float)(grid[0] >> 16), (float)(grid[1] >> 16)};
-    int pair = bits == 4 ? word * 4 : word / 2 * 4 + word % 2 * 2;
+    uint4 bytes = fragments[index];
+    u32 words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
+    const u32* grid = grids + ((size_t)tile * groups + first / group_size) * 16 + 2 * g;
+#pragma unroll
     for (int half = 0; half < 2; half++) {
-        real_t* row = w + (size_t)(tile * 16 + g + 8 * half) * in + first + pair;
+        float scale = f16_to_float(grid[half] & 0xFFFF), zero = (float)(grid[half] >> 16);
+        real_t* row = w + (size_t)(tile * 16 + g + 8 * half) * in + first;
+        float values[8];
         if (bits == 4) {
-            for (int i = 0; i < 4; i++) {
-                // Feature i of four: pair i / 2, its half i % 2.
-                int nibble = i / 2 * 2 + half + i % 2 * 4;
-                row[i] = to_real(((float)(packed >> (4 * nibble) & 15) - zero[half]) * scale[half]);
+            // Two words have eight features: of each four, pair i / 2 and its half i % 2.
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    int nibble = i % 4 / 2 * 2 + half + i % 2 * 4;
+                    values[i] = ((float)(words[2 * j + i / 4] >> (4 * nibble) & 15) - zero) * scale;
+                }
+                store8(row + 8 * j, values);
             }
         } else {
-            for (int i = 0; i < 2; i++)
-                row[i] = to_real(((float)(packed >> (8 * (2 * half + i)) & 255) - zero[half]) * scale[half]);
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                values[i] = ((float)(words[i / 2] >> (8 * (2 * half + i % 2)) & 255) - zero) * scale;
+            store8(row, values);
         }
     }
 }

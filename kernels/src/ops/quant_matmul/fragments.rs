@@ -143,7 +143,7 @@ impl Fragments {
             Arg::Int(self.bits as i32),
             Arg::Int(self.group_size as i32),
         ];
-        card.launch("dequantize_fragments", Launch::threads(n * k * self.bits as usize / 32), &args)?;
+        card.launch("dequantize_fragments", Launch::threads(n * k * self.bits as usize / 128), &args)?;
         Ok(CudaWeight::new(values.into(), self.dims, false, self.bias.clone()))
     }
 }

@@ -23,11 +23,12 @@ impl Cuda {
         let args = [
             Arg::Address(self.real(&y)?),
             Arg::Address(self.real(x)?),
-            Arg::Address(order.map_or(0, |order| order.places(self))),
+            Arg::Address(order.map_or(0, |order| order.features(self))),
             Arg::Int(n as i32),
             Arg::Int(run as i32),
         ];
-        self.launch("silu_mul", Launch::blocks(y.shape().0, 256), &args)?;
+        let shared = order.map_or(0, |_| n * self.dtype().size());
+        self.launch("silu_mul", Launch::blocks(y.shape().0, 256).shared(shared), &args)?;
         Ok(y.in_order(order))
     }
 }

@@ -34,8 +34,8 @@ extern "C" __global__ void __launch_bounds__(256) top_logits_of_parts(
     u64* keys,                  // [rows, parts, count]
     float* masses,              // [rows, parts, 2]: the largest logit, and the part's mass relative to it
     const float* logits,        // [rows, vocab]
-    const float* temperatures,  // [rows]
-    int vocab, int count) {
+    const float* temperatures,  // [rows], or null: all the same
+    float temperature, int vocab, int count) {
     int part = blockIdx.x, parts = gridDim.x, row = blockIdx.y, first = part * 256 * KEPT + threadIdx.x;
     const float* mine = logits + (size_t)row * vocab;
     float kept[KEPT];
@@ -62,7 +62,8 @@ extern "C" __global__ void __launch_bounds__(256) top_logits_of_parts(
             if (key < top && key > best) best = key;
         }
     }
-    float mass = 0.f, temperature = temperatures[row];
+    float mass = 0.f;
+    if (temperatures) temperature = temperatures[row];
 #pragma unroll
     for (int i = 0; i < KEPT; i++)
         if (first + 256 * i < vocab) mass += expf((kept[i] - largest) / temperature);
@@ -77,8 +78,8 @@ extern "C" __global__ void __launch_bounds__(256) top_logits_of_all(
     u32* best,                  // [rows, 2 count + 1]: ids and logits, and the mass of all
     const u64* keys,            // [rows, parts, count]
     const float* masses,        // [rows, parts, 2]
-    const float* temperatures,  // [rows]
-    int parts, int count) {
+    const float* temperatures,  // [rows], or null: all the same
+    float temperature, int parts, int count) {
     extern __shared__ u64 found[];  // [parts * count]
     int row = blockIdx.x, total = parts * count;
     u32* mine = best + (size_t)row * (2 * count + 1);
@@ -95,9 +96,10 @@ extern "C" __global__ void __launch_bounds__(256) top_logits_of_all(
         if (threadIdx.x == 0) mine[2 * round] = ~(u32)top, mine[2 * round + 1] = __float_as_uint(top_logit(top));
     }
     float mass = 0.f;
+    if (temperatures) temperature = temperatures[row];
     for (int i = threadIdx.x; i < parts; i += 256) {
         const float* of_part = masses + 2 * (row * parts + i);
-        mass += of_part[1] * expf((of_part[0] - largest) / temperatures[row]);
+        mass += of_part[1] * expf((of_part[0] - largest) / temperature);
     }
     mass = block_sum(mass);
     if (threadIdx.x == 0) mine[2 * count] = __float_as_uint(mass);
