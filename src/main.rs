@@ -43,6 +43,7 @@ fn run(verb: Option<Verb>) -> anyhow::Result<ExitCode> {
             BenchVerb::Agreement(args) => commands::bench::agreement::run(&args)?,
             BenchVerb::Decode(args) => commands::bench::decode::run(&args)?,
             BenchVerb::Prefill(args) => commands::bench::prefill::run(&args)?,
+            BenchVerb::Matmul(args) => commands::bench::matmul::run(&args)?,
             BenchVerb::Load(args) => commands::bench::load::run(&args)?,
         },
         Some(Verb::Completions(args)) => commands::completions::run(&args)?,

@@ -36,6 +36,11 @@ pub trait Device: Clone + Send + Sync + 'static {
         Ok(())
     }
 
+    /// Kernels that were asked for so far; `None` where computing is no asking.
+    fn launches(&self) -> Option<u64> {
+        None
+    }
+
     /// Bytes of one element of an activation.
     fn element_size(&self) -> usize;
 

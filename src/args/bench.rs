@@ -16,6 +16,7 @@ use super::values::DeviceArgs;
   gptq bench agreement ./model --device cuda --dtype f32
   gptq bench decode ./Llama-2-7B-GPTQ --batch 1,8,64 --context 128
   gptq bench prefill ./Llama-2-7B-GPTQ --tokens 512,8192
+  gptq bench matmul ./Llama-2-7B-GPTQ --tokens 1,64
   gptq bench load ./Llama-2-7B-GPTQ --json")]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -30,6 +31,7 @@ pub enum BenchVerb {
     Decode(DecodeBenchArgs),
     Prefill(PrefillBenchArgs),
     Load(LoadBenchArgs),
+    Matmul(MatmulBenchArgs),
 }
 
 /// Seconds of every phase of quantization beside its floor
@@ -146,6 +148,26 @@ pub struct PrefillBenchArgs {
 
     /// Lengths of the prompt, each taken in one pass
     #[arg(long, value_delimiter = ',', default_value = "512,2048", value_parser = at_least_one)]
+    pub tokens: Vec<usize>,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    /// Print the figures as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The products of a step one by one, beside what memory and arithmetic allow
+///
+/// Each is the mean over all layers, whose weights are read in turn: none is found in a cache.
+#[derive(Args)]
+pub struct MatmulBenchArgs {
+    /// Model folder or hub id
+    pub model: String,
+
+    /// Rows of activations
+    #[arg(long, value_delimiter = ',', default_value = "1,8,64", value_parser = at_least_one)]
     pub tokens: Vec<usize>,
 
     #[command(flatten)]

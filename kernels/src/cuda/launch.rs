@@ -1,6 +1,7 @@
 //! Launching a kernel by its name.
 
 use std::ffi::c_void;
+use std::sync::atomic::Ordering;
 
 use cudarc::driver::{CudaFunction, sys};
 
@@ -90,6 +91,7 @@ impl Cuda {
             return Ok(());
         }
         let function = self.function(kernel, launch.mostly_shared)?;
+        self.inner.launches.fetch_add(1, Ordering::Relaxed);
         if launch.shared > PLAIN_SHARED {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(attribute, launch.shared as i32).map_err(Error::driver(kernel))?;

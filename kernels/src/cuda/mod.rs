@@ -12,7 +12,7 @@ mod transfer;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use cudarc::cublas::CudaBlas;
@@ -53,6 +53,7 @@ struct Inner {
     /// Loaded at the first use of one of their kernels, in the order of [`Program::ALL`].
     modules: [OnceLock<Arc<CudaModule>>; Program::ALL.len()],
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
+    launches: AtomicU64,
     /// Where buffers of activations come from and go back to.
     shelf: Mutex<Arc<Shelf>>,
     /// A step is being recorded: nothing may ask the driver for memory.
@@ -137,6 +138,7 @@ impl Cuda {
             multiprocessors,
             modules: Default::default(),
             functions: Mutex::default(),
+            launches: AtomicU64::new(0),
             shelf: Mutex::new(Shelf::common()),
             recording: AtomicBool::new(false),
             split_by_context: AtomicBool::new(false),
@@ -330,6 +332,10 @@ impl Device for Cuda {
 
     fn synchronize(&self) -> Result<()> {
         self.inner.stream.synchronize().map_err(Error::driver("synchronize"))
+    }
+
+    fn launches(&self) -> Option<u64> {
+        Some(self.inner.launches.load(Ordering::Relaxed))
     }
 
     fn element_size(&self) -> usize {

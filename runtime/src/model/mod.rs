@@ -99,6 +99,10 @@ impl<B: Backend> Model<B> {
         })
     }
 
+    pub fn layers(&self) -> &[Layer<B>] {
+        &self.layers
+    }
+
     pub fn backend(&self) -> &B {
         &self.backend
     }

@@ -3,6 +3,7 @@
 pub mod agreement;
 pub mod decode;
 pub mod load;
+pub mod matmul;
 pub mod prefill;
 pub mod quality;
 pub mod quantize;

@@ -1,0 +1,173 @@
+//! `gptq bench matmul`: the products of a decoding step one by one, beside what memory and arithmetic allow.
+
+use std::path::Path;
+
+use anyhow::Result;
+use gptq_kernels::{Backend, Batch};
+use gptq_runtime::layout::{self, Stage};
+use gptq_runtime::model::{Model, ModelFiles, Projection, stage_linears};
+use serde::Serialize;
+
+use super::ceilings::Ceilings;
+use super::{Workspace, median, tensor_bytes};
+use crate::args::MatmulBenchArgs;
+use crate::commands::common::{self, DeviceKind, OnDevice};
+use crate::commands::eval;
+use crate::output;
+
+/// How often each is measured; the median counts.
+const TIMES: usize = 20;
+
+pub fn run(args: &MatmulBenchArgs) -> Result<()> {
+    let dir = common::model_dir(&args.model)?;
+    let files = ModelFiles::open(&dir)?;
+    let report = common::on_device(args.device, &files.config, Measure { args, dir: &dir, files: &files })?;
+    match args.json {
+        true => Ok(output::json(&report)?),
+        false => report.print(),
+    }
+}
+
+#[derive(Serialize)]
+struct Report {
+    title: String,
+    /// Ceilings: bytes read and written, and operations, a second.
+    copy: f64,
+    matmul: f64,
+    /// Operations that the device is asked for in a step of one token.
+    launches: Option<u64>,
+    rows: Vec<Row>,
+}
+
+/// One product, the mean over all layers.
+#[derive(Serialize)]
+struct Row {
+    product: &'static str,
+    tokens: usize,
+    bytes: f64,
+    flops: f64,
+    floor_us: f64,
+    measured_us: f64,
+}
+
+/// The part that needs a device.
+struct Measure<'a> {
+    args: &'a MatmulBenchArgs,
+    dir: &'a Path,
+    files: &'a ModelFiles,
+}
+
+impl OnDevice for Measure<'_> {
+    type Output = Report;
+
+    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<Report> {
+        let Self { args, dir, files } = self;
+        let work = Workspace::new()?;
+        let ceilings = Ceilings::measure(&device, kind, &files.config, work.path())?;
+        let model = eval::load(&device, dir)?;
+        let mut rows = Vec::new();
+        for tokens in &args.tokens {
+            for stage in Stage::ALL {
+                let linears = stage_linears(files, stage);
+                let weights: usize = linears.iter().map(|l| l.in_features * l.out_features).sum();
+                let seconds = seconds(&device, &model, stage, linears[0].in_features, *tokens)?;
+                let bytes = stage_bytes(files, stage);
+                let flops = 2.0 * (tokens * weights) as f64;
+                let floor = (bytes / ceilings.copy).max(flops / ceilings.matmul);
+                let (floor_us, measured_us) = (1e6 * floor, 1e6 * seconds);
+                rows.push(Row {
+                    product: stage.name(),
+                    tokens: *tokens,
+                    bytes,
+                    flops,
+                    floor_us,
+                    measured_us,
+                });
+            }
+        }
+        let launches = launches(&device, &model)?;
+        let title = format!("{}, on {}", args.model, device.name());
+        Ok(Report { title, copy: ceilings.copy, matmul: ceilings.matmul, launches, rows })
+    }
+}
+
+/// The mean time of a stage's product over all layers, whose weights are read one after the other.
+fn seconds<B: Backend>(
+    device: &B,
+    model: &Model<B>,
+    stage: Stage,
+    width: usize,
+    tokens: usize,
+) -> Result<f64> {
+    let x = device.tensor((0..tokens * width).map(|i| (i % 7) as f32 - 3.0).collect(), (tokens, width))?;
+    let ones = device.tensor(vec![1.0; width], (1, width))?;
+    let mut step = || -> Result<B::Tensor> {
+        let mut last = x.clone();
+        for layer in model.layers() {
+            let projection: Option<&Projection<B>> = layer.projections().nth(stage as usize);
+            let Some(projection) = projection else { continue };
+            let norm = gptq_kernels::Norm { weight: &ones, eps: 1e-6 };
+            last = match stage {
+                Stage::GateUp => projection.normed_gate_up(device, &x, norm, None)?,
+                Stage::Qkv => projection.normed(device, &x, norm)?,
+                Stage::O | Stage::Down => projection.forward(device, &x)?,
+            };
+        }
+        Ok(last)
+    };
+    let layers = model.layers().len() as f64;
+    // Where a device records, asking for each product would be what is measured.
+    let batch = Batch::fresh([tokens]);
+    Ok(match device.record(&batch, &mut step)? {
+        Some(recording) => median(device, TIMES, || device.replay(&recording, &batch))?,
+        None => median(device, TIMES.min(3), step)?,
+    } / layers)
+}
+
+/// Bytes of a stage's tensors in one layer.
+fn stage_bytes(files: &ModelFiles, stage: Stage) -> f64 {
+    let tensors = match &files.quant {
+        Some(quant) => layout::artifact_tensors(&files.config, quant, false),
+        None => layout::checkpoint_tensors(&files.config),
+    };
+    let prefix = layout::layer_prefix(0);
+    let linears = stage_linears(files, stage);
+    linears.iter().map(|linear| tensor_bytes(&tensors, &format!("{prefix}{}.", linear.module))).sum()
+}
+
+fn launches<B: Backend>(device: &B, model: &Model<B>) -> Result<Option<u64>> {
+    let sequence = gptq_kernels::SequenceRows { rows: 1, context: 0, blocks: vec![0] };
+    let mut caches = model.kv_caches(1)?;
+    let before = device.launches();
+    let hidden = model.forward(&[1], &Batch { sequences: vec![sequence] }, Some(&mut caches))?;
+    device.top_logits(&model.logits(&hidden, 0..1)?, 1, &[1.0])?;
+    Ok(device.launches().zip(before).map(|(after, before)| after - before))
+}
+
+impl Report {
+    fn print(&self) -> Result<()> {
+        output::line(format_args!("{}\n", self.title))?;
+        let (copy, matmul) = (self.copy / 1e9, self.matmul / 1e12);
+        output::line(format_args!("copy {copy:.1} GB/s, matrix product {matmul:.2} TFLOP/s"))?;
+        if let Some(launches) = self.launches {
+            output::line(format_args!("{launches} kernels a token"))?;
+        }
+        output::line(format_args!(
+            "\n{:<8} {:>6} {:>10} {:>10} {:>10} {:>12} {:>7}",
+            "product", "tokens", "MB", "GFLOP", "floor us", "measured us", "share"
+        ))?;
+        for row in &self.rows {
+            output::line(format_args!(
+                "{:<8} {:>6} {:>10.2} {:>10.2} {:>10.1} {:>12.1} {:>5.0} %",
+                row.product,
+                row.tokens,
+                row.bytes / 1e6,
+                row.flops / 1e9,
+                row.floor_us,
+                row.measured_us,
+                100.0 * row.floor_us / row.measured_us
+            ))?;
+        }
+        Ok(())
+    }
+}
