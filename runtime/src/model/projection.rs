@@ -70,6 +70,14 @@ impl<B: Backend> Projection<B> {
         }
     }
 
+    /// `x` as the weight would best get it.
+    pub fn ordered_input(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
+        match self {
+            Self::Quantized(weight) => Ok(backend.ordered_input(x, weight)?),
+            Self::Dense(_) | Self::Parts(_) => Ok(x.clone()),
+        }
+    }
+
     /// `next` will be read after this one.
     pub fn read_next(&self, backend: &B, next: &Self) {
         if let (Self::Quantized(weight), Self::Quantized(next)) = (self, next) {

@@ -101,21 +101,28 @@ fn seconds<B: Backend>(
 ) -> Result<f64> {
     let x = device.tensor((0..tokens * width).map(|i| (i % 7) as f32 - 3.0).collect(), (tokens, width))?;
     let ones = device.tensor(vec![1.0; width], (1, width))?;
+    let projections: Vec<&Projection<B>> =
+        model.layers().iter().filter_map(|layer| layer.projections().nth(stage as usize)).collect();
+    let inputs: Vec<B::Tensor> = match stage {
+        // What comes before these stores it so.
+        Stage::O | Stage::Down => {
+            projections.iter().map(|p| p.ordered_input(device, &x)).collect::<std::result::Result<_, _>>()?
+        }
+        Stage::Qkv | Stage::GateUp => vec![x.clone(); projections.len()],
+    };
     let mut step = || -> Result<B::Tensor> {
         let mut last = x.clone();
-        for layer in model.layers() {
-            let projection: Option<&Projection<B>> = layer.projections().nth(stage as usize);
-            let Some(projection) = projection else { continue };
+        for (projection, x) in projections.iter().zip(&inputs) {
             let norm = gptq_kernels::Norm { weight: &ones, eps: 1e-6 };
             last = match stage {
-                Stage::GateUp => projection.normed_gate_up(device, &x, norm, None)?,
-                Stage::Qkv => projection.normed(device, &x, norm)?,
-                Stage::O | Stage::Down => projection.forward(device, &x)?,
+                Stage::GateUp => projection.normed_gate_up(device, x, norm, None)?,
+                Stage::Qkv => projection.normed(device, x, norm)?,
+                Stage::O | Stage::Down => projection.forward(device, x)?,
             };
         }
         Ok(last)
     };
-    let layers = model.layers().len() as f64;
+    let layers = projections.len() as f64;
     // Where a device records, asking for each product would be what is measured.
     let batch = Batch::fresh([tokens]);
     Ok(match device.record(&batch, &mut step)? {

@@ -54,6 +54,10 @@ impl QuantMatMul for Cuda {
         }
     }
 
+    fn ordered_input(&self, x: &CudaTensor, weight: &CudaQuantWeight) -> Result<CudaTensor> {
+        self.in_order(x, self.input_order(weight).as_ref())
+    }
+
     fn read_next(&self, weight: &CudaQuantWeight, next: &CudaQuantWeight) {
         if let (Form::Fragments(weight), Form::Fragments(next)) = (&weight.0, &next.0) {
             // What was said first stays true.

@@ -29,6 +29,11 @@ pub trait QuantMatMul: MatMul + RmsNorm + SiluMul + Add {
         None
     }
 
+    /// `x` as the weight would best get it.
+    fn ordered_input(&self, x: &Self::Tensor, _weight: &Self::QuantWeight) -> Result<Self::Tensor> {
+        Ok(x.clone())
+    }
+
     /// `next` is what will be read after `weight`: a device may begin with it ahead of time.
     fn read_next(&self, _weight: &Self::QuantWeight, _next: &Self::QuantWeight) {}
 
