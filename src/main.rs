@@ -14,7 +14,9 @@ use args::{BenchVerb, Cli, DemoArgs, Verb};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logging(cli.verbose, matches!(&cli.verb, Some(Verb::Serve(args)) if args.json_output));
+    // A server's log has a line for every request.
+    let verbose = cli.verbose.max(u8::from(matches!(&cli.verb, Some(Verb::Serve(_)))));
+    start_logging(verbose, matches!(&cli.verb, Some(Verb::Serve(args)) if args.json_output));
     match run(cli.verb) {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
