@@ -44,6 +44,7 @@ fn run(verb: Option<Verb>) -> anyhow::Result<ExitCode> {
             BenchVerb::Quality(args) => commands::bench::quality::run(&args)?,
             BenchVerb::Agreement(args) => commands::bench::agreement::run(&args)?,
             BenchVerb::Decode(args) => commands::bench::decode::run(&args)?,
+            BenchVerb::Serve(args) => commands::bench::serve::run(&args)?,
         },
         Some(Verb::Completions(args)) => commands::completions::run(&args)?,
     }

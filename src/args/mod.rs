@@ -12,6 +12,7 @@ use clap_complete::Shell;
 
 pub use bench::{
     AgreementBenchArgs, BenchArgs, BenchVerb, DecodeBenchArgs, QualityBenchArgs, QuantizeBenchArgs,
+    ServeBenchArgs,
 };
 pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};
 pub use serve::ServeArgs;

@@ -4,6 +4,7 @@ pub mod agreement;
 pub mod decode;
 pub mod quality;
 pub mod quantize;
+pub mod serve;
 
 mod ceilings;
 
