@@ -20,6 +20,8 @@ use report::Tally;
 /// A client that was refused or did not get through waits this long. Shorter than a server's `retry-after`: places
 /// that come free are to be taken.
 const PAUSE: Duration = Duration::from_millis(100);
+/// A server that cannot be reached so many times in a row is gone.
+const GONE: usize = 10;
 const WORDS: [&str; 24] = [
     "river", "city", "old", "stone", "winter", "light", "north", "garden", "people", "music", "road",
     "island", "king", "water", "long", "market", "year", "small", "church", "field", "war", "night",
@@ -110,7 +112,8 @@ async fn one(
 ) -> Tally {
     let mut tally = Tally::default();
     let limit = args.requests.unwrap_or(usize::MAX);
-    while Instant::now() < until && begun.fetch_add(1, Relaxed) < limit {
+    let mut unreachable = 0;
+    while unreachable < GONE && Instant::now() < until && begun.fetch_add(1, Relaxed) < limit {
         let text = match args.same_prompt {
             true => words(&mut ChaCha8Rng::seed_from_u64(args.seed), count),
             false => words(&mut rng, count),
@@ -118,6 +121,7 @@ async fn one(
         let leaves = rng.random_bool(args.abandon).then(|| rng.random_range(0..args.tokens));
         let outcome = client.stream(&request(&text, args.tokens), leaves).await;
         let turned_away = !matches!(outcome, Outcome::Whole(_) | Outcome::Left);
+        unreachable = if matches!(outcome, Outcome::Unreachable) { unreachable + 1 } else { 0 };
         tally.count(outcome);
         if turned_away {
             tokio::time::sleep(PAUSE).await;
