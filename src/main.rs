@@ -5,6 +5,7 @@ mod commands;
 mod output;
 mod progress;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -14,7 +15,11 @@ use args::{BenchVerb, Cli, DemoArgs, Verb};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logging(cli.verbose, matches!(&cli.verb, Some(Verb::Serve(args)) if args.json_output));
+    match &cli.verb {
+        // A server's log has a line for every request.
+        Some(Verb::Serve(args)) => start_logging(cli.verbose.max(1), args.json_output),
+        _ => start_logging(cli.verbose, false),
+    }
     match run(cli.verb) {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -45,6 +50,7 @@ fn run(verb: Option<Verb>) -> anyhow::Result<ExitCode> {
             BenchVerb::Prefill(args) => commands::bench::prefill::run(&args)?,
             BenchVerb::Matmul(args) => commands::bench::matmul::run(&args)?,
             BenchVerb::Load(args) => commands::bench::load::run(&args)?,
+            BenchVerb::Serve(args) => commands::bench::serve::run(&args)?,
         },
         Some(Verb::Completions(args)) => commands::completions::run(&args)?,
     }
@@ -60,6 +66,7 @@ fn start_logging(verbose: u8, json: bool) {
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{level},{directives}")));
     let lines =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let lines = lines.with_ansi(std::io::stderr().is_terminal());
     if json {
         lines.json().init();
     } else {

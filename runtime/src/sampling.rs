@@ -123,6 +123,19 @@ pub fn log_probabilities(logits: &[f32], id: u32, top: usize) -> (f32, Vec<Token
     (own, likeliest.into_iter().map(|(id, logit)| of(id, logit)).collect())
 }
 
+/// The same from the likeliest tokens; `None` where those do not tell.
+pub fn likeliest_probabilities(
+    likeliest: &Likeliest,
+    id: u32,
+    top: usize,
+) -> Option<(f32, Vec<TokenProbability>)> {
+    let candidates = &likeliest.candidates;
+    let normal = candidates.first()?.1 + likeliest.plain_total.ln();
+    let of = |(id, logit): &(u32, f32)| TokenProbability { id: *id, logprob: logit - normal };
+    let own = candidates.iter().find(|candidate| candidate.0 == id).map(of)?;
+    Some((own.logprob, candidates.get(..top)?.iter().map(of).collect()))
+}
+
 /// Draws tokens for one sequence; equal seeds give equal tokens.
 pub struct Sampler {
     params: SamplingParams,

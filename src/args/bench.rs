@@ -17,7 +17,8 @@ use super::values::DeviceArgs;
   gptq bench decode ./Llama-2-7B-GPTQ --batch 1,8,64 --context 128
   gptq bench prefill ./Llama-2-7B-GPTQ --tokens 512,8192
   gptq bench matmul ./Llama-2-7B-GPTQ --tokens 1,64
-  gptq bench load ./Llama-2-7B-GPTQ --json")]
+  gptq bench load ./Llama-2-7B-GPTQ --json
+  gptq bench serve --url http://127.0.0.1:3000 --clients 64 --seconds 30")]
 pub struct BenchArgs {
     #[command(subcommand)]
     pub what: BenchVerb,
@@ -32,6 +33,7 @@ pub enum BenchVerb {
     Prefill(PrefillBenchArgs),
     Load(LoadBenchArgs),
     Matmul(MatmulBenchArgs),
+    Serve(ServeBenchArgs),
 }
 
 /// Seconds of every phase of quantization beside its floor
@@ -186,6 +188,58 @@ pub struct LoadBenchArgs {
 
     #[command(flatten)]
     pub device: DeviceArgs,
+
+    /// Print the figures as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Load on a running server: throughput, latencies, and whether every stream is whole
+///
+/// Clients ask /generate_stream one request after another. Prompts are random words of the wanted number of tokens,
+/// so that nothing is found in a cache, unless --same-prompt is given. Ends with an error where a stream that had
+/// begun did not end as it should.
+#[derive(Args)]
+pub struct ServeBenchArgs {
+    /// Where the server listens
+    #[arg(long, default_value = "http://127.0.0.1:3000")]
+    pub url: String,
+
+    /// Sent as `Authorization: Bearer KEY`
+    #[arg(long, env = "API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+
+    /// Clients at a time
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub clients: u32,
+
+    /// How long clients begin new requests
+    #[arg(long, default_value_t = 10.0)]
+    pub seconds: f64,
+
+    /// Stop after this many requests, also before the time is up
+    #[arg(long)]
+    pub requests: Option<usize>,
+
+    /// Tokens of an answer
+    #[arg(long, default_value_t = 64)]
+    pub tokens: usize,
+
+    /// Tokens of a prompt
+    #[arg(long, default_value_t = 64)]
+    pub prompt_tokens: usize,
+
+    /// Every request has the same prompt
+    #[arg(long)]
+    pub same_prompt: bool,
+
+    /// Share of streams that are left somewhere in the middle, 0 to 1
+    #[arg(long, default_value_t = 0.0)]
+    pub abandon: f64,
+
+    /// Of prompts, and of who leaves where
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
 
     /// Print the figures as JSON
     #[arg(long)]

@@ -12,7 +12,7 @@ use clap_complete::Shell;
 
 pub use bench::{
     AgreementBenchArgs, BenchArgs, BenchVerb, DecodeBenchArgs, LoadBenchArgs, MatmulBenchArgs,
-    PrefillBenchArgs, QualityBenchArgs, QuantizeBenchArgs,
+    PrefillBenchArgs, QualityBenchArgs, QuantizeBenchArgs, ServeBenchArgs,
 };
 pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};
 pub use serve::ServeArgs;

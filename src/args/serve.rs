@@ -54,7 +54,7 @@ pub struct ServeArgs {
     #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value_t = 128)]
     pub max_concurrent_requests: usize,
 
-    /// Accepted for compatibility; a request carries one input
+    /// Prompts of one request to /v1/completions
     #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", default_value_t = 4)]
     pub max_client_batch_size: usize,
 
@@ -79,6 +79,10 @@ pub struct ServeArgs {
     /// Bytes of a request's body
     #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000)]
     pub payload_limit: usize,
+
+    /// Seconds that a request's head, and then its body, may take to arrive
+    #[arg(long, env = "READ_TIMEOUT", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub read_timeout: u64,
 
     /// Log lines as JSON
     #[arg(long, env = "JSON_OUTPUT")]

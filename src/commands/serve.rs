@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use axum::http::HeaderValue;
@@ -38,7 +39,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         limits: limits.server,
         info: ModelInfo {
             model_id: args.model_id.clone(),
-            model_sha: None,
+            model_sha: commit(&dir),
             version: env!("GPTQ_VERSION").into(),
         },
         eos_token_ids: config.eos_token_ids.clone(),
@@ -90,6 +91,12 @@ fn listen(
     Ok(runtime.spawn(server::serve(listener, config, stop)))
 }
 
+/// The commit of a folder in the hub's cache, whose snapshots are named so.
+fn commit(dir: &Path) -> Option<String> {
+    let snapshot = dir.parent()?.file_name()? == "snapshots";
+    dir.file_name().filter(|_| snapshot)?.to_str().map(str::to_owned)
+}
+
 /// What the launcher's flags say of the model must be true.
 fn check(args: &ServeArgs, dir: &Path) -> Result<()> {
     if args.quantize.is_some() {
@@ -121,6 +128,7 @@ impl Limits {
             total.next_multiple_of(16)
         );
         ensure!(args.max_concurrent_requests > 0, "--max-concurrent-requests: expected 1 or more, got 0");
+        ensure!(args.max_client_batch_size > 0, "--max-client-batch-size: expected 1 or more, got 0");
         ensure!(args.max_batch_prefill_tokens > 0, "--max-batch-prefill-tokens: expected 1 or more, got 0");
         Ok(Self {
             server: ServerLimits {
@@ -132,6 +140,7 @@ impl Limits {
                 max_input_tokens: input,
                 max_total_tokens: total,
                 payload_limit: args.payload_limit,
+                read_timeout: Duration::from_secs(args.read_timeout),
             },
             engine: EngineLimits {
                 max_total_tokens: total,

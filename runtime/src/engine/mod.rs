@@ -5,19 +5,22 @@ mod blocks;
 mod runner;
 mod scheduler;
 mod sequence;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use gptq_kernels::{Backend, KV_BLOCK_ROWS};
+use gptq_kernels::{Backend, KV_BLOCK_ROWS, Likeliest};
 
 use crate::model::Model;
+use crate::sampling::{Adjustments, SamplingParams};
 use crate::{Error, Result};
-use runner::Runner;
+use runner::{Runner, Scores};
 use scheduler::Scheduler;
 use sequence::Sequence;
-pub use sequence::{Event, Request, Token};
+pub use sequence::{Event, Request, Task, Token};
 
 /// What the engine may take.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +53,10 @@ pub struct EngineStats {
     pub total_blocks: AtomicUsize,
     pub steps: AtomicU64,
     pub tokens: AtomicU64,
+    /// Prompt tokens whose keys were there already.
+    pub cached_tokens: AtomicU64,
+    /// Times that a sequence gave up its blocks to be computed again.
+    pub preemptions: AtomicU64,
 }
 
 /// The engine's end of the channel.
@@ -88,25 +95,24 @@ pub fn run<B: Backend>(model: Model<B>, limits: EngineLimits, inbox: Inbox) -> R
             got: limits.max_batch_total_tokens as f32,
         });
     }
-    let scheduler = Scheduler::new(blocks, limits.max_batch_prefill_tokens.max(1), limits.max_running.max(1));
-    let mut engine = Engine { runner: Runner::new(model, blocks)?, scheduler, limits, stats: inbox.stats };
+    let mut engine = Engine {
+        runner: Runner::new(model, blocks)?,
+        scheduler: limits.scheduler(blocks),
+        limits,
+        stats: Arc::default(),
+    };
+    engine.warm_up()?;
+    // The first client finds counters at zero and nothing in the cache.
+    (engine.scheduler, engine.stats) = (limits.scheduler(blocks), inbox.stats);
     engine.stats.total_blocks.store(blocks, Relaxed);
     engine.stats.ready.store(true, Relaxed);
-    loop {
-        if engine.scheduler.running.is_empty() && engine.scheduler.waiting.is_empty() {
-            engine.report();
-            match inbox.requests.recv() {
-                Ok(Some(request)) => engine.accept(request),
-                Ok(None) | Err(_) => return Ok(()),
-            }
-        }
-        while let Ok(message) = inbox.requests.try_recv() {
-            match message {
-                Some(request) => engine.accept(request),
-                None => return Ok(()),
-            }
-        }
-        engine.step();
+    engine.serve(&inbox.requests);
+    Ok(())
+}
+
+impl EngineLimits {
+    fn scheduler(&self, blocks: usize) -> Scheduler {
+        Scheduler::new(blocks, self.max_batch_prefill_tokens.max(1), self.max_running.max(1))
     }
 }
 
@@ -118,6 +124,53 @@ struct Engine<B: Backend> {
 }
 
 impl<B: Backend> Engine<B> {
+    fn serve(&mut self, requests: &Receiver<Option<Request>>) {
+        loop {
+            if self.scheduler.is_idle() {
+                self.report();
+                match requests.recv() {
+                    Ok(Some(request)) => self.accept(request),
+                    Ok(None) | Err(_) => return,
+                }
+            }
+            while let Ok(message) = requests.try_recv() {
+                match message {
+                    Some(request) => self.accept(request),
+                    None => return,
+                }
+            }
+            self.step();
+        }
+    }
+
+    /// The largest prefill and a decoding step: kernels are compiled and memory is seen to suffice before anyone
+    /// is told that the server is ready.
+    fn warm_up(&mut self) -> Result<()> {
+        let total = self.limits.max_total_tokens;
+        let prompt = self.limits.max_batch_prefill_tokens.min(total.saturating_sub(2)).max(1);
+        let task = Task {
+            prompt: vec![0; prompt],
+            max_new_tokens: total.saturating_sub(prompt).clamp(1, 2),
+            eos_token_ids: Vec::new(),
+            sampling: SamplingParams {
+                temperature: 0.0,
+                top_p: 1.0,
+                top_k: 0,
+                repetition_penalty: 1.0,
+                seed: 0,
+            },
+            adjustments: Adjustments::default(),
+            top_n: 0,
+        };
+        // Failures come back as values; nobody needs the events, but their receiver must live.
+        let (events, _listening) = tokio::sync::mpsc::unbounded_channel();
+        self.accept(Request { task, events });
+        while !self.scheduler.is_idle() {
+            self.try_step()?;
+        }
+        Ok(())
+    }
+
     fn accept(&mut self, request: Request) {
         match Sequence::new(request, self.limits.max_total_tokens) {
             Ok(sequence) => self.scheduler.waiting.push_back(sequence),
@@ -129,31 +182,44 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    fn step(&mut self) {
-        self.scheduler.drop_cancelled();
-        let step = self.scheduler.next();
-        self.report();
-        if step.ids.is_empty() {
-            return;
-        }
-        let logits = match self.runner.step(&step.ids, &step.batch, &step.rows) {
-            Ok(logits) => logits,
-            Err(error) => return self.fail(&error),
-        };
-        self.stats.steps.fetch_add(1, Relaxed);
-        self.stats.tokens.fetch_add(logits.len() as u64, Relaxed);
-        let mut done = vec![false; self.scheduler.running.len()];
-        for (i, logits) in step.ready.into_iter().zip(logits) {
-            done[i] = self.scheduler.running[i].advance(logits);
-        }
-        self.scheduler.remove(&done);
-    }
-
     /// A step that failed ends everything that was running: the cache can no longer be trusted.
-    fn fail(&mut self, error: &Error) {
+    fn step(&mut self) {
+        let Err(error) = self.try_step() else { return };
         let message = error.to_string();
         self.scheduler.running.iter().for_each(|sequence| sequence.fail(&message));
-        self.scheduler.finish(|_| true);
+        self.scheduler.remove(&vec![true; self.scheduler.running.len()]);
+        self.scheduler.blocks.forget_all();
+    }
+
+    fn try_step(&mut self) -> Result<()> {
+        self.scheduler.drop_cancelled();
+        let step = self.scheduler.next();
+        self.stats.cached_tokens.fetch_add(step.cached as u64, Relaxed);
+        self.stats.preemptions.fetch_add(step.preempted as u64, Relaxed);
+        self.report();
+        if step.ids.is_empty() {
+            return Ok(());
+        }
+        let scores = self.runner.step(&step.ids, &step.batch, &step.rows)?;
+        self.scheduler.name_full_blocks();
+        self.stats.steps.fetch_add(1, Relaxed);
+        self.stats.tokens.fetch_add(step.ready.len() as u64, Relaxed);
+        let mut done = vec![false; self.scheduler.running.len()];
+        if let Some(scores) = scores {
+            let running = &mut self.scheduler.running;
+            let likeliest = likeliest(&scores, running, &step.ready)?;
+            for (row, i) in step.ready.into_iter().enumerate() {
+                let chosen = likeliest.get(row).and_then(|likeliest| {
+                    running[i].candidates(scores.vocab()).and_then(|_| running[i].choose(likeliest))
+                });
+                done[i] = match chosen {
+                    Some(last) => last,
+                    None => running[i].advance(scores.row(row)?),
+                };
+            }
+        }
+        self.scheduler.remove(&done);
+        Ok(())
     }
 
     fn report(&self) {
@@ -161,4 +227,18 @@ impl<B: Backend> Engine<B> {
         self.stats.running.store(self.scheduler.running.len(), Relaxed);
         self.stats.used_blocks.store(self.scheduler.blocks.used(), Relaxed);
     }
+}
+
+/// The likeliest tokens of every row, as many as any sequence asks for; none where all sequences need all scores.
+fn likeliest<B: Backend>(
+    scores: &Scores<B>,
+    running: &[Sequence],
+    ready: &[usize],
+) -> Result<Vec<Likeliest>> {
+    let vocab = scores.vocab();
+    let Some(count) = ready.iter().filter_map(|i| running[*i].candidates(vocab)).max() else {
+        return Ok(Vec::new());
+    };
+    let temperatures: Vec<f32> = ready.iter().map(|i| running[*i].temperature()).collect();
+    scores.likeliest(count, &temperatures)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use gptq_kernels::{Batch, SequenceRows};
+use gptq_kernels::{Batch, KV_BLOCK_ROWS, SequenceRows};
 
 use super::blocks::Blocks;
 use super::sequence::Sequence;
@@ -25,6 +25,10 @@ pub(super) struct Step {
     /// Rows whose logits are wanted, and the running sequences they belong to.
     pub rows: Vec<u32>,
     pub ready: Vec<usize>,
+    /// Tokens that newcomers found in the cache.
+    pub cached: usize,
+    /// Sequences that gave up their blocks.
+    pub preempted: usize,
 }
 
 impl Scheduler {
@@ -33,18 +37,15 @@ impl Scheduler {
         Self { waiting, running, blocks: Blocks::new(blocks), prefill, max_running }
     }
 
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
     /// Drops what nobody waits for any more.
     pub fn drop_cancelled(&mut self) {
         self.waiting.retain(|sequence| !sequence.is_cancelled());
-        self.finish(|sequence| sequence.is_cancelled());
-    }
-
-    /// Takes running sequences out and frees their blocks.
-    pub fn finish(&mut self, done: impl Fn(&Sequence) -> bool) {
-        for sequence in self.running.iter_mut().filter(|sequence| done(sequence)) {
-            self.blocks.release(&mut sequence.blocks);
-        }
-        self.running.retain(|sequence| !done(sequence));
+        let done: Vec<_> = self.running.iter().map(Sequence::is_cancelled).collect();
+        self.remove(&done);
     }
 
     /// Takes out the running sequences marked in `done`.
@@ -56,6 +57,14 @@ impl Scheduler {
         self.running.retain(|_| done.next() != Some(&true));
     }
 
+    /// To be called after a step: its full blocks can serve other sequences.
+    pub fn name_full_blocks(&mut self) {
+        for sequence in &mut self.running {
+            let done = &sequence.ids[..sequence.context];
+            self.blocks.name(done, &sequence.blocks, &mut sequence.chain);
+        }
+    }
+
     /// The next step: one row for each sequence that decodes, and prompt chunks as far as the budget goes.
     pub fn next(&mut self) -> Step {
         let mut step = Step::default();
@@ -63,7 +72,7 @@ impl Scheduler {
         let mut i = 0;
         while i < self.running.len() {
             let rows = self.rows(&self.running[i], budget);
-            if rows > 0 && !self.make_room(i, rows) {
+            if rows > 0 && !self.make_room(i, rows, &mut step) {
                 break;
             }
             budget -= if self.running[i].pending() > 1 { rows } else { 0 };
@@ -72,11 +81,12 @@ impl Scheduler {
         }
         while self.running.len() < self.max_running && budget > 0 {
             let Some(mut sequence) = self.waiting.pop_front() else { break };
-            let rows = sequence.pending().min(budget);
-            if !self.blocks.grow(&mut sequence.blocks, rows) {
+            if !self.admit(&mut sequence) {
                 self.waiting.push_front(sequence);
                 break;
             }
+            step.cached += sequence.context;
+            let rows = sequence.pending().min(budget);
             budget -= rows;
             step.push(&mut sequence, self.running.len(), rows);
             self.running.push(sequence);
@@ -91,15 +101,36 @@ impl Scheduler {
         }
     }
 
+    /// Gives a newcomer blocks for all it has, what is cached among them. Whoever runs keeps room for one more
+    /// block each, or the newcomer would be sent away again at once.
+    fn admit(&mut self, sequence: &mut Sequence) -> bool {
+        let tokens = sequence.ids.len();
+        (sequence.blocks, sequence.chain) = self.blocks.reuse(&sequence.ids);
+        sequence.context = sequence.blocks.len() * KV_BLOCK_ROWS;
+        let needed = tokens.div_ceil(KV_BLOCK_ROWS) - sequence.blocks.len();
+        let fits = needed + self.running.len() <= self.blocks.free();
+        if fits && self.blocks.grow(&mut sequence.blocks, tokens) {
+            sequence.start();
+            return true;
+        }
+        self.send_away(sequence);
+        false
+    }
+
+    fn send_away(&mut self, sequence: &mut Sequence) {
+        self.blocks.release(&mut sequence.blocks);
+        (sequence.context, sequence.chain) = Default::default();
+    }
+
     /// Finds blocks for a running sequence; younger ones give theirs up and start over later. `false` where
     /// the sequence itself had to.
-    fn make_room(&mut self, i: usize, rows: usize) -> bool {
+    fn make_room(&mut self, i: usize, rows: usize, step: &mut Step) -> bool {
         let length = self.running[i].context + rows;
         while !self.blocks.grow(&mut self.running[i].blocks, length) {
             let Some(mut youngest) = self.running.pop() else { return false };
-            self.blocks.release(&mut youngest.blocks);
-            youngest.context = 0;
+            self.send_away(&mut youngest);
             self.waiting.push_front(youngest);
+            step.preempted += 1;
             if self.running.len() == i {
                 return false;
             }

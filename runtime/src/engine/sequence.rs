@@ -1,13 +1,20 @@
 //! One sequence: what was asked, what there is so far, and where its keys lie.
 
+use std::time::Instant;
+
+use gptq_kernels::{Likeliest, MOST_CANDIDATES};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::blocks::Chain;
 use crate::generate::FinishReason;
-use crate::sampling::{Adjustments, Sampler, SamplingParams, TokenProbability, log_probabilities};
+use crate::sampling::{
+    Adjustments, Sampler, SamplingParams, TokenProbability, likeliest_probabilities, log_probabilities,
+};
 use crate::{Error, Result};
 
-/// A prompt to continue. Dropping the receiver of `events` cancels it.
-pub struct Request {
+/// A prompt, and how to continue it.
+#[derive(Clone, Debug)]
+pub struct Task {
     pub prompt: Vec<u32>,
     pub max_new_tokens: usize,
     /// Ids that end the text.
@@ -16,13 +23,20 @@ pub struct Request {
     pub adjustments: Adjustments,
     /// Alternatives reported with each token.
     pub top_n: usize,
-    /// Holds at most `max_new_tokens` events and one failure.
+}
+
+/// A task and who waits for it. Dropping the receiver of `events` cancels it.
+pub struct Request {
+    pub task: Task,
+    /// Holds at most `max_new_tokens` tokens, one start and one failure.
     pub events: UnboundedSender<Event>,
 }
 
 /// What happened to a request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// It left the queue. Said once.
+    Started(Instant),
     Token(Token),
     /// One line; nothing comes after it.
     Failed(String),
@@ -46,7 +60,9 @@ pub(super) struct Sequence {
     /// How many of `ids` have their keys in the cache.
     pub context: usize,
     pub blocks: Vec<u32>,
+    pub chain: Chain,
     prompt: usize,
+    started: bool,
     request: Request,
     sampler: Sampler,
 }
@@ -56,21 +72,22 @@ impl Sequence {
         mut request: Request,
         limit: usize,
     ) -> std::result::Result<Self, Box<(UnboundedSender<Event>, Error)>> {
-        let ids = std::mem::take(&mut request.prompt);
-        match Self::check(&ids, &request, limit) {
+        match Self::check(&request.task, limit) {
             Ok(sampler) => {
-                Ok(Self { prompt: ids.len(), ids, context: 0, blocks: Vec::new(), sampler, request })
+                let ids = std::mem::take(&mut request.task.prompt);
+                let (prompt, blocks, chain) = (ids.len(), Vec::new(), Chain::default());
+                Ok(Self { ids, context: 0, blocks, chain, prompt, started: false, sampler, request })
             }
             Err(error) => Err(Box::new((request.events, error))),
         }
     }
 
-    fn check(ids: &[u32], request: &Request, limit: usize) -> Result<Sampler> {
-        let tokens = ids.len().saturating_add(request.max_new_tokens);
-        if ids.is_empty() || request.max_new_tokens == 0 || tokens > limit {
+    fn check(task: &Task, limit: usize) -> Result<Sampler> {
+        let tokens = task.prompt.len().saturating_add(task.max_new_tokens);
+        if task.prompt.is_empty() || task.max_new_tokens == 0 || tokens > limit {
             return Err(Error::Prompt { tokens, limit });
         }
-        Sampler::adjusted(request.sampling.clone(), request.adjustments.clone())
+        Sampler::adjusted(task.sampling.clone(), task.adjustments.clone())
     }
 
     /// Tokens that must go through the model before the next one can be chosen.
@@ -82,23 +99,58 @@ impl Sequence {
         self.request.events.is_closed()
     }
 
+    /// Says that it left the queue; one that was sent away and comes back has said so.
+    pub fn start(&mut self) {
+        if !std::mem::replace(&mut self.started, true) {
+            self.say(Event::Started(Instant::now()));
+        }
+    }
+
+    /// How many of the likeliest tokens are probably enough to go on; `None` where the scores of all are needed.
+    pub fn candidates(&self, vocab: usize) -> Option<usize> {
+        let count = self.sampler.candidates(vocab)?.max(self.request.task.top_n);
+        (count <= MOST_CANDIDATES.min(vocab)).then_some(count)
+    }
+
+    /// The temperature that the mass of all tokens is wanted for.
+    pub fn temperature(&self) -> f32 {
+        self.sampler.temperature()
+    }
+
+    /// Chooses the next token from the likeliest ones and reports it; `None` where that takes all after all, `true`
+    /// when it is the last.
+    pub fn choose(&mut self, likeliest: &Likeliest) -> Option<bool> {
+        let id = self.sampler.choose(likeliest)?;
+        let (logprob, top) = likeliest_probabilities(likeliest, id, self.request.task.top_n)?;
+        Some(self.take(id, logprob, top))
+    }
+
     /// Chooses the next token and reports it; `true` when it is the last.  logits: `[vocab]`
     pub fn advance(&mut self, logits: Vec<f32>) -> bool {
         let raw = logits.clone();
         let id = self.sampler.next_after(logits, &self.ids, self.prompt);
-        let (logprob, top) = log_probabilities(&raw, id, self.request.top_n);
+        let (logprob, top) = log_probabilities(&raw, id, self.request.task.top_n);
+        self.take(id, logprob, top)
+    }
+
+    fn take(&mut self, id: u32, logprob: f32, top: Vec<TokenProbability>) -> bool {
+        let task = &self.request.task;
         self.ids.push(id);
         let finish = match () {
-            () if self.request.eos_token_ids.contains(&id) => Some(FinishReason::EosToken),
-            () if self.ids.len() - self.prompt == self.request.max_new_tokens => Some(FinishReason::Length),
+            () if task.eos_token_ids.contains(&id) => Some(FinishReason::EosToken),
+            () if self.ids.len() - self.prompt == task.max_new_tokens => Some(FinishReason::Length),
             () => None,
         };
-        let heard = self.request.events.send(Event::Token(Token { id, logprob, top, finish })).is_ok();
-        finish.is_some() || !heard
+        self.say(Event::Token(Token { id, logprob, top, finish }));
+        finish.is_some()
     }
 
     pub fn fail(&self, message: &str) {
-        // Nobody listens when the client has gone.
-        let _ = self.request.events.send(Event::Failed(message.into()));
+        self.say(Event::Failed(message.into()));
+    }
+
+    /// Where the client has gone nobody listens, and the next step drops the sequence.
+    fn say(&self, event: Event) {
+        let _ = self.request.events.send(event);
     }
 }

@@ -46,6 +46,10 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "incomplete_generation", message)
     }
 
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+    }
+
     pub fn unauthorized() -> Self {
         let message = "expected `Authorization: Bearer KEY` with the server's key";
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
@@ -66,6 +70,11 @@ impl ApiError {
 
     pub fn method(what: &str) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", format!("no such method: {what}"))
+    }
+
+    /// The request was turned away; nothing was computed for it.
+    pub fn is_refusal(&self) -> bool {
+        self.status.is_client_error() && self.status != StatusCode::FAILED_DEPENDENCY
     }
 
     pub fn body(&self, dialect: Dialect) -> Value {

@@ -1,26 +1,24 @@
 //! One running generation seen from the server: tokens become text, stop strings end it.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
+use futures_util::future::try_join_all;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::Shared;
+use super::Call;
 use super::error::ApiError;
+use super::metrics::Finished;
 use super::text::Pieces;
-use crate::engine::{Event, Request, Token};
+use crate::engine::{Event, Request, Task, Token};
 use crate::generate::FinishReason;
-use crate::sampling::{Adjustments, SamplingParams};
 
 /// What to generate, checked against the limits.
 #[derive(Clone)]
 pub struct Plan {
-    pub prompt: Vec<u32>,
-    pub max_new_tokens: usize,
-    pub eos_token_ids: Vec<u32>,
-    pub sampling: SamplingParams,
-    pub adjustments: Adjustments,
-    pub top_n: usize,
+    pub task: Task,
     pub stop: Vec<String>,
 }
 
@@ -36,60 +34,108 @@ pub struct Generation {
     pieces: Box<dyn Pieces>,
     stops: StopStrings,
     ended: bool,
-    _permit: std::sync::Arc<OwnedSemaphorePermit>,
+    call: Call,
+    input_length: usize,
+    tokens: usize,
+    arrived: Instant,
+    started: Instant,
+    _permit: Arc<OwnedSemaphorePermit>,
 }
 
-/// Starts `count` generations of one plan; each has a seed of its own, the first one the plan's.
-pub fn start(shared: &Shared, plan: &Plan, count: usize) -> Result<Vec<Generation>, ApiError> {
-    let permit = std::sync::Arc::new(shared.permit()?);
-    (0..count as u64)
-        .map(|i| {
-            let (sender, events) = unbounded_channel();
-            let request = Request {
-                prompt: plan.prompt.clone(),
-                max_new_tokens: plan.max_new_tokens,
-                eos_token_ids: plan.eos_token_ids.clone(),
-                sampling: SamplingParams {
-                    seed: plan.sampling.seed.wrapping_add(i),
-                    ..plan.sampling.clone()
-                },
-                adjustments: plan.adjustments.clone(),
-                top_n: plan.top_n,
-                events: sender,
-            };
-            if !shared.engine.submit(request) {
-                return Err(ApiError::unhealthy());
-            }
-            Ok(Generation {
-                events,
-                pieces: shared.text.pieces(),
-                stops: StopStrings { stops: plan.stop.clone(), held: String::new() },
-                ended: false,
-                _permit: permit.clone(),
-            })
-        })
-        .collect()
+/// Starts `count` generations of each plan, plan after plan. Each has a seed of its own, a plan's first one the
+/// plan's. All of them together are one of the requests that may run at a time.
+pub fn start(call: &Call, plans: &[Plan], count: usize) -> Result<Vec<Generation>, ApiError> {
+    let permit = Arc::new(call.permit()?);
+    let each = plans.iter().flat_map(|plan| (0..count as u64).map(move |i| (plan, i)));
+    each.map(|(plan, i)| Generation::start(call, plan, i, permit.clone())).collect()
+}
+
+/// All tokens of all generations.
+pub async fn collect(generations: Vec<Generation>) -> Result<Vec<Vec<Step>>, ApiError> {
+    try_join_all(generations.into_iter().map(Generation::collect)).await
+}
+
+/// The logarithm of the probability of all tokens together.
+pub fn likelihood(steps: &[Step]) -> f32 {
+    steps.iter().map(|step| step.token.logprob).sum()
 }
 
 impl Generation {
+    fn start(
+        call: &Call,
+        plan: &Plan,
+        number: u64,
+        permit: Arc<OwnedSemaphorePermit>,
+    ) -> Result<Self, ApiError> {
+        let (sender, events) = unbounded_channel();
+        let mut task = plan.task.clone();
+        task.sampling.seed = task.sampling.seed.wrapping_add(number);
+        if !call.engine.submit(Request { task, events: sender }) {
+            return Err(ApiError::unhealthy());
+        }
+        call.metrics.asked();
+        let now = Instant::now();
+        Ok(Self {
+            events,
+            pieces: call.text.pieces(),
+            stops: StopStrings { stops: plan.stop.clone(), held: String::new() },
+            ended: false,
+            call: call.clone(),
+            input_length: plan.task.prompt.len(),
+            tokens: 0,
+            arrived: now,
+            started: now,
+            _permit: permit,
+        })
+    }
+
     /// The next token, `None` after the last one.
     pub async fn next(&mut self) -> Option<Result<Step, ApiError>> {
         if self.ended {
             return None;
         }
-        let step = match self.events.recv().await {
-            Some(Event::Token(token)) => self.step(token),
-            Some(Event::Failed(message)) => Err(ApiError::generation(message)),
-            None => Err(ApiError::incomplete()),
+        let step = loop {
+            break match self.events.recv().await {
+                Some(Event::Started(at)) => {
+                    self.started = at;
+                    continue;
+                }
+                Some(Event::Token(token)) => self.step(token),
+                Some(Event::Failed(message)) => Err(ApiError::generation(message)),
+                None => Err(ApiError::incomplete()),
+            };
         };
-        self.ended = !matches!(&step, Ok(step) if step.token.finish.is_none());
-        if self.ended {
-            self.events.close();
+        match &step {
+            Ok(step) if step.token.finish.is_none() => {}
+            Ok(_) => {
+                self.end();
+                self.call.metrics.finished(&self.finished());
+            }
+            Err(error) => {
+                self.end();
+                self.call.metrics.failed(error.kind);
+            }
         }
         Some(step)
     }
 
+    fn end(&mut self) {
+        self.ended = true;
+        self.events.close();
+    }
+
+    fn finished(&self) -> Finished {
+        Finished {
+            input_length: self.input_length,
+            tokens: self.tokens,
+            queue: self.started.saturating_duration_since(self.arrived),
+            inference: self.started.elapsed(),
+        }
+    }
+
     fn step(&mut self, mut token: Token) -> Result<Step, ApiError> {
+        self.tokens += 1;
+        self.call.access.tokens.fetch_add(1, Relaxed);
         let mut text = String::new();
         if token.finish != Some(FinishReason::EosToken) {
             text = self.pieces.push(token.id).map_err(ApiError::generation)?;
@@ -106,13 +152,20 @@ impl Generation {
         Ok(Step { token, text })
     }
 
-    /// All of it.
-    pub async fn collect(mut self) -> Result<Vec<Step>, ApiError> {
-        let mut steps = VecDeque::new();
+    async fn collect(mut self) -> Result<Vec<Step>, ApiError> {
+        let mut steps = Vec::new();
         while let Some(step) = self.next().await {
-            steps.push_back(step?);
+            steps.push(step?);
         }
-        Ok(steps.into())
+        Ok(steps)
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.call.metrics.failed("cancelled");
+        }
     }
 }
 

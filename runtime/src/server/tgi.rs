@@ -1,5 +1,6 @@
 //! The routes of text-generation-inference.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use axum::Json;
@@ -11,7 +12,8 @@ use serde_json::{Value, json};
 
 use super::error::{ApiError, Dialect};
 use super::generation::{self, Generation, Plan, Step};
-use super::{Shared, sse};
+use super::{Call, routes, sse};
+use crate::engine::Task;
 use crate::generate::FinishReason;
 use crate::sampling::{Adjustments, SamplingParams};
 
@@ -47,6 +49,8 @@ struct Parameters {
     temperature: Option<f32>,
     repetition_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    logit_bias: Option<BTreeMap<String, f32>>,
     top_k: Option<i64>,
     top_p: Option<f32>,
     typical_p: Option<f32>,
@@ -64,12 +68,12 @@ struct Parameters {
 }
 
 /// POST `/generate`, `/generate_stream` and `/`; the last answers in a list.
-pub async fn generate(shared: &Shared, body: &[u8], route: &str) -> Result<Response, ApiError> {
-    let request: GenerateRequest = super::parse(body)?;
-    let plan = plan(shared, &request)?;
+pub async fn generate(call: &Call, body: &[u8], route: &str) -> Result<Response, ApiError> {
+    let request: GenerateRequest = routes::parse(body)?;
+    let plan = plan(call, &request)?;
     let best_of = request.parameters.best_of.unwrap_or(1);
-    let greedy = plan.sampling.temperature == 0.0;
-    let limit = shared.limits.max_best_of;
+    let greedy = plan.task.sampling.temperature == 0.0;
+    let limit = call.limits.max_best_of;
     match best_of {
         0 => return Err(ApiError::validation("best_of: expected 1 or more, got 0")),
         n if n > limit => {
@@ -84,24 +88,22 @@ pub async fn generate(shared: &Shared, body: &[u8], route: &str) -> Result<Respo
         Some(true) => request.inputs.clone(),
         _ => String::new(),
     };
-    let seed = (!greedy).then_some(plan.sampling.seed);
+    let seed = (!greedy).then_some(plan.task.sampling.seed);
     if route == "/generate_stream" || (route == "/" && request.stream) {
         if best_of > 1 {
             return Err(ApiError::validation("best_of: expected 1 for a stream"));
         }
-        let mut started = generation::start(shared, &plan, 1)?;
+        let input_length = plan.task.prompt.len();
+        let mut started = generation::start(call, &[plan], 1)?;
         let generation = started.pop().ok_or_else(ApiError::incomplete)?;
-        let input_length = plan.prompt.len();
-        return Ok(stream_of(shared.clone(), generation, echo, seed, input_length));
+        return Ok(stream_of(call.clone(), generation, echo, seed, input_length));
     }
-    let mut outcomes = Vec::new();
-    for (i, generation) in generation::start(shared, &plan, best_of)?.into_iter().enumerate() {
-        let seed = seed.map(|seed| seed.wrapping_add(i as u64));
-        outcomes.push((generation.collect().await?, seed));
-    }
-    let likelihood = |steps: &[Step]| steps.iter().map(|step| step.token.logprob).sum::<f32>();
-    outcomes.sort_by(|a, b| likelihood(&b.0).total_cmp(&likelihood(&a.0)));
-    let mut answers = outcomes.into_iter().map(|(steps, seed)| answer(shared, &steps, &echo, seed, &plan));
+    let top = plan.task.top_n > 0;
+    let collected = generation::collect(generation::start(call, &[plan], best_of)?).await?;
+    let seeds = (0..best_of as u64).map(|i| seed.map(|seed| seed.wrapping_add(i)));
+    let mut outcomes: Vec<_> = collected.into_iter().zip(seeds).collect();
+    outcomes.sort_by(|a, b| generation::likelihood(&b.0).total_cmp(&generation::likelihood(&a.0)));
+    let mut answers = outcomes.into_iter().map(|(steps, seed)| answer(call, &steps, &echo, seed, top));
     let (text, mut details) = answers.next().ok_or_else(ApiError::incomplete)?;
     let mut value = json!({"generated_text": text});
     if request.parameters.details == Some(true) {
@@ -118,37 +120,37 @@ pub async fn generate(shared: &Shared, body: &[u8], route: &str) -> Result<Respo
     Ok(if route == "/" { Json(json!([value])) } else { Json(value) }.into_response())
 }
 
-fn answer(shared: &Shared, steps: &[Step], echo: &str, seed: Option<u64>, plan: &Plan) -> (String, Value) {
+fn answer(call: &Call, steps: &[Step], echo: &str, seed: Option<u64>, top: bool) -> (String, Value) {
     let text = steps.iter().fold(echo.to_owned(), |text, step| text + &step.text);
-    let tokens: Vec<_> = steps.iter().map(|step| token(shared, step)).collect();
+    let tokens: Vec<_> = steps.iter().map(|step| token(call, step)).collect();
     let mut details = json!({
         "finish_reason": steps.last().and_then(|step| step.token.finish),
         "generated_tokens": steps.len(), "seed": seed, "prefill": [], "tokens": tokens,
     });
-    if plan.top_n > 0 {
-        details["top_tokens"] = steps.iter().map(|step| top_tokens(shared, step)).collect();
+    if top {
+        details["top_tokens"] = steps.iter().map(|step| top_tokens(call, step)).collect();
     }
     (text, details)
 }
 
-fn token(shared: &Shared, step: &Step) -> Value {
+fn token(call: &Call, step: &Step) -> Value {
     let id = step.token.id;
     json!({
         "id": id, "text": step.text, "logprob": step.token.logprob,
-        "special": shared.text.is_special(id) || step.token.finish == Some(FinishReason::EosToken),
+        "special": call.text.is_special(id) || step.token.finish == Some(FinishReason::EosToken),
     })
 }
 
-fn top_tokens(shared: &Shared, step: &Step) -> Value {
+fn top_tokens(call: &Call, step: &Step) -> Value {
     let of = |t: &crate::sampling::TokenProbability| {
-        let (text, special) = (shared.text.token_text(t.id), shared.text.is_special(t.id));
+        let (text, special) = (call.text.token_text(t.id), call.text.is_special(t.id));
         json!({"id": t.id, "text": text, "logprob": t.logprob, "special": special})
     };
     step.token.top.iter().map(of).collect()
 }
 
 fn stream_of(
-    shared: Shared,
+    call: Call,
     generation: Generation,
     text: String,
     seed: Option<u64>,
@@ -156,7 +158,7 @@ fn stream_of(
 ) -> Response {
     let start = (generation, text, 0usize);
     let events = stream::unfold(start, move |(mut generation, mut text, count)| {
-        let shared = shared.clone();
+        let call = call.clone();
         async move {
             let event = match generation.next().await? {
                 Err(error) => error.body(Dialect::Tgi),
@@ -167,11 +169,11 @@ fn stream_of(
                             "input_length": input_length})
                     });
                     let mut event = json!({
-                        "index": count + 1, "token": token(&shared, &step),
+                        "index": count + 1, "token": token(&call, &step),
                         "generated_text": details.is_some().then_some(&text), "details": details,
                     });
                     if !step.token.top.is_empty() {
-                        event["top_tokens"] = top_tokens(&shared, &step);
+                        event["top_tokens"] = top_tokens(&call, &step);
                     }
                     event
                 }
@@ -183,7 +185,7 @@ fn stream_of(
     sse(events)
 }
 
-fn plan(shared: &Shared, request: &GenerateRequest) -> Result<Plan, ApiError> {
+fn plan(call: &Call, request: &GenerateRequest) -> Result<Plan, ApiError> {
     let p = &request.parameters;
     if p.grammar.as_ref().is_some_and(|grammar| !grammar.is_null()) {
         return Err(ApiError::validation("grammar: not supported"));
@@ -191,7 +193,7 @@ fn plan(shared: &Shared, request: &GenerateRequest) -> Result<Plan, ApiError> {
     if p.decoder_input_details == Some(true) {
         return Err(ApiError::validation("decoder_input_details: not supported"));
     }
-    let mut prompt = shared.text.encode(&request.inputs, true).map_err(ApiError::validation)?;
+    let mut prompt = call.text.encode(&request.inputs, true).map_err(ApiError::validation)?;
     if let Some(keep) = p.truncate {
         prompt.drain(..prompt.len().saturating_sub(keep));
     }
@@ -201,17 +203,17 @@ fn plan(shared: &Shared, request: &GenerateRequest) -> Result<Plan, ApiError> {
             .map_err(|_| ApiError::validation(format!("top_k: expected 0 or more, got {k}")))?,
     };
     let top_n = p.top_n_tokens.unwrap_or(0);
-    let limit = shared.limits.max_top_n_tokens;
+    let limit = call.limits.max_top_n_tokens;
     if top_n > limit {
         return Err(ApiError::validation(format!("top_n_tokens: expected at most {limit}, got {top_n}")));
     }
     let chosen = [p.temperature, p.top_p, p.typical_p].iter().any(Option::is_some) || p.top_k.is_some();
     let sample = p.do_sample.unwrap_or(false) || chosen;
     let stop = p.stop.clone().map(OneOrMany::list).unwrap_or_default();
-    shared.checked(Plan {
-        max_new_tokens: shared.new_tokens(p.max_new_tokens, prompt.len(), "max_new_tokens")?,
+    let task = Task {
+        max_new_tokens: call.new_tokens(p.max_new_tokens, prompt.len(), "max_new_tokens")?,
         prompt,
-        eos_token_ids: shared.eos_token_ids.clone(),
+        eos_token_ids: call.eos_token_ids.clone(),
         sampling: SamplingParams {
             temperature: if sample { p.temperature.unwrap_or(1.0) } else { 0.0 },
             top_p: p.top_p.unwrap_or(1.0),
@@ -222,16 +224,26 @@ fn plan(shared: &Shared, request: &GenerateRequest) -> Result<Plan, ApiError> {
         adjustments: Adjustments {
             typical_p: p.typical_p.unwrap_or(1.0),
             frequency_penalty: p.frequency_penalty.unwrap_or(0.0),
-            ..Adjustments::default()
+            presence_penalty: p.presence_penalty.unwrap_or(0.0),
+            logit_bias: logit_bias(p.logit_bias.as_ref())?,
         },
         top_n,
-        stop,
-    })
+    };
+    call.checked(Plan { task, stop })
+}
+
+/// Ids as JSON's keys, which are strings.
+pub fn logit_bias(given: Option<&BTreeMap<String, f32>>) -> Result<Vec<(u32, f32)>, ApiError> {
+    let parsed = |(id, bias): (&String, &f32)| match id.parse() {
+        Ok(id) => Ok((id, *bias)),
+        Err(_) => Err(ApiError::validation(format!("logit_bias: expected token ids, got {id}"))),
+    };
+    given.into_iter().flatten().map(parsed).collect()
 }
 
 /// POST `/tokenize`
-pub fn tokenize(shared: &Shared, body: &[u8]) -> Result<Response, ApiError> {
-    let request: GenerateRequest = super::parse(body)?;
-    let spans = shared.text.spans(&request.inputs).map_err(ApiError::validation)?;
+pub fn tokenize(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
+    let request: GenerateRequest = routes::parse(body)?;
+    let spans = call.text.spans(&request.inputs).map_err(ApiError::validation)?;
     Ok(Json(spans).into_response())
 }

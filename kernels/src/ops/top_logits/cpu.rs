@@ -23,6 +23,6 @@ fn likeliest(row: &[f32], count: usize, temperature: f32) -> Likeliest {
     }
     candidates.sort_unstable_by(descending);
     let largest = candidates.first().map_or(0.0, |best| best.1);
-    let total = row.iter().map(|x| ((x - largest) / temperature).exp()).sum();
-    Likeliest { candidates, total }
+    let total = |temperature: f32| row.iter().map(|x| ((x - largest) / temperature).exp()).sum();
+    Likeliest { candidates, total: total(temperature), plain_total: total(1.0) }
 }

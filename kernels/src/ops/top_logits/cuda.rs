@@ -18,9 +18,9 @@ impl TopLogits for Cuda {
         let of_rows = uploaded.as_ref().map_or(0, |of_rows| self.address(of_rows));
         let temperature = temperatures.first().copied().unwrap_or(1.0);
         let keys = self.scratch(8 * rows * parts * count)?;
-        let masses = self.scratch(8 * rows * parts)?;
-        // Ids and logits of the candidates, and the total: 2 count + 1 words a row.
-        let width = 2 * count + 1;
+        let masses = self.scratch(12 * rows * parts)?;
+        // Ids and logits of the candidates, and both totals.
+        let width = 2 * count + 2;
         let best = self.scratch(4 * rows * width)?;
         let args = [
             Arg::Address(self.arrived(&keys)?),
@@ -48,6 +48,7 @@ impl TopLogits for Cuda {
         let row = |row: &[u32]| Likeliest {
             candidates: row[..2 * count].chunks_exact(2).map(|c| (c[0], f32::from_bits(c[1]))).collect(),
             total: f32::from_bits(row[2 * count]),
+            plain_total: f32::from_bits(row[2 * count + 1]),
         };
         Ok(best.chunks_exact(width).map(row).collect())
     }

@@ -12,6 +12,8 @@ pub struct Likeliest {
     pub candidates: Vec<(u32, f32)>,
     /// `sum_i exp((logit[i] - largest) / temperature)` over the whole vocabulary.
     pub total: f32,
+    /// The same at temperature 1.
+    pub plain_total: f32,
 }
 
 /// The `count` largest logits of every row, and the mass that they are a part of.
@@ -59,6 +61,8 @@ mod tests {
                 let mass = |x: &(u32, f32)| ((x.1 - expected[0].1) as f64 / *temperature as f64).exp();
                 let total: f64 = expected.iter().map(mass).sum();
                 assert!((got.total as f64 / total - 1.0).abs() < 1e-4, "{risk}: {} for {total}", got.total);
+                let total: f64 = expected.iter().map(|x| f64::from(x.1 - expected[0].1).exp()).sum();
+                assert!((got.plain_total as f64 / total - 1.0).abs() < 1e-4, "{risk}: at temperature 1");
                 assert_eq!(got.candidates, expected[..count], "{risk}");
             }
             assert!(device.top_logits(&logits, 0, &temperatures).is_err(), "{risk}: no candidate");

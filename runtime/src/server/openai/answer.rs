@@ -1,0 +1,196 @@
+//! What OpenAI's clients get, whole or in pieces.
+
+use std::convert::Infallible;
+
+use axum::response::Response;
+use axum::response::sse::Event as SseEvent;
+use futures_util::stream::{self, SelectAll, StreamExt};
+use serde_json::{Value, json};
+
+use crate::generate::FinishReason;
+use crate::server::error::{ApiError, Dialect};
+use crate::server::generation::{Generation, Step};
+use crate::server::{Call, access, sse, unix_time};
+
+/// Which of the two shapes an answer has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Chat,
+    Text,
+}
+
+/// What an answer is made of, besides its tokens.
+pub struct Frame {
+    pub kind: Kind,
+    id: String,
+    created: u64,
+    pub prompt_tokens: usize,
+    logprobs: bool,
+    /// Choices of each prompt.
+    pub n: usize,
+    /// What stands before the answers to each prompt; nothing where there are fewer.
+    pub echoes: Vec<String>,
+    pub include_usage: bool,
+}
+
+impl Frame {
+    pub fn new(kind: Kind, logprobs: bool) -> Self {
+        let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
+        let id = format!("{prefix}-{}", access::new_id());
+        let created = unix_time();
+        let (prompt_tokens, n, echoes, include_usage) = (0, 1, Vec::new(), false);
+        Self { kind, id, created, prompt_tokens, logprobs, n, echoes, include_usage }
+    }
+
+    fn echo(&self, index: usize) -> &str {
+        self.echoes.get(index / self.n).map_or("", String::as_str)
+    }
+
+    pub fn object(&self, call: &Call, choices: Vec<Value>, chunk: bool) -> Value {
+        let object = match (self.kind, chunk) {
+            (Kind::Chat, false) => "chat.completion",
+            (Kind::Chat, true) => "chat.completion.chunk",
+            (Kind::Text, _) => "text_completion",
+        };
+        json!({"id": self.id, "object": object, "created": self.created, "model": call.info.model_id,
+            "system_fingerprint": call.info.version, "choices": choices})
+    }
+
+    pub fn usage(&self, completion: usize) -> Value {
+        json!({"prompt_tokens": self.prompt_tokens, "completion_tokens": completion,
+            "total_tokens": self.prompt_tokens + completion})
+    }
+
+    /// A whole answer.
+    pub fn choice(&self, call: &Call, index: usize, steps: &[Step]) -> Value {
+        let echo = self.echo(index);
+        let text = steps.iter().fold(echo.to_owned(), |text, step| text + &step.text);
+        let finish = steps.last().and_then(|step| step.token.finish).map(finish_reason);
+        let logprobs = self.logprobs(call, steps, echo.chars().count());
+        match self.kind {
+            Kind::Chat => json!({"index": index, "message": {"role": "assistant", "content": text},
+                "logprobs": logprobs, "finish_reason": finish}),
+            Kind::Text => {
+                json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish})
+            }
+        }
+    }
+
+    /// One token of an answer. `shown`: characters of the answer so far, `None` at its beginning.
+    fn chunk(&self, call: &Call, index: usize, step: &Step, shown: Option<usize>) -> Value {
+        let finish = step.token.finish.map(finish_reason);
+        let echo = if shown.is_none() { self.echo(index) } else { "" };
+        let offset = shown.unwrap_or_else(|| echo.chars().count());
+        let logprobs = self.logprobs(call, std::slice::from_ref(step), offset);
+        let choice = match self.kind {
+            Kind::Chat => {
+                let mut delta = json!({"content": step.text});
+                if shown.is_none() {
+                    delta["role"] = json!("assistant");
+                }
+                json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish})
+            }
+            Kind::Text => {
+                let text = format!("{echo}{}", step.text);
+                json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish})
+            }
+        };
+        self.object(call, vec![choice], true)
+    }
+
+    /// `offset`: characters of the answer before these tokens.
+    fn logprobs(&self, call: &Call, steps: &[Step], offset: usize) -> Value {
+        if !self.logprobs {
+            return Value::Null;
+        }
+        let text = |id| call.text.token_text(id);
+        let entry = |id: u32, logprob: f32| {
+            let token = text(id);
+            json!({"token": token, "logprob": logprob, "bytes": token.as_bytes()})
+        };
+        let with_top = |step: &Step| {
+            let mut value = entry(step.token.id, step.token.logprob);
+            value["top_logprobs"] = step.token.top.iter().map(|t| entry(t.id, t.logprob)).collect();
+            value
+        };
+        let top = |step: &Step| -> Value {
+            step.token.top.iter().map(|t| (text(t.id), json!(t.logprob))).collect()
+        };
+        let offsets = steps.iter().scan(offset, |end, step| {
+            let start = *end;
+            *end += step.text.chars().count();
+            Some(start)
+        });
+        match self.kind {
+            Kind::Chat => json!({"content": steps.iter().map(with_top).collect::<Vec<_>>()}),
+            Kind::Text => json!({
+                "tokens": steps.iter().map(|step| text(step.token.id)).collect::<Vec<_>>(),
+                "token_logprobs": steps.iter().map(|step| step.token.logprob).collect::<Vec<_>>(),
+                "top_logprobs": steps.iter().map(top).collect::<Vec<_>>(),
+                "text_offset": offsets.collect::<Vec<_>>(),
+            }),
+        }
+    }
+}
+
+/// The answers of all generations as they come, then the usage if wanted, then the end mark.
+pub fn stream(call: &Call, generations: Vec<Generation>, frame: Frame) -> Response {
+    let shown = vec![None; generations.len()];
+    let each = generations.into_iter().enumerate().map(|(index, generation)| {
+        let steps = stream::unfold(generation, |mut generation| async move {
+            let step = generation.next().await?;
+            Some((step, generation))
+        });
+        steps.map(move |step| (index, step)).boxed()
+    });
+    let steps: SelectAll<_> = stream::select_all(each);
+    let state = Streaming { call: call.clone(), frame, steps, shown, tokens: 0, ended: false };
+    let lines = stream::unfold(state, |mut state| async move { Some((state.next().await?, state)) });
+    sse(lines.map(|line| Ok::<_, Infallible>(SseEvent::default().data(line))))
+}
+
+struct Streaming<S> {
+    call: Call,
+    frame: Frame,
+    steps: S,
+    /// Characters of each choice so far, `None` where nothing came yet.
+    shown: Vec<Option<usize>>,
+    tokens: usize,
+    ended: bool,
+}
+
+impl<S: futures_util::Stream<Item = (usize, Result<Step, ApiError>)> + Unpin> Streaming<S> {
+    async fn next(&mut self) -> Option<String> {
+        if self.ended {
+            return None;
+        }
+        match self.steps.next().await {
+            Some((_, Err(error))) => Some(error.body(Dialect::OpenAi).to_string()),
+            Some((index, Ok(step))) => {
+                let shown = self.shown[index];
+                let chunk = self.frame.chunk(&self.call, index, &step, shown);
+                let before = shown.unwrap_or_else(|| self.frame.echo(index).chars().count());
+                self.shown[index] = Some(before + step.text.chars().count());
+                self.tokens += 1;
+                Some(chunk.to_string())
+            }
+            None if self.frame.include_usage => {
+                self.frame.include_usage = false;
+                let mut last = self.frame.object(&self.call, Vec::new(), true);
+                last["usage"] = self.frame.usage(self.tokens);
+                Some(last.to_string())
+            }
+            None => {
+                self.ended = true;
+                Some("[DONE]".to_owned())
+            }
+        }
+    }
+}
+
+fn finish_reason(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Length => "length",
+        FinishReason::EosToken | FinishReason::StopSequence => "stop",
+    }
+}
