@@ -70,7 +70,7 @@ pub fn generate<B: Backend>(
 fn next<B: Backend>(backend: &B, sampler: &mut Sampler, logits: &B::Tensor, seen: &[u32]) -> Result<u32> {
     if let Some(count) = sampler.candidates(backend.shape(logits).1) {
         let likeliest = backend.top_logits(logits, count, &[sampler.temperature()])?;
-        if let Some(id) = likeliest.first().and_then(|likeliest| sampler.choose(likeliest)) {
+        if let Some(id) = likeliest.first().and_then(|likeliest| sampler.choose(likeliest, seen, 0)) {
             return Ok(id);
         }
     }

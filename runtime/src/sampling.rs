@@ -143,6 +143,14 @@ pub struct Sampler {
     rng: ChaCha12Rng,
 }
 
+/// What penalties and their like do to logits.
+enum Changes {
+    None,
+    /// Some become smaller, none larger.
+    Lower,
+    Any,
+}
+
 impl Sampler {
     pub fn new(params: SamplingParams) -> Result<Self> {
         Self::adjusted(params, Adjustments::default())
@@ -156,12 +164,26 @@ impl Sampler {
 
     /// How many of the likeliest tokens are probably enough for [`Self::choose`]; `None` where all are needed.
     pub fn candidates(&self, vocab: usize) -> Option<usize> {
-        let plain = self.params.repetition_penalty == 1.0 && self.adjustments == Adjustments::default();
-        let whole = self.params.temperature > 0.0 && self.params.top_k == 0 && self.params.top_p == 1.0;
-        match self.params.temperature {
-            _ if !plain || whole => None,
-            0.0 => Some(1),
-            _ => Some(MOST_CANDIDATES.min(vocab)),
+        let most = MOST_CANDIDATES.min(vocab);
+        let SamplingParams { temperature, top_p, top_k, .. } = self.params;
+        match self.changes() {
+            Changes::Any => None,
+            Changes::None if temperature == 0.0 => Some(1),
+            Changes::None => (top_k > 0 || top_p < 1.0).then_some(most),
+            // What mass the others lose is not known.
+            Changes::Lower => (temperature == 0.0 || (1..=most).contains(&top_k)).then_some(most),
+        }
+    }
+
+    fn changes(&self) -> Changes {
+        let Adjustments { typical_p, frequency_penalty, presence_penalty, ref logit_bias } = self.adjustments;
+        let penalties = [self.params.repetition_penalty - 1.0, frequency_penalty, presence_penalty];
+        match () {
+            () if typical_p < 1.0 || !logit_bias.is_empty() || penalties.iter().any(|p| *p < 0.0) => {
+                Changes::Any
+            }
+            () if penalties == [0.0; 3] => Changes::None,
+            () => Changes::Lower,
         }
     }
 
@@ -170,9 +192,20 @@ impl Sampler {
         if self.params.temperature > 0.0 { self.params.temperature } else { 1.0 }
     }
 
-    /// The next token from as many as [`Self::candidates`] asked for; `None` where that takes all after all.
-    pub fn choose(&mut self, likeliest: &Likeliest) -> Option<u32> {
+    /// The next token after `seen`, of which the first `prompt` were not generated, from as many of the likeliest
+    /// as [`Self::candidates`] asked for; `None` where that takes all after all.
+    pub fn choose(&mut self, likeliest: &Likeliest, seen: &[u32], prompt: usize) -> Option<u32> {
         let mut candidates = likeliest.candidates.clone();
+        if matches!(self.changes(), Changes::Lower) {
+            // Below the last one there may be tokens that were not lowered.
+            let surely = candidates.last()?.1;
+            candidates.iter_mut().for_each(|(id, logit)| *logit = self.lowered(*id, *logit, seen, prompt));
+            candidates.retain(|candidate| candidate.1 > surely);
+            candidates.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            if candidates.len() < self.params.top_k.max(1) {
+                return None;
+            }
+        }
         if self.params.temperature == 0.0 {
             return candidates.first().map(|best| best.0);
         }
@@ -187,6 +220,20 @@ impl Sampler {
         }
         truncate(&mut candidates, mass);
         Some(self.draw(&candidates))
+    }
+
+    /// A logit after the penalties on what was seen and generated.
+    fn lowered(&self, id: u32, mut logit: f32, seen: &[u32], prompt: usize) -> f32 {
+        let times = seen[prompt.min(seen.len())..].iter().filter(|other| **other == id).count();
+        if times > 0 {
+            logit -= self.adjustments.presence_penalty + self.adjustments.frequency_penalty * times as f32;
+        }
+        let penalty = self.params.repetition_penalty;
+        match seen.contains(&id) {
+            true if logit > 0.0 => logit / penalty,
+            true => logit * penalty,
+            false => logit,
+        }
     }
 
     /// The next token after `seen`.  logits: `[vocab]`
@@ -364,5 +411,57 @@ mod tests {
         assert!(SamplingParams { temperature: f32::NAN, ..params() }.check().is_err());
         assert!(SamplingParams { top_p: 0.0, ..params() }.check().is_err());
         assert!(SamplingParams { repetition_penalty: 0.0, ..params() }.check().is_err());
+    }
+
+    #[test]
+    fn the_likeliest_tokens_decide_as_all_of_them_do() {
+        let vocab = 500;
+        let logits = |step: u32| -> Vec<f32> {
+            let mix = |i: u32| {
+                (i.wrapping_mul(2_654_435_761) ^ step.wrapping_mul(40_503)).wrapping_mul(2_246_822_519)
+            };
+            (0..vocab).map(|i| mix(i) as f32 / u32::MAX as f32 * 12.0 - 4.0).collect()
+        };
+        let penalised =
+            Adjustments { frequency_penalty: 0.3, presence_penalty: 0.2, ..Adjustments::default() };
+        let mut decided = 0;
+        for (risk, sampling, adjustments) in [
+            ("greedy", SamplingParams { temperature: 0.0, ..params() }, Adjustments::default()),
+            ("top k", SamplingParams { top_k: 20, temperature: 0.7, ..params() }, Adjustments::default()),
+            ("top p", SamplingParams { top_p: 0.5, temperature: 0.4, ..params() }, Adjustments::default()),
+            (
+                "greedy and penalties",
+                SamplingParams { temperature: 0.0, repetition_penalty: 1.3, ..params() },
+                penalised.clone(),
+            ),
+            (
+                "top k, top p and penalties",
+                SamplingParams { top_k: 20, top_p: 0.9, repetition_penalty: 1.2, ..params() },
+                penalised,
+            ),
+        ] {
+            let sampler = || Sampler::adjusted(sampling.clone(), adjustments.clone()).unwrap();
+            let (mut few, mut all) = (sampler(), sampler());
+            let mut seen: Vec<u32> = (0..vocab).step_by(7).collect();
+            for step in 0..60 {
+                let logits = logits(step);
+                let candidates = super::likeliest(&logits, few.candidates(vocab as usize).unwrap());
+                let mass = |temperature: f32| {
+                    logits.iter().map(|x| ((x - candidates[0].1) / temperature).exp()).sum()
+                };
+                let (total, plain_total) = (mass(few.temperature()), mass(1.0));
+                let expected = all.next_after(logits.clone(), &seen, 70);
+                match few.choose(&Likeliest { candidates, total, plain_total }, &seen, 70) {
+                    Some(id) => assert_eq!(id, expected, "{risk}, step {step}"),
+                    None => assert_eq!(few.next_after(logits, &seen, 70), expected, "{risk}, step {step}"),
+                }
+                decided += 1;
+                seen.push(expected);
+            }
+        }
+        assert_eq!(decided, 300);
+        let bias = Adjustments { logit_bias: vec![(3, 1.0)], ..Adjustments::default() };
+        let biased = Sampler::adjusted(SamplingParams { temperature: 0.0, ..params() }, bias).unwrap();
+        assert_eq!(biased.candidates(vocab as usize), None, "a bias may lift any token");
     }
 }

@@ -80,7 +80,7 @@ pub struct ServeArgs {
     #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000)]
     pub payload_limit: usize,
 
-    /// Seconds that a request's head, and then its body, may take to arrive
+    /// Seconds that a request's head, and then its body, may take to arrive, and that an answer may lie untaken
     #[arg(long, env = "READ_TIMEOUT", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub read_timeout: u64,
 

@@ -120,7 +120,7 @@ impl Sequence {
     /// Chooses the next token from the likeliest ones and reports it; `None` where that takes all after all, `true`
     /// when it is the last.
     pub fn choose(&mut self, likeliest: &Likeliest) -> Option<bool> {
-        let id = self.sampler.choose(likeliest)?;
+        let id = self.sampler.choose(likeliest, &self.ids, self.prompt)?;
         let (logprob, top) = likeliest_probabilities(likeliest, id, self.request.task.top_n)?;
         Some(self.take(id, logprob, top))
     }
