@@ -39,6 +39,7 @@ fn run(verb: Option<Verb>) -> anyhow::Result<ExitCode> {
         Some(Verb::Table(args)) => commands::table::run(&args)?,
         Some(Verb::Eval(args)) => commands::eval::run(&args)?,
         Some(Verb::Generate(args)) => commands::generate::run(&args)?,
+        Some(Verb::Chat(args)) => commands::chat::run(&args)?,
         Some(Verb::Serve(args)) => commands::serve::run(&args)?,
         Some(Verb::Inspect(args)) => return commands::inspect::run(&args),
         Some(Verb::Synth(args)) => commands::synth::run(&args)?,

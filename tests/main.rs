@@ -1,6 +1,7 @@
 //! The one integration binary: the crates together, and the program as a user runs it.
 
 mod artifacts;
+mod chat;
 mod cli;
 mod golden_gptq;
 mod golden_logits;

@@ -41,6 +41,7 @@ pub enum Verb {
     Table(TableArgs),
     Eval(EvalArgs),
     Generate(GenerateArgs),
+    Chat(ChatArgs),
     Serve(ServeArgs),
     Inspect(InspectArgs),
     Synth(SynthArgs),
@@ -132,22 +133,9 @@ pub struct EvalArgs {
     pub json: bool,
 }
 
-/// Generate text
+/// How tokens are drawn
 #[derive(Args)]
-#[command(after_help = "Examples:
-  gptq generate ./gptq-demo/main --prompt \"The river\" --max-new-tokens 100
-  gptq generate ./q4 --chat --system \"You are a poet.\" --prompt \"Write a haiku\" --temperature 0")]
-pub struct GenerateArgs {
-    /// Model folder, hub id, or hub-id:branch
-    pub model: String,
-
-    /// Text to continue, or with --chat the user's message
-    #[arg(long)]
-    pub prompt: String,
-
-    #[arg(long, default_value_t = 512)]
-    pub max_new_tokens: usize,
-
+pub struct SamplingArgs {
     /// 0 takes the most likely token
     #[arg(long, default_value_t = 0.7)]
     pub temperature: f32,
@@ -167,6 +155,54 @@ pub struct GenerateArgs {
     /// Equal seeds give equal texts (default: another one each time)
     #[arg(long)]
     pub seed: Option<u64>,
+}
+
+/// A conversation in the terminal
+///
+/// Answers are streamed; Ctrl-C stops an answer. /reset forgets the conversation, /system TEXT begins a new one with
+/// other instructions, /help lists these, /quit (or Ctrl-D) ends.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  gptq chat ./gptq-demo/main
+  gptq chat ./q4 --system \"You are a poet.\" --temperature 0.9
+  echo \"Who are you?\" | gptq chat ./q4 --temperature 0")]
+pub struct ChatArgs {
+    /// Model folder, hub id, or hub-id:branch
+    pub model: String,
+
+    /// System message
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+
+    /// Tokens of an answer at most
+    #[arg(long, default_value_t = 512)]
+    pub max_new_tokens: usize,
+
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Generate text
+#[derive(Args)]
+#[command(after_help = "Examples:
+  gptq generate ./gptq-demo/main --prompt \"The river\" --max-new-tokens 100
+  gptq generate ./q4 --chat --system \"You are a poet.\" --prompt \"Write a haiku\" --temperature 0")]
+pub struct GenerateArgs {
+    /// Model folder, hub id, or hub-id:branch
+    pub model: String,
+
+    /// Text to continue, or with --chat the user's message
+    #[arg(long)]
+    pub prompt: String,
+
+    #[arg(long, default_value_t = 512)]
+    pub max_new_tokens: usize,
+
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
 
     /// Stop before this text; may be given several times
     #[arg(long, value_name = "S")]

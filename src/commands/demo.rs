@@ -133,7 +133,7 @@ fn sample_text(device: &Cpu, dir: &Path) -> Result<String> {
             seed: 1,
         },
     };
-    let mut out = Output { text: String::new(), shown: 0, stops: &[], stream: false };
+    let mut out = Output { text: String::new(), shown: 0, stops: &[], stream: false, stopped: None };
     complete(&model, &tokenizer, &tokenizer.encode(PROMPT, true)?, &params, &mut out)?;
     Ok(format!("{PROMPT}{}", out.text.trim_end().replace('\n', "\n  ")))
 }

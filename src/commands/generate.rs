@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -16,7 +17,7 @@ use serde_json::json;
 
 use super::common::{self, DeviceKind, OnDevice};
 use super::eval;
-use crate::args::GenerateArgs;
+use crate::args::{GenerateArgs, SamplingArgs};
 use crate::output;
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
@@ -43,9 +44,10 @@ impl OnDevice for Generate<'_> {
         let params = GenerateParams {
             max_new_tokens: args.max_new_tokens,
             eos_token_ids: end_ids(&model, &tokenizer, &stops),
-            sampling: sampling(args),
+            sampling: sampling(&args.sampling),
         };
-        let mut out = Output { text: String::new(), shown: 0, stops: &args.stop, stream: !args.json };
+        let mut out =
+            Output { text: String::new(), shown: 0, stops: &args.stop, stream: !args.json, stopped: None };
         let started = Instant::now();
         let (reason, count) = complete(&model, &tokenizer, &ids, &params, &mut out)?;
         let seconds = started.elapsed().as_secs_f64();
@@ -62,7 +64,7 @@ impl OnDevice for Generate<'_> {
     }
 }
 
-fn sampling(args: &GenerateArgs) -> SamplingParams {
+pub fn sampling(args: &SamplingArgs) -> SamplingParams {
     SamplingParams {
         temperature: args.temperature,
         top_p: args.top_p,
@@ -113,9 +115,16 @@ pub struct Output<'a> {
     pub stops: &'a [String],
     /// Print while generating.
     pub stream: bool,
+    /// Somebody wants no more.
+    pub stopped: Option<&'a AtomicBool>,
 }
 
-impl Output<'_> {
+impl<'a> Output<'a> {
+    /// Shown as it comes, until `stopped` becomes true.
+    pub fn streamed(stopped: &'a AtomicBool) -> Self {
+        Self { text: String::new(), shown: 0, stops: &[], stream: true, stopped: Some(stopped) }
+    }
+
     fn push(&mut self, piece: &str) -> ControlFlow<()> {
         self.text.push_str(piece);
         let found = self
@@ -130,9 +139,10 @@ impl Output<'_> {
             return ControlFlow::Break(());
         }
         let safe = self.text.len() - self.held_back();
+        let stopped = self.stopped.is_some_and(|stopped| stopped.load(Relaxed));
         match self.show(safe) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
+            Ok(()) if !stopped => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(()),
         }
     }
 
@@ -171,7 +181,8 @@ fn prompt(args: &GenerateArgs, dir: &Path) -> Result<(String, Vec<String>)> {
     Ok((template.render(&messages, true)?, stops))
 }
 
-fn end_ids<B: Backend>(model: &Model<B>, tokenizer: &Tokenizer, stops: &[String]) -> Vec<u32> {
+/// The ids that end a turn.
+pub fn end_ids<B: Backend>(model: &Model<B>, tokenizer: &Tokenizer, stops: &[String]) -> Vec<u32> {
     let of_template = stops.iter().filter_map(|stop| tokenizer.token_id(stop));
     model.config.eos_token_ids.iter().copied().chain(of_template).collect()
 }
@@ -187,7 +198,7 @@ mod tests {
 
     fn fed(stops: &[&str], pieces: &[&str]) -> (String, bool, Vec<usize>) {
         let stops: Vec<String> = stops.iter().map(|s| s.to_string()).collect();
-        let mut out = Output { text: String::new(), shown: 0, stops: &stops, stream: false };
+        let mut out = Output { text: String::new(), shown: 0, stops: &stops, stream: false, stopped: None };
         let mut shown = Vec::new();
         let mut stopped = false;
         for piece in pieces {

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod branches;
+pub mod chat;
 mod codec;
 mod common;
 pub mod completions;

@@ -1,0 +1,181 @@
+//! `gptq chat`: a conversation in the terminal, or with what a pipe says.
+
+use std::io::{BufRead, IsTerminal, Write, stdin};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use anyhow::{Context, Result};
+use gptq_calibration::chat::{ChatTemplate, Message};
+use gptq_calibration::tokenizer::Tokenizer;
+use gptq_kernels::Backend;
+use gptq_runtime::generate::GenerateParams;
+use gptq_runtime::model::Model;
+
+use super::common::{self, DeviceKind, OnDevice};
+use super::eval;
+use super::generate::{self, Output};
+use crate::args::ChatArgs;
+use crate::output;
+
+const HELP: &str = "/reset forgets the conversation, /system TEXT begins a new one with other instructions,
+/quit or Ctrl-D ends, Ctrl-C stops an answer";
+
+pub fn run(args: &ChatArgs) -> Result<()> {
+    let dir = common::model_dir(&args.model)?;
+    let config = common::model_config(&dir)?;
+    common::on_device(args.device, &config, Chat { args, dir: &dir })
+}
+
+/// The part that needs a device.
+struct Chat<'a> {
+    args: &'a ChatArgs,
+    dir: &'a Path,
+}
+
+impl OnDevice for Chat<'_> {
+    type Output = ();
+
+    fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<()> {
+        let Self { args, dir } = self;
+        let template = ChatTemplate::load(dir).context("chat")?;
+        let tokenizer = Tokenizer::load(dir)?;
+        let model = eval::load(&device, dir)?;
+        let stops: Vec<String> = template.stop_tokens().into_iter().map(String::from).collect();
+        let params = GenerateParams {
+            max_new_tokens: args.max_new_tokens,
+            eos_token_ids: generate::end_ids(&model, &tokenizer, &stops),
+            sampling: generate::sampling(&args.sampling),
+        };
+        let mut conversation = Conversation {
+            model: &model,
+            tokenizer: &tokenizer,
+            template: &template,
+            params,
+            system: args.system.clone(),
+            turns: Vec::new(),
+            interrupt: Interrupt::listen()?,
+        };
+        conversation.hold()
+    }
+}
+
+struct Conversation<'a, B: Backend> {
+    model: &'a Model<B>,
+    tokenizer: &'a Tokenizer,
+    template: &'a ChatTemplate,
+    params: GenerateParams,
+    system: Option<String>,
+    /// Messages of the user and answers in turn.
+    turns: Vec<Message>,
+    interrupt: Arc<Interrupt>,
+}
+
+impl<B: Backend> Conversation<'_, B> {
+    /// Until the input ends or `/quit`.
+    fn hold(&mut self) -> Result<()> {
+        let terminal = stdin().is_terminal();
+        let mut line = String::new();
+        loop {
+            if terminal {
+                print!("> ");
+                std::io::stdout().flush()?;
+            }
+            line.clear();
+            if stdin().lock().read_line(&mut line).context("standard input")? == 0 {
+                return Ok(());
+            }
+            match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
+                ("", _) => {}
+                ("/quit", _) => return Ok(()),
+                ("/help", _) => output::line(format_args!("{HELP}"))?,
+                ("/reset", _) => self.turns.clear(),
+                ("/system", text) => {
+                    self.system = Some(text.trim().to_owned()).filter(|text| !text.is_empty());
+                    self.turns.clear();
+                }
+                (command, _) if command.starts_with('/') => {
+                    eprintln!("unknown command {command}: expected /reset, /system TEXT, /help or /quit");
+                }
+                _ => self.answer(line.trim().to_owned())?,
+            }
+        }
+    }
+
+    fn answer(&mut self, message: String) -> Result<()> {
+        self.turns.push(Message::new("user", message));
+        let Some(prompt) = self.prompt()? else {
+            self.turns.pop();
+            return Ok(());
+        };
+        let mut out = Output::streamed(&self.interrupt.stopped);
+        self.interrupt.answering(true);
+        let answered = generate::complete(self.model, self.tokenizer, &prompt, &self.params, &mut out);
+        self.interrupt.answering(false);
+        answered?;
+        output::line(format_args!(""))?;
+        self.turns.push(Message::new("assistant", out.text));
+        Ok(())
+    }
+
+    /// The conversation as the model wants it, without its oldest turns where there is no room for all. `None`,
+    /// said in a line, where even the last message leaves no room for an answer.
+    fn prompt(&mut self) -> Result<Option<Vec<u32>>> {
+        let limit = self.model.config.max_position_embeddings;
+        let mut forgotten = 0;
+        loop {
+            let system = self.system.iter().map(|system| Message::new("system", system.as_str()));
+            let messages: Vec<Message> = system.chain(self.turns.iter().cloned()).collect();
+            let ids = self.tokenizer.encode(&self.template.render(&messages, true)?, false)?;
+            if ids.len() + self.params.max_new_tokens.min(limit / 4) <= limit {
+                if forgotten > 0 {
+                    eprintln!(
+                        "the context of {limit} tokens is full: the {forgotten} oldest turns are forgotten"
+                    );
+                }
+                return Ok(Some(ids));
+            }
+            if self.turns.len() < 3 {
+                eprintln!(
+                    "the message is too long: {} tokens leave no room in a context of {limit}",
+                    ids.len()
+                );
+                return Ok(None);
+            }
+            self.turns.drain(..2);
+            forgotten += 1;
+        }
+    }
+}
+
+/// Ctrl-C: stops an answer; the program where there is none.
+struct Interrupt {
+    answering: AtomicBool,
+    stopped: AtomicBool,
+}
+
+impl Interrupt {
+    fn listen() -> Result<Arc<Self>> {
+        let interrupt = Arc::new(Self { answering: AtomicBool::new(false), stopped: AtomicBool::new(false) });
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("signals")?;
+        let shared = interrupt.clone();
+        std::thread::spawn(move || {
+            runtime.block_on(async {
+                while tokio::signal::ctrl_c().await.is_ok() {
+                    if !shared.answering.load(Relaxed) {
+                        println!();
+                        std::process::exit(130);
+                    }
+                    shared.stopped.store(true, Relaxed);
+                }
+            });
+        });
+        Ok(interrupt)
+    }
+
+    fn answering(&self, answering: bool) {
+        self.stopped.store(false, Relaxed);
+        self.answering.store(answering, Relaxed);
+    }
+}
