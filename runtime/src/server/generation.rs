@@ -1,11 +1,9 @@
 //! One running generation seen from the server: tokens become text, stop strings end it.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use futures_util::future::try_join_all;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::Call;
@@ -39,15 +37,13 @@ pub struct Generation {
     tokens: usize,
     arrived: Instant,
     started: Instant,
-    _permit: Arc<OwnedSemaphorePermit>,
 }
 
 /// Starts `count` generations of each plan, plan after plan. Each has a seed of its own, a plan's first one the
-/// plan's. All of them together are one of the requests that may run at a time.
+/// plan's.
 pub fn start(call: &Call, plans: &[Plan], count: usize) -> Result<Vec<Generation>, ApiError> {
-    let permit = Arc::new(call.permit()?);
     let each = plans.iter().flat_map(|plan| (0..count as u64).map(move |i| (plan, i)));
-    each.map(|(plan, i)| Generation::start(call, plan, i, permit.clone())).collect()
+    each.map(|(plan, i)| Generation::start(call, plan, i)).collect()
 }
 
 /// All tokens of all generations.
@@ -61,12 +57,7 @@ pub fn likelihood(steps: &[Step]) -> f32 {
 }
 
 impl Generation {
-    fn start(
-        call: &Call,
-        plan: &Plan,
-        number: u64,
-        permit: Arc<OwnedSemaphorePermit>,
-    ) -> Result<Self, ApiError> {
+    fn start(call: &Call, plan: &Plan, number: u64) -> Result<Self, ApiError> {
         let (sender, events) = unbounded_channel();
         let mut task = plan.task.clone();
         task.sampling.seed = task.sampling.seed.wrapping_add(number);
@@ -85,7 +76,6 @@ impl Generation {
             tokens: 0,
             arrived: now,
             started: now,
-            _permit: permit,
         })
     }
 

@@ -23,6 +23,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::Stream;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::block_in_place;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use crate::engine::EngineHandle;
@@ -74,7 +75,7 @@ pub struct ServerConfig {
 
 struct App {
     config: ServerConfig,
-    permits: Arc<Semaphore>,
+    places: Arc<Semaphore>,
     metrics: Metrics,
     created: u64,
 }
@@ -92,6 +93,9 @@ impl Deref for App {
 struct Call {
     app: Arc<App>,
     access: Arc<Access>,
+    /// Its place among the requests that may run at a time, held until the last one who works on the answer is
+    /// done; `None` where nothing is computed.
+    _place: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Deref for Call {
@@ -102,7 +106,8 @@ impl Deref for Call {
     }
 }
 
-/// Serves until `stop` is done, then lets running answers end, for at most 88 seconds.
+/// Serves until `stop` is done, then lets running answers end, for at most 88 seconds. The runtime must have several
+/// threads.
 pub async fn serve(
     listener: TcpListener,
     config: ServerConfig,
@@ -111,7 +116,7 @@ pub async fn serve(
     let (engine, read_timeout) = (config.engine.clone(), config.limits.read_timeout);
     let cors = cors(&config.cors_allow_origin);
     let app = Arc::new(App {
-        permits: Arc::new(Semaphore::new(config.limits.max_concurrent_requests)),
+        places: Arc::new(Semaphore::new(config.limits.max_concurrent_requests)),
         metrics: Metrics::new(&config.limits).map_err(std::io::Error::other)?,
         created: unix_time(),
         config,
@@ -127,8 +132,13 @@ impl App {
         if self.engine.stats.ready.load(Relaxed) { Ok(()) } else { Err(ApiError::unhealthy()) }
     }
 
-    fn permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        self.permits.clone().try_acquire_owned().map_err(|_| ApiError::overloaded())
+    fn take_place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.places.clone().try_acquire_owned().map_err(|_| ApiError::overloaded())
+    }
+
+    /// Ids of a text. A long one takes a while, in which other requests go on.
+    fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, ApiError> {
+        block_in_place(|| self.text.encode(text, add_special)).map_err(ApiError::validation)
     }
 
     /// Room for new tokens after a prompt; what is not asked for is what the limits leave.

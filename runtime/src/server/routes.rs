@@ -11,6 +11,7 @@ use axum::response::{Html, IntoResponse, Response};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use tokio::task::block_in_place;
 
 use super::access::{Access, REQUEST_ID};
 use super::error::{ApiError, Dialect};
@@ -34,9 +35,9 @@ const GET_ROUTES: [&str; 5] = ["/health", "/info", "/v1/models", "/metrics", "/d
 pub async fn answer(State(app): State<Arc<App>>, request: Request) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let access = Arc::new(Access::new(method.clone(), path.clone(), request.headers()));
-    let call = Call { app, access };
+    let mut call = Call { app, access, _place: None };
     let dialect = if path.starts_with("/v1") { Dialect::OpenAi } else { Dialect::Tgi };
-    let mut response = match route(&call, &method, &path, request).await {
+    let mut response = match route(&mut call, &method, &path, request).await {
         Ok(response) => response,
         Err(error) => {
             if error.is_refusal() {
@@ -51,7 +52,7 @@ pub async fn answer(State(app): State<Arc<App>>, request: Request) -> Response {
     response
 }
 
-async fn route(call: &Call, method: &Method, path: &str, request: Request) -> Result<Response, ApiError> {
+async fn route(call: &mut Call, method: &Method, path: &str, request: Request) -> Result<Response, ApiError> {
     match (method.as_str(), path) {
         ("GET" | "HEAD", "/") if wants_html(request.headers()) => {
             Ok(Html(include_str!("chat.html")).into_response())
@@ -68,9 +69,11 @@ async fn route(call: &Call, method: &Method, path: &str, request: Request) -> Re
             let limits = &call.limits;
             let body = read_body(request.into_body(), limits.payload_limit, limits.read_timeout).await?;
             call.healthy()?;
+            // Before anything is done with the body: reading a long text is work too.
+            call._place = Some(Arc::new(call.take_place()?));
             match route {
-                "/tokenize" => tgi::tokenize(call, &body),
-                "/chat_tokenize" => openai::chat_tokenize(call, &body),
+                "/tokenize" => block_in_place(|| tgi::tokenize(call, &body)),
+                "/chat_tokenize" => block_in_place(|| openai::chat_tokenize(call, &body)),
                 "/v1/chat/completions" => openai::chat(call, &body).await,
                 "/v1/completions" => openai::completions(call, &body).await,
                 _ => tgi::generate(call, &body, route).await,

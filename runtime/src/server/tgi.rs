@@ -193,7 +193,7 @@ fn plan(call: &Call, request: &GenerateRequest) -> Result<Plan, ApiError> {
     if p.decoder_input_details == Some(true) {
         return Err(ApiError::validation("decoder_input_details: not supported"));
     }
-    let mut prompt = call.text.encode(&request.inputs, true).map_err(ApiError::validation)?;
+    let mut prompt = call.encode(&request.inputs, true)?;
     if let Some(keep) = p.truncate {
         prompt.drain(..prompt.len().saturating_sub(keep));
     }

@@ -22,7 +22,7 @@ pub async fn chat(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
     let request: ChatRequest = parse(body)?;
     request.check()?;
     let prompt = request.render(call)?;
-    let ids = call.text.encode(&prompt, false).map_err(ApiError::validation)?;
+    let ids = call.encode(&prompt, false)?;
     let mut plan = request.common.plan(call, ids, request.top_logprobs.unwrap_or(0), None)?;
     plan.task.eos_token_ids.extend(call.text.end_of_turn());
     let logprobs = request.logprobs.unwrap_or(false);
@@ -42,7 +42,7 @@ pub async fn completions(call: &Call, body: &[u8]) -> Result<Response, ApiError>
     let (mut plans, mut echoes) = (Vec::new(), Vec::new());
     for prompt in prompts {
         let (ids, text) = match prompt {
-            Prompt::Text(text) => (call.text.encode(&text, true).map_err(ApiError::validation)?, Some(text)),
+            Prompt::Text(text) => (call.encode(&text, true)?, Some(text)),
             Prompt::Ids(ids) => (ids, None),
         };
         let top_n = request.logprobs.unwrap_or(0);
