@@ -33,6 +33,8 @@ use generation::Plan;
 use metrics::Metrics;
 use text::TextCodec;
 
+/// Bytes that a tokenizer reads in a few milliseconds.
+const LONG_TEXT: usize = 16 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// What clients may ask for.
@@ -136,9 +138,8 @@ impl App {
         self.places.clone().try_acquire_owned().map_err(|_| ApiError::overloaded())
     }
 
-    /// Ids of a text. A long one takes a while, in which other requests go on.
     fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, ApiError> {
-        block_in_place(|| self.text.encode(text, add_special)).map_err(ApiError::validation)
+        beside(text.len(), || self.text.encode(text, add_special)).map_err(ApiError::validation)
     }
 
     /// Room for new tokens after a prompt; what is not asked for is what the limits leave.
@@ -173,6 +174,12 @@ impl App {
         plan.task.adjustments.check().map_err(|error| ApiError::validation(error.to_string()))?;
         Ok(plan)
     }
+}
+
+/// Reads a text of so many bytes. A long one takes a while, in which the other requests of this thread go on
+/// elsewhere.
+fn beside<T>(bytes: usize, read: impl FnOnce() -> T) -> T {
+    if bytes > LONG_TEXT { block_in_place(read) } else { read() }
 }
 
 /// Server-sent events that no proxy holds back.

@@ -11,11 +11,10 @@ use axum::response::{Html, IntoResponse, Response};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::task::block_in_place;
 
 use super::access::{Access, REQUEST_ID};
 use super::error::{ApiError, Dialect};
-use super::{App, Call, openai, tgi};
+use super::{App, Call, beside, openai, tgi};
 
 /// A body above the limit is read on up to here, so that its sender hears the refusal.
 const LARGEST_REFUSED: usize = 64 << 20;
@@ -72,8 +71,8 @@ async fn route(call: &mut Call, method: &Method, path: &str, request: Request) -
             // Before anything is done with the body: reading a long text is work too.
             call._place = Some(Arc::new(call.take_place()?));
             match route {
-                "/tokenize" => block_in_place(|| tgi::tokenize(call, &body)),
-                "/chat_tokenize" => block_in_place(|| openai::chat_tokenize(call, &body)),
+                "/tokenize" => beside(body.len(), || tgi::tokenize(call, &body)),
+                "/chat_tokenize" => beside(body.len(), || openai::chat_tokenize(call, &body)),
                 "/v1/chat/completions" => openai::chat(call, &body).await,
                 "/v1/completions" => openai::completions(call, &body).await,
                 _ => tgi::generate(call, &body, route).await,
