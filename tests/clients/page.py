@@ -1,0 +1,145 @@
+"""The chat page in a real browser, over the DevTools protocol.
+
+usage: page.py GPTQ MODEL PICTURES   (needs chromium and websocket-client; PICTURES is a folder for screenshots)
+"""
+
+import base64
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from contextlib import contextmanager
+
+import websocket
+
+from clients import served
+
+
+class Page:
+    def __init__(self, address):
+        self.socket = websocket.create_connection(address, timeout=60, suppress_origin=True)
+        self.count, self.events = 0, []
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(domain + ".enable")
+
+    def call(self, method, **parameters):
+        self.count += 1
+        self.socket.send(json.dumps({"id": self.count, "method": method, "params": parameters}))
+        while True:
+            message = json.loads(self.socket.recv())
+            if message.get("id") == self.count:
+                assert "error" not in message, message
+                return message["result"]
+            self.events.append(message)
+
+    def run(self, script):
+        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def until(self, script, seconds=60):
+        end = time.monotonic() + seconds
+        while not self.run(script):
+            assert time.monotonic() < end, f"{script} is still false"
+            time.sleep(0.02)
+
+    def type(self, text):
+        self.run("document.getElementById('text').focus()")
+        self.call("Input.insertText", text=text)
+
+    def press(self, key):
+        for kind in ("keyDown", "keyUp"):
+            code = {"Enter": 13, "Escape": 27}[key]
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code,
+                      text="\r" if key == "Enter" and kind == "keyDown" else "")
+
+    def look(self, width, height, scheme):
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def complaints(self):
+        """What the browser found wrong: exceptions, and errors in its log."""
+        of = {"Runtime.exceptionThrown": lambda p: True, "Runtime.consoleAPICalled": lambda p: True,
+              "Log.entryAdded": lambda p: p["entry"]["level"] in ("warning", "error")}
+        return [e for e in self.events if e["method"] in of and of[e["method"]](e["params"])]
+
+    def picture(self, path):
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+
+@contextmanager
+def browser():
+    with tempfile.TemporaryDirectory() as profile:
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
+        process = subprocess.Popen(["chromium", *options, "about:blank"], stderr=subprocess.PIPE, text=True)
+        try:
+            line = next(line for line in process.stderr if "DevTools listening on" in line)
+            port = line.split("127.0.0.1:")[1].split("/")[0]
+            pages = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/json"))
+            yield Page(next(page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page"))
+        finally:
+            process.kill()
+            process.wait()
+
+
+def converse(page):
+    page.run("document.getElementById('max_tokens').value = 24")
+    page.type("Tell me about the river.")
+    page.press("Enter")
+    page.until("document.querySelector('.assistant')?.textContent.length > 10")
+    page.until("document.getElementById('send').textContent === 'Send'")
+    assert page.run("document.querySelector('.user').textContent") == "Tell me about the river."
+    page.type("<b>And</b> the king?")
+    page.press("Enter")
+    page.until("document.querySelectorAll('.assistant:not(.waiting)').length === 2")
+    assert page.run("document.querySelectorAll('.user b').length") == 0, "a message is text, never markup"
+
+
+def stop(page):
+    page.run("document.getElementById('max_tokens').value = 2000")
+    page.type("Go on for a long time.")
+    page.press("Enter")
+    page.until("document.querySelectorAll('.assistant')[2]?.textContent.length > 20")
+    page.press("Escape")
+    page.until("document.getElementById('send').textContent === 'Send'")
+    assert page.run("history.length") == 6, "what was said before the stop stays"
+
+
+def fail(page):
+    page.run("document.getElementById('top_p').value = 5")
+    page.type("This cannot be.")
+    page.press("Enter")
+    page.until("document.querySelector('.error')?.textContent.includes('top_p')")
+    assert page.run("history.length") == 6, "a question without an answer is not part of the conversation"
+    page.run("document.getElementById('top_p').value = 0.95")
+
+
+def main():
+    program, model, pictures = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
+    pictures.mkdir(parents=True, exist_ok=True)
+    with served(program, model) as url, browser() as page:
+        page.call("Page.navigate", url=url + "/")
+        page.until("document.readyState === 'complete' && document.getElementById('model').textContent !== ''")
+        for check in (converse, stop):
+            check(page)
+            print(check.__name__, "ok")
+        for width, height in ((1280, 800), (375, 700)):
+            for scheme in ("light", "dark"):
+                page.look(width, height, scheme)
+                overflow = page.run("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+                assert overflow <= 0, f"{overflow} pixels too wide at {width}"
+                page.picture(pictures / f"chat-{width}-{scheme}.png")
+        page.run("document.querySelector('details').open = true")
+        page.picture(pictures / "chat-settings.png")
+        asked = {e["params"]["request"]["url"] for e in page.events if e["method"] == "Network.requestWillBeSent"}
+        assert all(address.startswith((url, "data:")) for address in asked), asked
+        assert not page.complaints(), page.complaints()
+        fail(page)
+        print("look and fail ok")
+
+
+if __name__ == "__main__":
+    main()
