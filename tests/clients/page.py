@@ -73,7 +73,7 @@ class Page:
 @contextmanager
 def browser():
     with tempfile.TemporaryDirectory() as profile:
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
         process = subprocess.Popen(["chromium", *options, "about:blank"], stderr=subprocess.PIPE, text=True)
         try:
             line = next(line for line in process.stderr if "DevTools listening on" in line)
@@ -86,7 +86,7 @@ def browser():
 
 
 def converse(page):
-    page.run("document.getElementById('max_tokens').value = 24")
+    page.run("document.getElementById('max_tokens').value = 24; document.getElementById('temperature').value = 0")
     page.type("Tell me about the river.")
     page.press("Enter")
     page.until("document.querySelector('.assistant')?.textContent.length > 10")
