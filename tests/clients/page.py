@@ -72,7 +72,8 @@ class Page:
 
 @contextmanager
 def browser():
-    with tempfile.TemporaryDirectory() as profile:
+    # Its last writes may come after its end.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
         process = subprocess.Popen(["chromium", *options, "about:blank"], stderr=subprocess.PIPE, text=True)
         try:
