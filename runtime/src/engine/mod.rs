@@ -143,11 +143,16 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// The largest prefill and a decoding step: kernels are compiled and memory is seen to suffice before anyone
-    /// is told that the server is ready.
+    /// A prefill and a decoding step, before anyone is told that the server is ready. On a device with memory of its
+    /// own it is the largest prefill: kernels are compiled, and memory is seen to suffice. A processor would take
+    /// minutes for it and learn nothing.
     fn warm_up(&mut self) -> Result<()> {
         let total = self.limits.max_total_tokens;
-        let prompt = self.limits.max_batch_prefill_tokens.min(total.saturating_sub(2)).max(1);
+        let largest = match self.runner.device().memory()? {
+            Some(_) => self.limits.max_batch_prefill_tokens,
+            None => self.limits.max_batch_prefill_tokens.min(KV_BLOCK_ROWS),
+        };
+        let prompt = largest.min(total.saturating_sub(2)).max(1);
         let task = Task {
             prompt: vec![0; prompt],
             max_new_tokens: total.saturating_sub(prompt).clamp(1, 2),

@@ -24,6 +24,10 @@ impl<B: Backend> Runner<B> {
         Ok(Self { caches: model.kv_caches(blocks)?, decoder: Decoder::default(), model })
     }
 
+    pub fn device(&self) -> &B {
+        self.model.backend()
+    }
+
     /// One forward pass over `ids`; the scores after each of `rows`, of which there may be none.
     pub fn step(&mut self, ids: &[u32], batch: &Batch, rows: &[u32]) -> Result<Option<Scores<'_, B>>> {
         let decodes = batch.sequences.iter().all(|sequence| sequence.rows == 1) && rows.len() == ids.len();
