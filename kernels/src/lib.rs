@@ -42,4 +42,4 @@ pub use ops::rms_norm::{Norm, RmsNorm};
 pub use ops::rope::{QkNorm, Rope, RopeShape};
 pub use ops::silu_mul::SiluMul;
 pub use ops::token_loss::{Divergence, TokenLoss};
-pub use ops::top_logits::{Likeliest, MOST_CANDIDATES, TopLogits};
+pub use ops::top_logits::{Likeliest, MOST_CANDIDATES, TopLogits, largest};

@@ -1,7 +1,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Likeliest, TopLogits, check};
+use super::{Likeliest, TopLogits, check, largest};
 use crate::cpu::View;
 use crate::{Cpu, Device, Result};
 
@@ -15,14 +15,8 @@ impl TopLogits for Cpu {
 }
 
 fn likeliest(row: &[f32], count: usize, temperature: f32) -> Likeliest {
-    let mut candidates: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
-    let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    if count < candidates.len() {
-        candidates.select_nth_unstable_by(count - 1, descending);
-        candidates.truncate(count);
-    }
-    candidates.sort_unstable_by(descending);
-    let largest = candidates.first().map_or(0.0, |best| best.1);
-    let total = |temperature: f32| row.iter().map(|x| ((x - largest) / temperature).exp()).sum();
+    let candidates = largest(row, count);
+    let most = candidates.first().map_or(0.0, |best| best.1);
+    let total = |temperature: f32| row.iter().map(|x| ((x - most) / temperature).exp()).sum();
     Likeliest { candidates, total: total(temperature), plain_total: total(1.0) }
 }

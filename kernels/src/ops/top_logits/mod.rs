@@ -23,6 +23,18 @@ pub trait TopLogits: Device {
     -> Result<Vec<Likeliest>>;
 }
 
+/// The `count` largest logits and their ids, largest first; of equal ones the smaller id first.
+pub fn largest(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
+    let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+    let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if (1..all.len()).contains(&count) {
+        all.select_nth_unstable_by(count - 1, descending);
+    }
+    all.truncate(count);
+    all.sort_unstable_by(descending);
+    all
+}
+
 /// Most candidates that can be asked for.
 pub const MOST_CANDIDATES: usize = 64;
 
