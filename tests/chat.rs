@@ -1,18 +1,23 @@
 //! `gptq chat` over a pipe, with the demo model.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use crate::program::{alone, demo, gptq, words};
+use crate::program::{alone, copy_folder, demo, gptq, words, workplace};
 
 /// What the program answers to these lines.
-fn talk(lines: &str) -> (String, String) {
+fn talk(lines: impl AsRef<[u8]>) -> (String, String) {
+    talk_with(&demo(), lines.as_ref())
+}
+
+fn talk_with(model: &Path, lines: &[u8]) -> (String, String) {
     let _cores = alone();
     let mut command = gptq("chat");
-    command.arg(demo()).args(words("--device cpu --temperature 0 --max-new-tokens 12"));
+    command.arg(model).args(words("--device cpu --temperature 0 --max-new-tokens 12"));
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    child.stdin.take().unwrap().write_all(lines).unwrap();
     let done = child.wait_with_output().unwrap();
     let (out, err) = (String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap());
     assert!(done.status.success(), "{err}");
@@ -36,7 +41,42 @@ fn an_answer_depends_on_what_was_said_before_until_reset() {
 #[test]
 fn what_cannot_be_answered_is_said_and_the_conversation_goes_on() {
     let (first, _) = talk("The river\n");
-    let (out, err) = talk(&format!("/sing\n{}\n\nThe river\n", "word ".repeat(20_000)));
+    let long = format!("/sing\n{}\n\n", "word ".repeat(20_000));
+    let (out, err) = talk([long.as_bytes(), b"not \xff text\nThe river\n"].concat());
     assert_eq!(out, first);
-    assert!(err.contains("unknown command /sing") && err.contains("the message is too long"), "{err}");
+    for said in ["unknown command /sing", "the message is too long", "not UTF-8"] {
+        assert!(err.contains(said), "{said}: {err}");
+    }
+}
+
+#[test]
+fn a_refusal_of_the_template_ends_the_turn_and_not_the_program() {
+    let model = changed("chat-template", "tokenizer_config.json", |config| {
+        config["chat_template"] = "{% for m in messages %}{% if m.role == 'system' %}\
+            {{ raise_exception('no instructions') }}{% endif %}{{ m.content }}{% endfor %}"
+            .into();
+    });
+    let (first, _) = talk_with(&model, b"The river\n");
+    let (out, err) = talk_with(&model, b"/system Be brief\nThe king\n/system\nThe river\n");
+    assert_eq!(out, first);
+    assert!(err.contains("no instructions"), "{err}");
+}
+
+#[test]
+fn the_oldest_turns_are_forgotten_where_the_context_is_full() {
+    let model =
+        changed("chat-context", "config.json", |config| config["max_position_embeddings"] = 64.into());
+    let (_, err) = talk_with(&model, "Tell me about the river and the old city.\n".repeat(4).as_bytes());
+    assert!(err.contains("the context of 64 tokens is full: oldest turns forgotten: 1"), "{err}");
+}
+
+/// The demo model with another JSON file.
+fn changed(name: &str, file: &str, change: impl FnOnce(&mut serde_json::Value)) -> PathBuf {
+    let model = workplace(name);
+    copy_folder(&demo(), &model);
+    let path = model.join(file);
+    let mut json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut json);
+    std::fs::write(&path, json.to_string()).unwrap();
+    model
 }

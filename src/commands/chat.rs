@@ -75,16 +75,20 @@ impl<B: Backend> Conversation<'_, B> {
     /// Until the input ends or `/quit`.
     fn hold(&mut self) -> Result<()> {
         let terminal = stdin().is_terminal();
-        let mut line = String::new();
+        let mut bytes = Vec::new();
         loop {
             if terminal {
                 print!("> ");
                 std::io::stdout().flush()?;
             }
-            line.clear();
-            if stdin().lock().read_line(&mut line).context("standard input")? == 0 {
+            bytes.clear();
+            if stdin().lock().read_until(b'\n', &mut bytes).context("standard input")? == 0 {
                 return Ok(());
             }
+            let Ok(line) = std::str::from_utf8(&bytes) else {
+                eprintln!("the line is not UTF-8: it is left out");
+                continue;
+            };
             match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
                 ("", _) => {}
                 ("/quit", _) => return Ok(()),
@@ -104,9 +108,13 @@ impl<B: Backend> Conversation<'_, B> {
 
     fn answer(&mut self, message: String) -> Result<()> {
         self.turns.push(Message::new("user", message));
-        let Some(prompt) = self.prompt()? else {
-            self.turns.pop();
-            return Ok(());
+        let prompt = match self.prompt() {
+            Ok(prompt) => prompt,
+            Err(refusal) => {
+                eprintln!("{}", format!("{refusal:#}").replace('\n', " "));
+                self.turns.pop();
+                return Ok(());
+            }
         };
         let mut out = Output::streamed(&self.interrupt.stopped);
         self.interrupt.answering(true);
@@ -118,9 +126,9 @@ impl<B: Backend> Conversation<'_, B> {
         Ok(())
     }
 
-    /// The conversation as the model wants it, without its oldest turns where there is no room for all. `None`,
-    /// said in a line, where even the last message leaves no room for an answer.
-    fn prompt(&mut self) -> Result<Option<Vec<u32>>> {
+    /// The conversation as the model wants it, without its oldest turns where there is no room for all. An error
+    /// where the template refuses it, or where even the last message leaves no room for an answer.
+    fn prompt(&mut self) -> Result<Vec<u32>> {
         let limit = self.model.config.max_position_embeddings;
         let mut forgotten = 0;
         loop {
@@ -129,18 +137,15 @@ impl<B: Backend> Conversation<'_, B> {
             let ids = self.tokenizer.encode(&self.template.render(&messages, true)?, false)?;
             if ids.len() + self.params.max_new_tokens.min(limit / 4) <= limit {
                 if forgotten > 0 {
-                    eprintln!(
-                        "the context of {limit} tokens is full: the {forgotten} oldest turns are forgotten"
-                    );
+                    eprintln!("the context of {limit} tokens is full: oldest turns forgotten: {forgotten}");
                 }
-                return Ok(Some(ids));
+                return Ok(ids);
             }
             if self.turns.len() < 3 {
-                eprintln!(
-                    "the message is too long: {} tokens leave no room in a context of {limit}",
-                    ids.len()
+                let tokens = ids.len();
+                anyhow::bail!(
+                    "the message is too long: {tokens} tokens leave no room in a context of {limit}"
                 );
-                return Ok(None);
             }
             self.turns.drain(..2);
             forgotten += 1;

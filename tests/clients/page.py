@@ -100,13 +100,19 @@ def converse(page):
 
 
 def stop(page):
+    """By key and by button; the whole answers would be far longer."""
     page.run("document.getElementById('max_tokens').value = 2000")
-    page.type("Go on for a long time.")
-    page.press("Enter")
-    page.until("document.querySelectorAll('.assistant')[2]?.textContent.length > 20")
-    page.press("Escape")
-    page.until("document.getElementById('send').textContent === 'Send'")
-    assert page.run("history.length") == 6, "what was said before the stop stays"
+    ways = (lambda: page.press("Escape"), lambda: page.run("document.getElementById('send').click()"))
+    for turn, end in enumerate(ways, start=2):
+        page.type("Go on for a long time.")
+        page.press("Enter")
+        page.until(f"document.querySelectorAll('.assistant')[{turn}]?.textContent.length > 20")
+        assert page.run("document.getElementById('send').textContent") == "Stop", "the answer ended by itself"
+        end()
+        page.until("document.getElementById('send').textContent === 'Send'")
+        length = page.run(f"document.querySelectorAll('.assistant')[{turn}].textContent.length")
+        assert length < 1500, f"{length} characters after the stop"
+        assert page.run("history.length") == 2 * turn + 2, "what was said before the stop stays"
 
 
 def fail(page):
@@ -114,7 +120,7 @@ def fail(page):
     page.type("This cannot be.")
     page.press("Enter")
     page.until("document.querySelector('.error')?.textContent.includes('top_p')")
-    assert page.run("history.length") == 6, "a question without an answer is not part of the conversation"
+    assert page.run("history.length") == 8, "a question without an answer is not part of the conversation"
     page.run("document.getElementById('top_p').value = 0.95")
 
 
