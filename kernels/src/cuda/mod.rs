@@ -8,6 +8,7 @@ mod memory;
 mod placed;
 mod recording;
 mod shelf;
+mod tensor;
 mod transfer;
 
 use std::collections::HashMap;
@@ -28,6 +29,8 @@ use memory::Pool;
 pub(crate) use placed::Placed;
 pub use recording::CudaRecording;
 use shelf::Shelf;
+use tensor::Data;
+pub use tensor::{CudaOrder, CudaTensor};
 pub(crate) use transfer::Bytes;
 pub use transfer::CudaParked;
 use transfer::Transfers;
@@ -65,35 +68,6 @@ struct Inner {
     /// How activations and dense weights are kept.
     dtype: Dtype,
     name: String,
-}
-
-/// Activations on the card, row-major. A clone shares the memory; so does a range of rows.
-#[derive(Clone)]
-pub struct CudaTensor {
-    data: Arc<Data>,
-    /// First row of this tensor in `data`.
-    first: usize,
-    shape: (usize, usize),
-    /// Which feature is in which column; `None` for the model's own order.
-    order: Option<CudaOrder>,
-}
-
-/// An order of features. A clone is the same one; equal orders of different weights are not known to be.
-#[derive(Clone)]
-pub struct CudaOrder(Arc<OrderTables>);
-
-struct OrderTables {
-    /// Feature at each place.
-    features: CudaSlice<u32>,
-    /// Place of each feature.
-    places: CudaSlice<u32>,
-}
-
-enum Data {
-    /// In the compute type.
-    Real(Bytes),
-    /// Logits and rotary frequencies.
-    Wide(Bytes),
 }
 
 impl Cuda {
@@ -199,65 +173,6 @@ impl Cuda {
         slice.device_ptr(&self.inner.stream).0
     }
 
-    /// A new tensor in the compute type for a kernel to fill.
-    pub(crate) fn new_tensor(&self, shape: (usize, usize)) -> Result<CudaTensor> {
-        let data = Arc::new(Data::Real(self.scratch(shape.0 * shape.1 * self.dtype().size())?));
-        Ok(CudaTensor::new(data, shape))
-    }
-
-    /// The same in f32, whatever the compute type.
-    pub(crate) fn new_wide_tensor(&self, shape: (usize, usize)) -> Result<CudaTensor> {
-        let data = Arc::new(Data::Wide(self.scratch(4 * shape.0 * shape.1)?));
-        Ok(CudaTensor::new(data, shape))
-    }
-
-    /// Address of a tensor's values in the compute type, features in the model's own order.
-    pub(crate) fn real(&self, x: &CudaTensor) -> Result<u64> {
-        match x.order {
-            None => self.values(x),
-            Some(_) => Err(Error::shape("tensor", "features in the model's order", "a weight's order")),
-        }
-    }
-
-    /// The same in whatever order the features are.
-    pub(crate) fn values(&self, x: &CudaTensor) -> Result<u64> {
-        match &*x.data {
-            Data::Real(bytes) => {
-                Ok(self.arrived(bytes)? + (self.dtype().size() * x.first * x.shape.1) as u64)
-            }
-            Data::Wide(_) => Err(Error::shape("tensor", "activations", "logits")),
-        }
-    }
-
-    /// Address of a tensor's f32 values.
-    pub(crate) fn wide(&self, x: &CudaTensor) -> Result<u64> {
-        match &*x.data {
-            Data::Wide(bytes) => Ok(self.arrived(bytes)? + 4 * (x.first * x.shape.1) as u64),
-            Data::Real(_) => Err(Error::shape("tensor", "logits", "activations")),
-        }
-    }
-
-    /// The same features in the order that a weight wants.
-    pub(crate) fn in_order(&self, x: &CudaTensor, order: Option<&CudaOrder>) -> Result<CudaTensor> {
-        match (x.order(), order) {
-            (None, None) => Ok(x.clone()),
-            (Some(has), Some(wants)) if has.is(wants) => Ok(x.clone()),
-            (None, Some(wants)) => {
-                let y = self.new_tensor(x.shape)?;
-                let args = [
-                    Arg::Address(self.real(&y)?),
-                    Arg::Address(self.real(x)?),
-                    Arg::Address(wants.features(self)),
-                    Arg::Int(x.shape.1 as i32),
-                ];
-                let launch = Launch::blocks(x.shape.0, 256).shared(x.shape.1 * self.dtype().size());
-                self.launch("order_columns", launch, &args)?;
-                Ok(y.in_order(order))
-            }
-            _ => Err(Error::shape("tensor", "features in the order of its weight", "another weight's")),
-        }
-    }
-
     /// The bytes of f32 values in the compute type.
     pub(crate) fn encode(&self, values: &[f32]) -> Vec<u8> {
         match self.dtype() {
@@ -275,48 +190,6 @@ impl Cuda {
     fn decode(&self, bytes: Vec<u8>) -> Vec<f32> {
         let shape = vec![bytes.len() / self.dtype().size()];
         HostTensor { dtype: self.dtype(), shape, bytes: &bytes }.to_f32()
-    }
-}
-
-impl CudaOrder {
-    /// `features[place]`: every feature once.
-    pub(crate) fn new(card: &Cuda, features: &[u32]) -> Result<Self> {
-        let mut places = vec![0; features.len()];
-        features.iter().zip(0..).for_each(|(feature, place)| places[*feature as usize] = place);
-        Ok(Self(Arc::new(OrderTables { features: card.upload(features)?, places: card.upload(&places)? })))
-    }
-
-    /// Address of the feature at each place.
-    pub(crate) fn features(&self, card: &Cuda) -> u64 {
-        card.address(&self.0.features)
-    }
-
-    /// Address of each feature's place.
-    pub(crate) fn places(&self, card: &Cuda) -> u64 {
-        card.address(&self.0.places)
-    }
-
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl CudaTensor {
-    fn new(data: Arc<Data>, shape: (usize, usize)) -> Self {
-        Self { data, first: 0, shape, order: None }
-    }
-
-    /// The same memory, said to hold its features in `order`.
-    pub(crate) fn in_order(self, order: Option<&CudaOrder>) -> Self {
-        Self { order: order.cloned(), ..self }
-    }
-
-    pub(crate) fn order(&self) -> Option<&CudaOrder> {
-        self.order.as_ref()
-    }
-
-    pub(crate) fn shape(&self) -> (usize, usize) {
-        self.shape
     }
 }
 
@@ -398,6 +271,7 @@ impl Device for Cuda {
     }
 
     fn to_vec(&self, x: &CudaTensor) -> Result<Vec<f32>> {
+        x.check_order()?;
         let range = x.first * x.shape.1..(x.first + x.shape.0) * x.shape.1;
         match &*x.data {
             Data::Wide(bytes) => {

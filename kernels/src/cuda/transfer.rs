@@ -269,6 +269,7 @@ impl Cuda {
     /// Copies a tensor to pinned host memory, beside the computing that follows.
     pub(super) fn park_tensor(&self, x: &CudaTensor) -> Result<CudaParked> {
         let failed = || Error::driver("copy from the card");
+        x.check_order()?;
         let Data::Real(bytes) = &*x.data else {
             return Err(Error::shape("park", "activations", "logits"));
         };

@@ -110,7 +110,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         self.tiles.each(self.backend, reads, &mut |batch, parts| {
             let parts = match (parts.hidden, parts.input) {
                 (None, Some(input)) => {
-                    let input = layer.follow(self.backend, stage, &input, batch, None)?;
+                    let input = layer.follow(self.backend, stage, &input, batch)?;
                     Parts { hidden: None, input: Some(input) }
                 }
                 (Some(hidden), Some(input)) => {

@@ -83,36 +83,13 @@ impl<B: Backend> Layer<B> {
         Ok(State { hidden, input })
     }
 
-    /// Runs one stage. After [`Stage::Down`] `hidden` is the layer's output, and so is `input`.
-    pub fn advance(
-        &self,
-        backend: &B,
-        stage: Stage,
-        State { hidden, input }: State<B::Tensor>,
-        batch: &Batch,
-        cache: Option<&mut B::KvCache>,
-    ) -> Result<State<B::Tensor>> {
-        match stage.ends_block() {
-            true => self.rejoin(backend, stage, &input, &hidden),
-            false => Ok(State { input: self.follow(backend, stage, &input, batch, cache)?, hidden }),
-        }
-    }
-
     /// Runs a stage that begins a block, which leaves the residual stream alone: returns the input of the one
     /// that ends it.
-    pub fn follow(
-        &self,
-        backend: &B,
-        stage: Stage,
-        input: &B::Tensor,
-        batch: &Batch,
-        cache: Option<&mut B::KvCache>,
-    ) -> Result<B::Tensor> {
+    pub fn follow(&self, backend: &B, stage: Stage, input: &B::Tensor, batch: &Batch) -> Result<B::Tensor> {
         let output = self.projection(stage)?.forward(backend, input)?;
         Ok(match stage {
             Stage::Qkv | Stage::O => {
-                let qkv = backend.rope(&output, batch, &self.rope)?;
-                backend.attention(&qkv, batch, &self.attention, cache)?
+                backend.rope_attention(&output, batch, &self.rope, &self.attention, None, None)?
             }
             Stage::GateUp | Stage::Down => backend.silu_mul(&output)?,
         })

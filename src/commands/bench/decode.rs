@@ -13,17 +13,13 @@ use super::{Figure, Rate, Workspace, print, tensor_bytes};
 use crate::args::DecodeBenchArgs;
 use crate::commands::common::{self, DeviceKind, OnDevice};
 use crate::commands::eval;
-use crate::output;
 
 pub fn run(args: &DecodeBenchArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
     let files = ModelFiles::open(&dir)?;
     let (title, figures) =
         common::on_device(args.device, &files.config, Measure { args, dir: &dir, files: &files })?;
-    match args.json {
-        true => Ok(output::json(&figures)?),
-        false => print(&title, &figures),
-    }
+    print(args.json, &title, &figures)
 }
 
 /// The part that needs a device.

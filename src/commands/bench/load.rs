@@ -11,17 +11,13 @@ use super::{Figure, print};
 use crate::args::LoadBenchArgs;
 use crate::commands::common::{self, DeviceKind, OnDevice};
 use crate::commands::eval;
-use crate::output;
 
 pub fn run(args: &LoadBenchArgs) -> Result<()> {
     let start = Instant::now();
     let dir = common::model_dir(&args.model)?;
     let files = ModelFiles::open(&dir)?;
     let (title, figures) = common::on_device(args.device, &files.config, Measure { args, dir: &dir, start })?;
-    match args.json {
-        true => Ok(output::json(&figures)?),
-        false => print(&title, &figures),
-    }
+    print(args.json, &title, &figures)
 }
 
 /// The part that needs a device.

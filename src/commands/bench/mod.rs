@@ -62,7 +62,11 @@ impl Figure {
     }
 }
 
-fn print(title: &str, figures: &[Figure]) -> Result<()> {
+/// For people, or for a script.
+fn print(json: bool, title: &str, figures: &[Figure]) -> Result<()> {
+    if json {
+        return Ok(output::json(&figures)?);
+    }
     output::line(format_args!("{title}\n"))?;
     for figure in figures {
         let rate = figure.rate.map_or(String::new(), |r| format!("{:>9.2} {}", r.value, r.unit));

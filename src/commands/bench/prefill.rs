@@ -12,7 +12,6 @@ use super::{Figure, Rate, Workspace, median, print};
 use crate::args::PrefillBenchArgs;
 use crate::commands::common::{self, DeviceKind, OnDevice};
 use crate::commands::eval;
-use crate::output;
 
 /// How often each is measured; the median counts.
 const TIMES: usize = 3;
@@ -22,10 +21,7 @@ pub fn run(args: &PrefillBenchArgs) -> Result<()> {
     let files = ModelFiles::open(&dir)?;
     let (title, figures) =
         common::on_device(args.device, &files.config, Measure { args, dir: &dir, files: &files })?;
-    match args.json {
-        true => Ok(output::json(&figures)?),
-        false => print(&title, &figures),
-    }
+    print(args.json, &title, &figures)
 }
 
 /// The part that needs a device.

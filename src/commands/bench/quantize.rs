@@ -19,7 +19,6 @@ use super::{Figure, Workspace, print, tensor_bytes};
 use crate::args::QuantizeBenchArgs;
 use crate::commands::common::{self, Calibration, DeviceKind, OnDevice};
 use crate::commands::{demo, quantize};
-use crate::output;
 
 pub fn run(args: &QuantizeBenchArgs) -> Result<()> {
     let work = Workspace::new()?;
@@ -36,10 +35,7 @@ pub fn run(args: &QuantizeBenchArgs) -> Result<()> {
     std::fs::create_dir_all(&out)?;
     let measure = Measure { args, dir: &dir, files: &files, out: &out };
     let (title, figures) = common::on_device(args.device, &files.config, measure)?;
-    match args.json {
-        true => Ok(output::json(&figures)?),
-        false => print(&title, &figures),
-    }
+    print(args.json, &title, &figures)
 }
 
 /// The part that needs a device.

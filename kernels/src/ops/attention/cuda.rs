@@ -124,11 +124,11 @@ impl Attention for Cuda {
         cache: Option<&mut CudaKvCache>,
         order: Option<&CudaOrder>,
     ) -> Result<CudaTensor> {
-        match cache {
-            Some(cache) if self.takes_step(batch, shape) => {
-                self.attention_step(qkv, batch, (rope, shape), cache, order)
+        match (cache, self.step_kernel(batch, shape)) {
+            (Some(cache), Some(kernel)) => {
+                self.attention_step(kernel, qkv, batch, (rope, shape), cache, order)
             }
-            cache => {
+            (cache, _) => {
                 self.in_order(&self.attention(&self.rope(qkv, batch, rope)?, batch, shape, cache)?, order)
             }
         }

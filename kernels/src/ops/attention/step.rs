@@ -12,7 +12,7 @@ pub(crate) const SOURCE: &str = include_str!("step.cu");
 const THREADS: u32 = 256;
 const SPLITS: usize = 4;
 
-fn kernel(head_dim: usize) -> Option<&'static str> {
+fn kernel_for(head_dim: usize) -> Option<&'static str> {
     match head_dim {
         16 => Some("attention_step_16"),
         32 => Some("attention_step_32"),
@@ -23,10 +23,11 @@ fn kernel(head_dim: usize) -> Option<&'static str> {
 }
 
 impl Cuda {
-    /// Whether the kernel has what it needs: every sequence has one new row.
-    pub(super) fn takes_step(&self, batch: &Batch, shape: &AttentionShape) -> bool {
-        let possible = self.is_hopper() && self.dtype() != Dtype::F32 && kernel(shape.head_dim).is_some();
-        possible && batch.sequences.iter().all(|sequence| sequence.rows == 1)
+    /// The kernel, where there is one and every sequence has one new row.
+    pub(super) fn step_kernel(&self, batch: &Batch, shape: &AttentionShape) -> Option<&'static str> {
+        let possible = self.is_hopper() && self.dtype() != Dtype::F32;
+        let one_each = batch.sequences.iter().all(|sequence| sequence.rows == 1);
+        kernel_for(shape.head_dim).filter(|_| possible && one_each)
     }
 
     /// Blocks that share the keys of a head: as many as fill the card, whatever the context, so that a recorded
@@ -38,6 +39,7 @@ impl Cuda {
 
     pub(super) fn attention_step(
         &self,
+        kernel: &'static str,
         qkv: &CudaTensor,
         batch: &Batch,
         (rope, shape): (&RopeShape<CudaTensor>, &AttentionShape),
@@ -72,7 +74,7 @@ impl Cuda {
         ];
         let splits = self.step_splits(batch, shape);
         let launch = Launch::grid(shape.heads, splits, rows, THREADS).early().mostly_shared().cluster(splits);
-        self.launch(kernel(shape.head_dim).unwrap_or_default(), launch, &args)?;
-        Ok(y.in_order(order))
+        self.launch(kernel, launch, &args)?;
+        Ok(y.said_to_be_in(order))
     }
 }

@@ -124,7 +124,7 @@ impl Fragments {
         };
         let y = match self.few_rows(card, &x)? {
             Some(y) => y,
-            None => card.matmul(&x.in_order(None), &self.dequantized(card)?)?,
+            None => card.matmul(&x.said_to_be_in(None), &self.dequantized(card)?)?,
         };
         let y = if self.gated { card.silu_mul_in_order(&y, GATES, around.order)? } else { y };
         around.residual.map_or(Ok(y.clone()), |residual| card.add(residual, &y))

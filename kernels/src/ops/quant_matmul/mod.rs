@@ -99,6 +99,14 @@ mod tests {
         Quantized { bits, codes, scales, zeros, g_idx, losses: vec![0.0; n] }
     }
 
+    /// `x W^T + bias` in f64, for `rows` rows of x.
+    fn biased_f64(x: &[f32], weight: &Quantized, bias: &[f32], rows: usize) -> Vec<f64> {
+        let (n, k) = weight.dims();
+        let mut y = matmul_f64(x, &weight.dequantized(), (rows, n, k));
+        y.iter_mut().zip(bias.iter().cycle()).for_each(|(y, b)| *y += *b as f64);
+        y
+    }
+
     fn conforms(device: &impl QuantMatMul, tolerance: f64) {
         let contiguous = |k: usize, size: usize| (0..k).map(|i| (i / size) as u32).collect::<Vec<_>>();
         let scattered =
@@ -130,10 +138,7 @@ mod tests {
                 let bias = random(9, n);
                 packed.bias = Some(bias.clone());
                 let x = random(8, m * k);
-                let mut expected = matmul_f64(&x, &solved.dequantized(), (m, n, k));
-                for row in expected.chunks_mut(n) {
-                    row.iter_mut().zip(&bias).for_each(|(y, b)| *y += *b as f64);
-                }
+                let expected = biased_f64(&x, &solved, &bias, m);
                 let x = device.tensor(x, (m, k)).unwrap();
                 let weight = device.quant_weight(&packed).unwrap();
                 let y = device.quant_matmul(&x, &weight).unwrap();
@@ -168,12 +173,7 @@ mod tests {
             // Small, so that gates times what they gate stay within f16.
             let norm: Vec<f32> = random(10, k).iter().map(|x| x / 64.0).collect();
             packed.bias = Some(bias.clone());
-            let plain = |x: &[f32]| {
-                let mut y = matmul_f64(x, &solved.dequantized(), (m, n, k));
-                let rows = y.chunks_mut(n);
-                rows.for_each(|row| row.iter_mut().zip(&bias).for_each(|(y, b)| *y += *b as f64));
-                y
-            };
+            let plain = |x: &[f32]| biased_f64(x, &solved, &bias, m);
             let tensor =
                 |x: &[f32], width: usize| device.tensor(x.to_vec(), (x.len() / width, width)).unwrap();
             let (on_device, weight) = (tensor(&x, k), device.quant_weight(&packed).unwrap());

@@ -99,6 +99,6 @@ impl Fragments {
             .early()
             .mostly_shared();
         card.launch(kernel, launch, &args)?;
-        Ok(Some(y.in_order(around.order)))
+        Ok(Some(y.said_to_be_in(around.order)))
     }
 }

@@ -31,6 +31,6 @@ impl Cuda {
         ];
         let shared = order.map_or(0, |_| shape.1 * self.dtype().size());
         self.launch("rms_norm", Launch::blocks(shape.0, 256).shared(shared).early(), &args)?;
-        Ok(y.in_order(order))
+        Ok(y.said_to_be_in(order))
     }
 }

@@ -29,6 +29,6 @@ impl Cuda {
         ];
         let shared = order.map_or(0, |_| n * self.dtype().size());
         self.launch("silu_mul", Launch::blocks(y.shape().0, 256).shared(shared), &args)?;
-        Ok(y.in_order(order))
+        Ok(y.said_to_be_in(order))
     }
 }
