@@ -59,9 +59,6 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// The same values in memory of their own.
     fn copy(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// Overwrites `target` with the values of `source`: the input of a recorded step.
-    fn assign(&self, target: &Self::Tensor, source: &Self::Tensor) -> Result<()>;
-
     /// Runs a step over `batch` and records it, for a device where asking for every operation anew costs more than
     /// running it. `None` where there is nothing to gain, or where the step cannot be recorded; it may have run.
     fn record<E: From<Error>>(

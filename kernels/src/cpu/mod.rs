@@ -57,10 +57,6 @@ impl Device for Cpu {
         Ok(parked.clone())
     }
 
-    fn assign(&self, _target: &Tensor, _source: &Tensor) -> Result<()> {
-        Err(Error::shape("assign on the CPU", "a recorded step", "none: the CPU records nothing"))
-    }
-
     fn record<E: From<Error>>(
         &self,
         _batch: &Batch,

@@ -12,11 +12,37 @@ extern "C" __global__ void put_columns(real_t* y, const real_t* x, int width, in
         y[(size_t)blockIdx.x * stride + i] = x[(size_t)blockIdx.x * width + i];
 }
 
-/// y[t, i] = x[t, order[i]]; one block a row, which it keeps in shared memory meanwhile.
-extern "C" __global__ void order_columns(real_t* y, const real_t* x, const u32* order, int width) {
+/// Asks for what a block will need of an order, or of anything else of `width` times 4 bytes, while it waits.
+__device__ __forceinline__ void prefetch_words(const void* words, int width) {
+    for (int i = 32 * threadIdx.x; words && i < width; i += 32 * blockDim.x) prefetch((const u32*)words + i);
+}
+
+/// Stores a token's row, which all threads of the block see in shared memory: feature order[i] at place i of a row,
+/// or of panels with room for `panel_tokens`.
+__device__ void store_row(real_t* y, const real_t* row, const u32* order, int token, int width, int panel_tokens) {
+#if !F32
+    if (width % 8 == 0) {
+        for (int i = 8 * threadIdx.x; i < width; i += 8 * blockDim.x) {
+            uint4 low = ((const uint4*)(order + i))[0], high = ((const uint4*)(order + i))[1];
+            size_t place = panel_tokens ? panel_place(token, i, panel_tokens) : (size_t)token * width + i;
+            *(uint4*)(y + place) =
+                make_uint4(row[low.x] | (u32)row[low.y] << 16, row[low.z] | (u32)row[low.w] << 16,
+                           row[high.x] | (u32)row[high.y] << 16, row[high.z] | (u32)row[high.w] << 16);
+        }
+        return;
+    }
+#endif
+    for (int i = threadIdx.x; i < width; i += blockDim.x) y[(size_t)token * width + i] = row[order[i]];
+}
+
+/// Rows of x in another order; one block a row, which it keeps in shared memory meanwhile.
+extern "C" __global__ void order_columns(real_t* y, const real_t* x, const u32* order, int width, int panel_tokens) {
     extern __shared__ real_t row[];
+    start_next_early();
+    prefetch_words(order, width);
+    await_previous();
     const real_t* from = x + (size_t)blockIdx.x * width;
     for (int i = threadIdx.x; i < width; i += blockDim.x) row[i] = from[i];
     __syncthreads();
-    for (int i = threadIdx.x; i < width; i += blockDim.x) y[(size_t)blockIdx.x * width + i] = row[order[i]];
+    store_row(y, row, order, blockIdx.x, width, panel_tokens);
 }

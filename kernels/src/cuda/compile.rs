@@ -23,7 +23,7 @@ impl Program {
     pub const ALL: [Self; 2] = [Self::Common, Self::FewRows];
 
     pub fn of(kernel: &str) -> Self {
-        let few_rows = ["few_rows_quant", "stream_quant", "repack_", "dequantize_fragments"];
+        let few_rows = ["few_rows_quant", "stream_quant", "hopper_quant", "repack_", "dequantize_fragments"];
         match few_rows.iter().any(|prefix| kernel.starts_with(prefix)) {
             true => Self::FewRows,
             false => Self::Common,
@@ -44,13 +44,14 @@ impl Program {
     }
 }
 
-const FEW_ROWS: [(&str, &str); 6] = [
+const FEW_ROWS: [(&str, &str); 7] = [
     ("prelude.cu", include_str!("prelude.cu")),
     ("quant_matmul.cu", ops::quant_matmul::cuda::SOURCE),
     ("matmul/few_rows.cu", ops::matmul::cuda::FEW_ROWS_SOURCE),
     ("fragments.cu", ops::quant_matmul::fragments::SOURCE),
     ("quant_matmul/few_rows.cu", ops::quant_matmul::few_rows::SOURCE),
     ("stream.cu", ops::quant_matmul::stream::SOURCE),
+    ("quant_matmul/hopper.cu", ops::quant_matmul::hopper::SOURCE),
 ];
 
 const COMMON: [(&str, &str); 17] = [

@@ -19,6 +19,8 @@ pub(crate) enum Arg {
     Spec([i32; 5]),
     /// `struct Batch` of the attention.
     Batch([u64; 5]),
+    /// `struct FewIds` of the embedding.
+    Ids([u32; 16]),
 }
 
 impl Arg {
@@ -30,6 +32,7 @@ impl Arg {
             Self::Float(value) => std::ptr::from_ref(value) as *mut c_void,
             Self::Spec(values) => values.as_ptr() as *mut c_void,
             Self::Batch(values) => values.as_ptr() as *mut c_void,
+            Self::Ids(values) => values.as_ptr() as *mut c_void,
         }
     }
 }
@@ -92,6 +95,44 @@ impl Cuda {
         }
         let function = self.function(kernel, launch.mostly_shared)?;
         self.inner.launches.fetch_add(1, Ordering::Relaxed);
+        let mut attributes = self.attributes(&function, kernel, &launch)?;
+        let config = self.config(&launch, &mut attributes);
+        let mut pointers: Vec<_> = args.iter().map(Arg::pointer).collect();
+        self.inner.stream.context().bind_to_thread().map_err(Error::driver(kernel))?;
+        // SAFETY: each operation passes what its kernel's parameter list says, over memory that it has sized; the
+        // driver only reads the arguments, before this returns.
+        unsafe {
+            sys::cuLaunchKernelEx(
+                &config,
+                function.cu_function(),
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+        .result()
+        .map_err(Error::driver(kernel))
+    }
+
+    /// How many clusters of a launch run at a time.
+    pub(crate) fn clusters(&self, kernel: &'static str, launch: &Launch) -> Result<usize> {
+        let function = self.function(kernel, launch.mostly_shared)?;
+        let mut attributes = self.attributes(&function, kernel, launch)?;
+        let config = self.config(launch, &mut attributes);
+        let mut count = 0;
+        // SAFETY: the driver reads the configuration and its attributes, and writes the count, before this returns.
+        unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function.cu_function(), &config) }
+            .result()
+            .map_err(Error::driver(kernel))?;
+        Ok(count.max(0) as usize)
+    }
+
+    /// Tells the function and the launch what is out of the ordinary.
+    fn attributes(
+        &self,
+        function: &CudaFunction,
+        kernel: &'static str,
+        launch: &Launch,
+    ) -> Result<Vec<sys::CUlaunchAttribute>> {
         if launch.shared > PLAIN_SHARED {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(attribute, launch.shared as i32).map_err(Error::driver(kernel))?;
@@ -114,7 +155,11 @@ impl Cuda {
                 },
             ));
         }
-        let config = sys::CUlaunchConfig {
+        Ok(attributes)
+    }
+
+    fn config(&self, launch: &Launch, attributes: &mut [sys::CUlaunchAttribute]) -> sys::CUlaunchConfig {
+        sys::CUlaunchConfig {
             gridDimX: launch.grid.0,
             gridDimY: launch.grid.1,
             gridDimZ: launch.grid.2,
@@ -125,21 +170,7 @@ impl Cuda {
             hStream: self.inner.stream.cu_stream(),
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
-        };
-        let mut pointers: Vec<_> = args.iter().map(Arg::pointer).collect();
-        self.inner.stream.context().bind_to_thread().map_err(Error::driver(kernel))?;
-        // SAFETY: each operation passes what its kernel's parameter list says, over memory that it has sized; the
-        // driver only reads the arguments, before this returns.
-        unsafe {
-            sys::cuLaunchKernelEx(
-                &config,
-                function.cu_function(),
-                pointers.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
         }
-        .result()
-        .map_err(Error::driver(kernel))
     }
 
     fn function(&self, kernel: &'static str, mostly_shared: bool) -> Result<CudaFunction> {

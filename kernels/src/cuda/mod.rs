@@ -5,6 +5,7 @@ mod blas;
 mod compile;
 mod launch;
 mod memory;
+mod order;
 mod placed;
 mod recording;
 mod shelf;
@@ -26,11 +27,13 @@ pub(crate) use blas::Operand;
 use compile::Program;
 pub(crate) use launch::{Arg, Launch};
 use memory::Pool;
+pub use order::CudaOrder;
+pub(crate) use order::Layout;
 pub(crate) use placed::Placed;
 pub use recording::CudaRecording;
 use shelf::Shelf;
+pub use tensor::CudaTensor;
 use tensor::Data;
-pub use tensor::{CudaOrder, CudaTensor};
 pub(crate) use transfer::Bytes;
 pub use transfer::CudaParked;
 use transfer::Transfers;
@@ -228,6 +231,7 @@ impl Device for Cuda {
     }
 
     fn copy(&self, x: &CudaTensor) -> Result<CudaTensor> {
+        x.check_order()?;
         let size = self.dtype().size() * x.shape.1;
         let Data::Real(bytes) = &*x.data else {
             return Err(Error::shape("copy", "activations", "logits"));
@@ -236,10 +240,6 @@ impl Device for Cuda {
         let mut copy = self.alloc::<u8>(view.len())?;
         self.inner.stream.memcpy_dtod(&view, &mut copy).map_err(Error::driver("copy on the card"))?;
         Ok(CudaTensor { first: 0, data: Arc::new(Data::Real(copy.into())), ..x.clone() })
-    }
-
-    fn assign(&self, target: &CudaTensor, source: &CudaTensor) -> Result<()> {
-        self.assign_tensor(target, source)
     }
 
     fn record<E: From<Error>>(
@@ -292,6 +292,7 @@ impl Device for Cuda {
     }
 
     fn rows(&self, x: &CudaTensor, range: Range<usize>) -> Result<CudaTensor> {
+        x.check_order()?;
         if range.end > x.shape.0 || range.start > range.end {
             return Err(Error::shape("rows", format!("within {}", x.shape.0), range));
         }

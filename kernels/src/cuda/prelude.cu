@@ -194,6 +194,41 @@ __device__ __forceinline__ void copy_bulk(u32 target, const void* source, u32 by
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  ::"r"(target), "l"(source), "r"(bytes), "r"(barrier) : "memory");
 }
+/// The blocks of a cluster wait for each other.
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+#endif
+
+#if HOPPER && !F32
+// Matrix instructions of a warp group, which run beside it: 64 rows times 16 features times up to 256 columns.
+#if BF16
+#define PAIR "bf16.bf16"
+#else
+#define PAIR "f16.f16"
+#endif
+
+/// The warp's number, in a way that tells the compiler that all lanes have the same: what `wgmma` reads from shared
+/// memory is then found without detours.
+__device__ __forceinline__ int uniform_warp() { return __shfl_sync(FULL_WARP, threadIdx.x / 32, 0); }
+
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int PENDING>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+/// Shared memory of 128-byte rows, pieces permuted: `leading` bytes between panels, 1024 between groups of rows.
+__device__ __forceinline__ u64 matrix(u32 address, u32 leading) {
+    return (u64)(address >> 4 & 0x3FFF) | (u64)(leading >> 4) << 16 | (u64)(1024 >> 4) << 32 | 1ull << 62;
+}
+
+#define D8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define D32(d, i) D8(d, i), D8(d, i + 8), D8(d, i + 16), D8(d, i + 24)
+#define R64 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}"
+#define R32 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}"
 #endif
 
 /// Brings `bytes`, a multiple of 16, into the card's own cache.
@@ -201,6 +236,11 @@ __device__ __forceinline__ void prefetch_bulk(const void* source, u32 bytes) {
 #if HOPPER
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes));
 #endif
+}
+
+/// Brings the line of an address into the card's own cache.
+__device__ __forceinline__ void prefetch(const void* source) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(source));
 }
 
 /// Lets the next kernel of the stream start beside this one, where it was launched to do so: it may fetch what no
@@ -217,4 +257,16 @@ __device__ __forceinline__ void await_previous() {
 #if HOPPER
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+
+/// Where a column of a token is in panels: of 64 columns each, a row of 128 bytes for each of `tokens`, its 16-byte
+/// pieces permuted by the row's last three bits, as the tensor cores of Hopper read it without conflicts.
+__device__ __forceinline__ size_t panel_place(int token, int column, int tokens) {
+    return ((size_t)(column / 64) * tokens + token) * 64 + (column / 8 ^ token) % 8 * 8 + column % 8;
+}
+
+/// The column in panels of what is at `place` of a row, for codes of which a lane has 2^lane_shift neighbours.
+__device__ __forceinline__ int panel_column(int place, int lane_shift) {
+    int inside = place & ((4 << lane_shift) - 1), lane = inside >> lane_shift, i = inside & ((1 << lane_shift) - 1);
+    return place - inside + i / 4 * 16 + i % 4 / 2 * 8 + 2 * lane + i % 2;
 }

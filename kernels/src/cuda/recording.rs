@@ -7,7 +7,7 @@ use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
 use super::shelf::Shelf;
-use super::{Cuda, CudaTensor, Data, Placed};
+use super::{Cuda, CudaTensor, Placed};
 use crate::ops::attention::cuda::splits;
 use crate::{Batch, Error, Result};
 
@@ -80,21 +80,5 @@ impl Cuda {
         }
         recording.graph.launch().map_err(Error::driver("replaying a step"))?;
         Ok(Some(recording.output.clone()))
-    }
-
-    pub(super) fn assign_tensor(&self, target: &CudaTensor, source: &CudaTensor) -> Result<()> {
-        let (Data::Real(to), Data::Real(from)) = (&*target.data, &*source.data) else {
-            return Err(Error::shape("assign", "activations", "logits"));
-        };
-        if target.shape != source.shape {
-            return Err(Error::shape("assign", target.shape, source.shape));
-        }
-        let row = target.shape.1 * self.dtype().size();
-        let bytes = target.shape.0 * row;
-        let (to, from) = (self.arrived(to)?, self.arrived(from)?);
-        let (to, from) = (to + (target.first * row) as u64, from + (source.first * row) as u64);
-        // SAFETY: both tensors hold so many bytes, and the stream orders this after what wrote them.
-        unsafe { cudarc::driver::result::memcpy_dtod_async(to, from, bytes, self.inner.stream.cu_stream()) }
-            .map_err(Error::driver("copy on the card"))
     }
 }

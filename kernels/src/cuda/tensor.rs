@@ -1,10 +1,8 @@
-//! Activations on the card, and the order of their columns.
+//! Activations on the card.
 
 use std::sync::Arc;
 
-use cudarc::driver::CudaSlice;
-
-use super::{Arg, Bytes, Cuda, Launch};
+use super::{Arg, Bytes, Cuda, CudaOrder, Launch, Layout};
 use crate::{Error, Result};
 
 /// Activations on the card, row-major. A clone shares the memory; so does a range of rows.
@@ -14,19 +12,8 @@ pub struct CudaTensor {
     /// First row of this tensor in `data`.
     pub(super) first: usize,
     pub(super) shape: (usize, usize),
-    /// Which feature is in which column; `None` for the model's own order.
+    /// Which feature is where; `None` for the model's own order, row after row.
     pub(super) order: Option<CudaOrder>,
-}
-
-/// An order of features. A clone is the same one; equal orders of different weights are not known to be.
-#[derive(Clone)]
-pub struct CudaOrder(Arc<OrderTables>);
-
-struct OrderTables {
-    /// Feature at each place.
-    features: CudaSlice<u32>,
-    /// Place of each feature.
-    places: CudaSlice<u32>,
 }
 
 pub(super) enum Data {
@@ -41,6 +28,17 @@ impl Cuda {
     pub(crate) fn new_tensor(&self, shape: (usize, usize)) -> Result<CudaTensor> {
         let data = Arc::new(Data::Real(self.scratch(shape.0 * shape.1 * self.dtype().size())?));
         Ok(CudaTensor::new(data, shape))
+    }
+
+    /// The same with its features as a weight wants them.
+    pub(crate) fn new_tensor_in(
+        &self,
+        shape: (usize, usize),
+        order: Option<&CudaOrder>,
+    ) -> Result<(CudaTensor, Layout)> {
+        let layout = Layout::of(self, order, shape.0);
+        let y = self.new_tensor((shape.0.max(layout.panel_tokens), shape.1))?;
+        Ok((CudaTensor { shape, order: order.cloned(), ..y }, layout))
     }
 
     /// The same in f32, whatever the compute type.
@@ -79,42 +77,23 @@ impl Cuda {
             (None, None) => Ok(x.clone()),
             (Some(has), Some(wants)) if has.is(wants) => Ok(x.clone()),
             (None, Some(wants)) => {
-                let y = self.new_tensor(x.shape)?;
+                if wants.layout(self, x.shape.0).features == 0 {
+                    return Ok(x.clone().said_to_be_in(order));
+                }
+                let (y, layout) = self.new_tensor_in(x.shape, order)?;
                 let args = [
-                    Arg::Address(self.real(&y)?),
+                    Arg::Address(self.values(&y)?),
                     Arg::Address(self.real(x)?),
-                    Arg::Address(wants.features(self)),
+                    Arg::Address(layout.features),
                     Arg::Int(x.shape.1 as i32),
+                    Arg::Int(layout.panel_tokens as i32),
                 ];
-                let launch = Launch::blocks(x.shape.0, 256).shared(x.shape.1 * self.dtype().size());
-                self.launch("order_columns", launch, &args)?;
-                Ok(y.said_to_be_in(order))
+                let launch = Launch::blocks(x.shape.0, 512).shared(x.shape.1 * self.dtype().size());
+                self.launch("order_columns", launch.early().mostly_shared(), &args)?;
+                Ok(y)
             }
             _ => Err(Error::shape("tensor", "features in the order of its weight", "another weight's")),
         }
-    }
-}
-
-impl CudaOrder {
-    /// `features[place]`: every feature once.
-    pub(crate) fn new(card: &Cuda, features: &[u32]) -> Result<Self> {
-        let mut places = vec![0; features.len()];
-        features.iter().zip(0..).for_each(|(feature, place)| places[*feature as usize] = place);
-        Ok(Self(Arc::new(OrderTables { features: card.upload(features)?, places: card.upload(&places)? })))
-    }
-
-    /// Address of the feature at each place.
-    pub(crate) fn features(&self, card: &Cuda) -> u64 {
-        card.address(&self.0.features)
-    }
-
-    /// Address of each feature's place.
-    pub(crate) fn places(&self, card: &Cuda) -> u64 {
-        card.address(&self.0.places)
-    }
-
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 

@@ -37,8 +37,12 @@ impl<B: Backend> Layer<B> {
     /// Layer `index` with what was read of its stages.
     pub fn new(backend: &B, files: &ModelFiles, index: usize, stages: &[HostProjection; 4]) -> Result<Self> {
         let mut layer = Self::without_linears(backend, files, index)?;
-        for (stage, read) in Stage::ALL.into_iter().zip(stages) {
-            layer.replace(stage, Projection::new(backend, stage, read)?);
+        // From the last on: a stage may leave its result in the order in which the next one wants it.
+        let mut order = None;
+        for (stage, read) in Stage::ALL.into_iter().zip(stages).rev() {
+            let projection = Projection::new(backend, stage, read, order.as_ref())?;
+            order = projection.input_order(backend);
+            layer.replace(stage, projection);
         }
         Ok(layer)
     }
@@ -135,8 +139,7 @@ impl<B: Backend> Layer<B> {
         let order = o.input_order(backend);
         let x = backend.rope_attention(&x, batch, &self.rope, &self.attention, cache, order.as_ref())?;
         let hidden = o.add_to(backend, &x, &hidden)?;
-        let order = down.input_order(backend);
-        let x = gate_up.normed_gate_up(backend, &hidden, norm(&self.post_attention_norm), order.as_ref())?;
+        let x = gate_up.normed_gate_up(backend, &hidden, norm(&self.post_attention_norm))?;
         down.add_to(backend, &x, &hidden)
     }
 

@@ -148,10 +148,10 @@ impl<B: Backend> Model<B> {
         let fill = SequenceRows { rows: 1, context: 0, blocks: vec![caches.spare] };
         filled.resize(ids.len().next_power_of_two(), 0);
         batch.sequences.resize(filled.len(), fill);
-        let hidden = self.backend.embedding(&self.embedding, &filled)?;
-        if let Some(logits) = self.replay(&hidden, &batch, decoder)? {
+        if let Some(logits) = self.replay(&filled, &batch, decoder)? {
             return Ok(self.backend.rows(&logits, 0..ids.len())?);
         }
+        let hidden = self.backend.embedding(&self.embedding, &filled)?;
         let mut step = || -> Result<B::Tensor> {
             let hidden = self.through_layers(hidden.clone(), &batch, Some(&mut *caches))?;
             self.logits(&hidden, 0..filled.len())
@@ -161,7 +161,7 @@ impl<B: Backend> Model<B> {
             None => None,
         };
         decoder.plain = !decoder.recorded.contains_key(&filled.len());
-        let logits = match self.replay(&hidden, &batch, decoder)? {
+        let logits = match self.replay(&filled, &batch, decoder)? {
             Some(logits) => logits,
             None => step()?,
         };
@@ -169,11 +169,11 @@ impl<B: Backend> Model<B> {
     }
 
     /// Runs a recorded step; `None` where there is none for such a batch.
-    fn replay(&self, hidden: &B::Tensor, batch: &Batch, decoder: &Decoder<B>) -> Result<Option<B::Tensor>> {
+    fn replay(&self, ids: &[u32], batch: &Batch, decoder: &Decoder<B>) -> Result<Option<B::Tensor>> {
         let Some((recording, input)) = decoder.recorded.get(&batch.sequences.len()) else {
             return Ok(None);
         };
-        self.backend.assign(input, hidden)?;
+        self.backend.embedding_into(input, &self.embedding, ids)?;
         Ok(self.backend.replay(recording, batch)?)
     }
 

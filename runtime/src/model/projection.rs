@@ -43,12 +43,12 @@ impl<'a> HostProjection<'a> {
 }
 
 impl<B: Backend> Projection<B> {
-    /// Puts what was read of a stage on the device.
-    pub fn new(backend: &B, stage: Stage, read: &HostProjection) -> Result<Self> {
+    /// Puts what was read of a stage on the device. `order` is the one in which the next stage wants its input.
+    pub fn new(backend: &B, stage: Stage, read: &HostProjection, order: Option<&B::Order>) -> Result<Self> {
         Ok(match read {
             HostProjection::Dense(weights, biases) => Self::Dense(backend.weight(weights, biases)?),
             HostProjection::Quantized(whole) if stage == Stage::GateUp => {
-                Self::Quantized(backend.gated_weight(whole)?)
+                Self::Quantized(backend.gated_weight(whole, order)?)
             }
             HostProjection::Quantized(whole) => Self::Quantized(backend.quant_weight(whole)?),
             HostProjection::Parts(parts) => {
@@ -95,16 +95,10 @@ impl<B: Backend> Projection<B> {
         }
     }
 
-    /// `silu_mul(forward(rms_norm(x)))`, perhaps in the order that the next weight wants.
-    pub fn normed_gate_up(
-        &self,
-        backend: &B,
-        x: &B::Tensor,
-        norm: Norm<B::Tensor>,
-        order: Option<&B::Order>,
-    ) -> Result<B::Tensor> {
+    /// `silu_mul(forward(rms_norm(x)))`, in the order that the next stage wants.
+    pub fn normed_gate_up(&self, backend: &B, x: &B::Tensor, norm: Norm<B::Tensor>) -> Result<B::Tensor> {
         match self {
-            Self::Quantized(weight) => Ok(backend.normed_gate_up(x, norm, weight, order)?),
+            Self::Quantized(weight) => Ok(backend.normed_gate_up(x, norm, weight)?),
             Self::Dense(_) | Self::Parts(_) => Ok(backend.silu_mul(&self.normed(backend, x, norm)?)?),
         }
     }

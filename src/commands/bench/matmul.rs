@@ -115,7 +115,7 @@ fn seconds<B: Backend>(
         for (projection, x) in projections.iter().zip(&inputs) {
             let norm = gptq_kernels::Norm { weight: &ones, eps: 1e-6 };
             last = match stage {
-                Stage::GateUp => projection.normed_gate_up(device, x, norm, None)?,
+                Stage::GateUp => projection.normed_gate_up(device, x, norm)?,
                 Stage::Qkv => projection.normed(device, x, norm)?,
                 Stage::O | Stage::Down => projection.forward(device, x)?,
             };

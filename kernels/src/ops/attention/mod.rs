@@ -254,6 +254,7 @@ mod tests {
             ("grouped queries", 8, 2, 64, None, false, [37, 300]),
             ("several rounds of keys", 4, 4, 128, None, false, [1100, 127]),
             ("one block a head", 200, 8, 16, None, false, [5, 129]),
+            ("many blocks, and rounds of keys", 136, 4, 128, None, false, [300, 99]),
             ("a window", 4, 2, 128, Some(100), false, [700, 99]),
             ("norms of heads", 4, 2, 64, None, true, [40, 515]),
             ("an odd head", 2, 1, 40, None, false, [3, 70]),

@@ -6,8 +6,6 @@
 #if HOPPER && !F32
 
 #define STEP_WARPS 8
-/// Keys that a lane reads before it uses the first.
-#define STEP_AHEAD 8
 /// Blocks of a head at most.
 #define STEP_SPLITS 4
 
@@ -18,12 +16,8 @@ struct StepShape {
     const u32* place;       // [heads * head_dim] or null: column of y where a feature goes
     int heads, kv_heads, window;
     float eps, scale;
+    int panel_tokens;
 };
-
-/// The blocks of a cluster wait for each other.
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
 
 /// What another block of the cluster keeps at the place of `mine`.
 __device__ __forceinline__ float read_of_block(const float* mine, int block) {
@@ -57,7 +51,8 @@ __device__ __forceinline__ void rotate_head(real_t* target, const real_t* x, con
     }
 }
 
-template <int HEAD>
+/// AHEAD is how many keys a lane reads before it uses the first.
+template <int HEAD, int AHEAD>
 __device__ void attention_step(
     real_t* y,           // [sequences, heads * HEAD]
     const real_t* qkv,   // [sequences, (heads + 2 kv_heads) * HEAD]
@@ -65,7 +60,7 @@ __device__ void attention_step(
     real_t* values,      // cache
     Batch batch, StepShape shape) {
     // Lanes that share a key, eight features each; and keys that the block reads at once.
-    constexpr int SHARE = HEAD / 8, GROUPS = 32 * STEP_WARPS / SHARE, AT_ONCE = GROUPS * STEP_AHEAD;
+    constexpr int SHARE = HEAD / 8, GROUPS = 32 * STEP_WARPS / SHARE, AT_ONCE = GROUPS * AHEAD;
     __shared__ __align__(16) real_t query[HEAD], new_key[HEAD], new_value[HEAD];
     __shared__ float sums[STEP_WARPS][HEAD], largest_of[STEP_WARPS], weight_of[STEP_WARPS];
     __shared__ float found[HEAD + 2];  // this block's sum, largest score and weight
@@ -77,10 +72,10 @@ __device__ void attention_step(
     if (shape.window > 0) from = max(from, length - shape.window);
     start_next_early();
 
-    uint4 k[STEP_AHEAD], v[STEP_AHEAD];
+    uint4 k[AHEAD], v[AHEAD];
     auto read = [&](int first) {
 #pragma unroll
-        for (int i = 0; i < STEP_AHEAD; i++) {
+        for (int i = 0; i < AHEAD; i++) {
             int key = first + i * GROUPS + group;
             k[i] = v[i] = make_uint4(0, 0, 0, 0);
             if (key >= to || key == position) continue;
@@ -113,9 +108,9 @@ __device__ void attention_step(
     for (int j = 0; j < 8; j++) q[j] *= shape.scale;
     for (int first = from; first < to; first += AT_ONCE) {
         if (first > from) read(first);
-        float score[STEP_AHEAD], most = largest;
+        float score[AHEAD], most = largest;
 #pragma unroll
-        for (int i = 0; i < STEP_AHEAD; i++) {
+        for (int i = 0; i < AHEAD; i++) {
             int key = first + i * GROUPS + group;
             if (key == position) {
                 k[i] = *(const uint4*)(new_key + feature);
@@ -137,7 +132,7 @@ __device__ void attention_step(
 #pragma unroll
         for (int j = 0; j < 8; j++) sum[j] *= correction;
 #pragma unroll
-        for (int i = 0; i < STEP_AHEAD; i++) {
+        for (int i = 0; i < AHEAD; i++) {
             float x[8], weight = score[i] == -INFINITY_F ? 0.f : expf(score[i] - largest);
             load8(x, (const real_t*)&v[i]);
             total += weight;
@@ -198,21 +193,29 @@ __device__ void attention_step(
     }
     if (split > 0 || i >= HEAD) return;
     int column = head * HEAD + i;
-    y[(size_t)sequence * shape.heads * HEAD + (shape.place ? shape.place[column] : column)] = to_real(value / all);
+    int place = shape.place ? shape.place[column] : column;
+    size_t at = shape.panel_tokens ? panel_place(sequence, place, shape.panel_tokens)
+                                   : (size_t)sequence * shape.heads * HEAD + place;
+    y[at] = to_real(value / all);
 }
 
-#define ATTENTION_STEP(HEAD)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(32 * STEP_WARPS) attention_step_##HEAD(                           \
+// With few blocks each reads far ahead; many are themselves what hides the waiting, four on a multiprocessor.
+#define ATTENTION_STEP(NAME, HEAD, AHEAD, BLOCKS)                                                                  \
+    extern "C" __global__ void __launch_bounds__(32 * STEP_WARPS, BLOCKS) NAME##_##HEAD(                           \
         real_t* y, const real_t* qkv, real_t* keys, real_t* values, Batch batch,                                   \
         const float* inv_freq, const real_t* q_norm, const real_t* k_norm, const u32* place, int heads,            \
-        int kv_heads, int window, float eps, float scale) {                                                        \
-        attention_step<HEAD>(y, qkv, keys, values, batch,                                                          \
-                             StepShape{inv_freq, q_norm, k_norm, place, heads, kv_heads, window, eps, scale});     \
+        int kv_heads, int window, float eps, float scale, int panel_tokens) {                                      \
+        attention_step<HEAD, AHEAD>(y, qkv, keys, values, batch,                                                   \
+                                    StepShape{inv_freq, q_norm, k_norm, place, heads, kv_heads, window, eps,       \
+                                              scale, panel_tokens});                                               \
     }
+#define ATTENTION_STEPS(HEAD)                    \
+    ATTENTION_STEP(attention_step, HEAD, 8, 1)   \
+    ATTENTION_STEP(attention_steps, HEAD, 4, 4)
 
-ATTENTION_STEP(16)
-ATTENTION_STEP(32)
-ATTENTION_STEP(64)
-ATTENTION_STEP(128)
+ATTENTION_STEPS(16)
+ATTENTION_STEPS(32)
+ATTENTION_STEPS(64)
+ATTENTION_STEPS(128)
 
 #endif

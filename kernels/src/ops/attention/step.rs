@@ -12,12 +12,13 @@ pub(crate) const SOURCE: &str = include_str!("step.cu");
 const THREADS: u32 = 256;
 const SPLITS: usize = 4;
 
-fn kernel_for(head_dim: usize) -> Option<&'static str> {
+/// For few and for many blocks.
+fn kernels_for(head_dim: usize) -> Option<[&'static str; 2]> {
     match head_dim {
-        16 => Some("attention_step_16"),
-        32 => Some("attention_step_32"),
-        64 => Some("attention_step_64"),
-        128 => Some("attention_step_128"),
+        16 => Some(["attention_step_16", "attention_steps_16"]),
+        32 => Some(["attention_step_32", "attention_steps_32"]),
+        64 => Some(["attention_step_64", "attention_steps_64"]),
+        128 => Some(["attention_step_128", "attention_steps_128"]),
         _ => None,
     }
 }
@@ -27,7 +28,13 @@ impl Cuda {
     pub(super) fn step_kernel(&self, batch: &Batch, shape: &AttentionShape) -> Option<&'static str> {
         let possible = self.is_hopper() && self.dtype() != Dtype::F32;
         let one_each = batch.sequences.iter().all(|sequence| sequence.rows == 1);
-        kernel_for(shape.head_dim).filter(|_| possible && one_each)
+        let kernels = kernels_for(shape.head_dim).filter(|_| possible && one_each)?;
+        Some(kernels[usize::from(self.many(batch, shape))])
+    }
+
+    /// Whether there is a block for every place that the multiprocessors have, twice.
+    fn many(&self, batch: &Batch, shape: &AttentionShape) -> bool {
+        shape.heads * batch.sequences.len() > 2 * self.multiprocessors()
     }
 
     /// Blocks that share the keys of a head: as many as fill the card, whatever the context, so that a recorded
@@ -55,9 +62,9 @@ impl Cuda {
             Some(norms) => (self.real(&norms.q)?, self.real(&norms.k)?, norms.eps),
             None => (0, 0, 0.0),
         };
-        let y = self.new_tensor((rows, width))?;
+        let (y, layout) = self.new_tensor_in((rows, width), order)?;
         let args = [
-            Arg::Address(self.real(&y)?),
+            Arg::Address(self.values(&y)?),
             Arg::Address(self.real(qkv)?),
             Arg::Address(self.address(&cache.k)),
             Arg::Address(self.address(&cache.v)),
@@ -65,16 +72,17 @@ impl Cuda {
             Arg::Address(self.wide(&rope.inv_freq)?),
             Arg::Address(q_norm),
             Arg::Address(k_norm),
-            Arg::Address(order.map_or(0, |order| order.places(self))),
+            Arg::Address(layout.places),
             Arg::Int(shape.heads as i32),
             Arg::Int(shape.kv_heads as i32),
             Arg::Int(shape.window.map_or(0, |window| window as i32)),
             Arg::Float(eps),
             Arg::Float(1.0 / (shape.head_dim as f32).sqrt()),
+            Arg::Int(layout.panel_tokens as i32),
         ];
         let splits = self.step_splits(batch, shape);
         let launch = Launch::grid(shape.heads, splits, rows, THREADS).early().mostly_shared().cluster(splits);
         self.launch(kernel, launch, &args)?;
-        Ok(y.said_to_be_in(order))
+        Ok(y)
     }
 }

@@ -3,7 +3,7 @@ use rayon::prelude::*;
 
 use super::{Embedding, check};
 use crate::cpu::RowSource;
-use crate::{Cpu, Device, MatMul, Result};
+use crate::{Cpu, Device, Error, MatMul, Result};
 
 impl Embedding for Cpu {
     fn embedding(&self, table: &<Self as MatMul>::Weight, ids: &[u32]) -> Result<Tensor> {
@@ -12,5 +12,14 @@ impl Embedding for Cpu {
         let mut y = vec![0.0; ids.len() * hidden];
         y.par_chunks_exact_mut(hidden).zip(ids).for_each(|(out, id)| table.write_row(*id as usize, out));
         self.tensor(y, (ids.len(), hidden))
+    }
+
+    fn embedding_into(
+        &self,
+        _target: &Tensor,
+        _table: &<Self as MatMul>::Weight,
+        _ids: &[u32],
+    ) -> Result<()> {
+        Err(Error::shape("embedding on the CPU", "a recorded step", "none: the CPU records nothing"))
     }
 }

@@ -8,6 +8,9 @@ use crate::{Error, MatMul, Result};
 /// `y[t] = table[ids[t]]`.  table: `[vocab, hidden]`, ids: `[tokens]`, result: `[tokens, hidden]`
 pub trait Embedding: MatMul {
     fn embedding(&self, table: &Self::Weight, ids: &[u32]) -> Result<Self::Tensor>;
+
+    /// The same into a tensor that is there: the input of a recorded step.
+    fn embedding_into(&self, target: &Self::Tensor, table: &Self::Weight, ids: &[u32]) -> Result<()>;
 }
 
 /// The ids must be rows of the table.
@@ -32,6 +35,17 @@ mod tests {
         let y = device.embedding(&table, &[3, 0, 3]).unwrap();
         assert_eq!(device.to_vec(&y).unwrap(), [9., 10., 11., 0., 1., 2., 9., 10., 11.]);
         assert!(device.embedding(&table, &[4]).is_err(), "an id past the table");
+        for count in [1, 40] {
+            let target = device.tensor(vec![-1.0; 3 * count], (count, 3)).unwrap();
+            // What writes at all writes the right rows.
+            let ids: Vec<u32> = (0..count as u32).map(|i| (i + 1) % 4).collect();
+            if device.embedding_into(&target, &table, &ids).is_ok() {
+                let expected: Vec<f32> =
+                    ids.iter().flat_map(|id| (0..3).map(move |i| (3 * id + i) as f32)).collect();
+                assert_eq!(device.to_vec(&target).unwrap(), expected);
+            }
+            assert!(device.embedding_into(&target, &table, &vec![1; count + 1]).is_err(), "another count");
+        }
     }
 
     #[test]

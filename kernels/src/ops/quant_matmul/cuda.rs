@@ -27,7 +27,11 @@ pub(crate) struct StoredWeight {
 }
 
 /// A quantized weight on the card.
-pub struct CudaQuantWeight(Form);
+pub struct CudaQuantWeight {
+    form: Form,
+    /// In which a product with gates comes.
+    result: Option<CudaOrder>,
+}
 
 enum Form {
     /// For few rows at the speed of memory.
@@ -40,15 +44,15 @@ impl QuantMatMul for Cuda {
     type QuantWeight = CudaQuantWeight;
 
     fn quant_weight(&self, packed: &PackedLinear) -> Result<CudaQuantWeight> {
-        self.repacked(packed, false)
+        self.repacked(packed, None)
     }
 
-    fn gated_weight(&self, packed: &PackedLinear) -> Result<CudaQuantWeight> {
-        self.repacked(packed, true)
+    fn gated_weight(&self, packed: &PackedLinear, order: Option<&CudaOrder>) -> Result<CudaQuantWeight> {
+        self.repacked(packed, Some(order))
     }
 
     fn input_order(&self, weight: &CudaQuantWeight) -> Option<CudaOrder> {
-        match &weight.0 {
+        match &weight.form {
             Form::Fragments(fragments) => fragments.order.clone(),
             Form::Stored(_) => None,
         }
@@ -59,14 +63,14 @@ impl QuantMatMul for Cuda {
     }
 
     fn read_next(&self, weight: &CudaQuantWeight, next: &CudaQuantWeight) {
-        if let (Form::Fragments(weight), Form::Fragments(next)) = (&weight.0, &next.0) {
+        if let (Form::Fragments(weight), Form::Fragments(next)) = (&weight.form, &next.form) {
             // What was said first stays true.
             let _ = weight.next.set(next.codes.clone());
         }
     }
 
     fn quant_matmul(&self, x: &CudaTensor, weight: &CudaQuantWeight) -> Result<CudaTensor> {
-        match &weight.0 {
+        match &weight.form {
             Form::Fragments(fragments) if fragments.gated => {
                 Err(Error::shape("quant_matmul", "a weight without gates", "gates"))
             }
@@ -84,7 +88,7 @@ impl QuantMatMul for Cuda {
         weight: &CudaQuantWeight,
         residual: &CudaTensor,
     ) -> Result<CudaTensor> {
-        match &weight.0 {
+        match &weight.form {
             Form::Fragments(fragments) if !fragments.gated => {
                 fragments.product(self, x, Around { residual: Some(residual), ..Around::default() })
             }
@@ -98,7 +102,7 @@ impl QuantMatMul for Cuda {
         norm: Norm<CudaTensor>,
         weight: &CudaQuantWeight,
     ) -> Result<CudaTensor> {
-        match &weight.0 {
+        match &weight.form {
             Form::Fragments(fragments) if !fragments.gated => {
                 fragments.product(self, x, Around { norm: Some(norm), ..Around::default() })
             }
@@ -111,9 +115,9 @@ impl QuantMatMul for Cuda {
         x: &CudaTensor,
         norm: Norm<CudaTensor>,
         weight: &CudaQuantWeight,
-        order: Option<&CudaOrder>,
     ) -> Result<CudaTensor> {
-        match &weight.0 {
+        let order = weight.result.as_ref();
+        match &weight.form {
             Form::Fragments(fragments) if fragments.gated => {
                 fragments.product(self, x, Around { norm: Some(norm), order, ..Around::default() })
             }
@@ -130,12 +134,13 @@ impl QuantMatMul for Cuda {
 }
 
 impl Cuda {
-    fn repacked(&self, packed: &PackedLinear, gated: bool) -> Result<CudaQuantWeight> {
+    fn repacked(&self, packed: &PackedLinear, gated: Option<Option<&CudaOrder>>) -> Result<CudaQuantWeight> {
         let stored = self.stored_weight(packed)?;
-        Ok(CudaQuantWeight(match Fragments::new(self, packed, &stored, gated)? {
+        let form = match Fragments::new(self, packed, &stored, gated)? {
             Some(fragments) => Form::Fragments(fragments),
             None => Form::Stored(stored),
-        }))
+        };
+        Ok(CudaQuantWeight { form, result: gated.flatten().cloned() })
     }
 
     fn stored_weight(&self, packed: &PackedLinear) -> Result<StoredWeight> {

@@ -33,7 +33,7 @@ impl Plan {
         let (unit, shift) = match groups {
             0 => return None,
             1 => ([LARGEST_UNIT, 1].into_iter().find(|unit| chunks.is_multiple_of(*unit))?, 30),
-            _ if 2 * group_size == chunk(bits) => (0, 0),
+            _ if 2 * group_size == chunk(bits) && bits == 4 => (0, 0),
             _ if !group_size.is_power_of_two() || per_group == 0 || !chunks.is_multiple_of(per_group) => {
                 return None;
             }

@@ -5,9 +5,11 @@
 #define LANE_FEATURES(BITS) (64 / (BITS))
 #define CHUNK_FEATURES(BITS) (256 / (BITS))
 
-/// The file's output in row `row` of a tile.
-__device__ __forceinline__ int output_of(int tile, int row, int out, int gated) {
-    return gated ? row / 8 * (out / 2) + tile * 8 + row % 8 : tile * 16 + row;
+/// The file's output in row `row` of a tile; the products of gates may be wanted in an order.
+__device__ __forceinline__ int output_of(int tile, int row, int out, int gated, const u32* result) {
+    if (!gated) return tile * 16 + row;
+    int place = tile * 8 + row % 8;
+    return row / 8 * (out / 2) + (result ? result[place] : place);
 }
 
 /// Codes in fragment order. One thread a word.
@@ -15,13 +17,14 @@ extern "C" __global__ void repack_codes(
     u32* fragments,      // [out / 16, in / chunk, 32 lanes, 4 words]
     const u32* qweight,  // [in * bits / 32, out]
     const u32* order,    // [in]: feature at each place, groups in one run each
-    int in, int out, int bits, int gated) {
+    int in, int out, int bits, int gated,
+    const u32* result) {     // [out / 2] or null: product at each place
     size_t index = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     int chunk_features = 256 / bits, chunks = in / chunk_features;
     if (index >= (size_t)(out / 16) * chunks * 128) return;
     int word = index % 4, lane = index / 4 % 32, chunk = index / 128 % chunks, tile = index / 128 / chunks;
     int features = 64 / bits, first = chunk * chunk_features + lane % 4 * features;
-    int rows[2] = {output_of(tile, lane / 4, out, gated), output_of(tile, lane / 4 + 8, out, gated)};
+    int rows[2] = {output_of(tile, lane / 4, out, gated, result), output_of(tile, lane / 4 + 8, out, gated, result)};
     u32 packed = 0;
     if (bits == 4) {
         // Nibbles i and i + 4 are the two halves of register i: rows g, g + 8, g, g + 8, features in pairs.
@@ -44,10 +47,10 @@ extern "C" __global__ void repack_grids(
     u32* grids,           // [out / 16, groups, 8, 2]
     const f16_t* scales,  // [groups, out]
     const u32* qzeros,    // [groups, out * bits / 32]
-    int groups, int out, int bits, int zero_offset, int gated) {
+    int groups, int out, int bits, int zero_offset, int gated, const u32* result) {
     int index = blockIdx.x * blockDim.x + threadIdx.x;
     if (index >= groups * out) return;
-    int n = output_of(index / 16 / groups, index % 16 / 2 + index % 2 * 8, out, gated), group = index / 16 % groups;
+    int n = output_of(index / 16 / groups, index % 16 / 2 + index % 2 * 8, out, gated, result), group = index / 16 % groups;
     u32 zero = code_at(qzeros + (size_t)group * (out * bits / 32), 1, 0, n, bits) + zero_offset;
     grids[index] = scales[(size_t)group * out + n] | zero << 16;
 }

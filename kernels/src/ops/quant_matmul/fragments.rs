@@ -6,7 +6,7 @@ use cudarc::driver::CudaSlice;
 
 use super::check;
 use super::cuda::StoredWeight;
-use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
+use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch, Layout};
 use crate::ops::matmul::cuda::{CudaWeight, FEW_ROWS_OUTPUTS};
 use crate::packing::PackedLinear;
 use crate::{Add, Device, Dtype, MatMul, Norm, Result};
@@ -22,7 +22,7 @@ pub(crate) struct Fragments {
     pub(super) codes: Arc<CudaSlice<u32>>,
     /// `[out / 16, groups, 8, 2]`: scale and zero point in one word.
     pub(super) grids: CudaSlice<u32>,
-    /// Features with groups in one run each; `None` where that is the file's own order.
+    /// Features with groups in one run each, and in panels where those are taken.
     pub(super) order: Option<CudaOrder>,
     /// In the order of the tiles' rows.
     pub(super) bias: Option<CudaTensor>,
@@ -33,6 +33,10 @@ pub(crate) struct Fragments {
     pub(super) gated: bool,
     pub(super) groups: usize,
     pub(super) group_size: usize,
+    /// Hopper's way through the groups, with rows in panels.
+    panels: Option<(usize, i32)>,
+    /// Blocks that divide the features among them there.
+    pub(super) splits: OnceLock<usize>,
     /// The codes that are read after these.
     pub(super) next: OnceLock<Arc<CudaSlice<u32>>>,
 }
@@ -47,17 +51,18 @@ pub(super) fn chunk(bits: u32) -> usize {
 pub(super) struct Around<'a> {
     pub norm: Option<Norm<'a, CudaTensor>>,
     pub residual: Option<&'a CudaTensor>,
-    /// Of the result of a gated product.
+    /// In which a gated product comes.
     pub order: Option<&'a CudaOrder>,
 }
 
 impl Fragments {
-    /// Repacks what the file holds; `None` for shapes that the kernels do not take.
+    /// Repacks what the file holds; `None` for shapes that the kernels do not take. `gated` is for gates and what they
+    /// gate, with the order in which the product is wanted.
     pub fn new(
         card: &Cuda,
         packed: &PackedLinear,
         stored: &StoredWeight,
-        gated: bool,
+        gated: Option<Option<&CudaOrder>>,
     ) -> Result<Option<Self>> {
         let order = order_of(&packed.g_idx);
         let (groups, (n, k), bits) = (packed.groups(), stored.dims, stored.bits);
@@ -72,17 +77,19 @@ impl Fragments {
         if !fits || card.dtype() == Dtype::F32 {
             return Ok(None);
         }
-        let on_card = CudaOrder::new(card, &order)?;
+        let features = card.upload(&order)?;
+        let result_features = gated.flatten().map_or(0, |order| order.features_of_rows(card));
         let words = n * k * bits as usize / 32;
         let (codes, grids) = (card.alloc::<u32>(words)?, card.alloc::<u32>(groups * n)?);
         let args = [
             Arg::Address(card.address(&codes)),
             Arg::Address(card.address(&stored.qweight)),
-            Arg::Address(on_card.features(card)),
+            Arg::Address(card.address(&features)),
             Arg::Int(k as i32),
             Arg::Int(n as i32),
             Arg::Int(bits as i32),
-            Arg::Int(gated as i32),
+            Arg::Int(gated.is_some() as i32),
+            Arg::Address(result_features),
         ];
         card.launch("repack_codes", Launch::threads(words), &args)?;
         let args = [
@@ -93,21 +100,27 @@ impl Fragments {
             Arg::Int(n as i32),
             Arg::Int(bits as i32),
             Arg::Int(stored.zero_offset as i32),
-            Arg::Int(gated as i32),
+            Arg::Int(gated.is_some() as i32),
+            Arg::Address(result_features),
         ];
         card.launch("repack_grids", Launch::threads(groups * n), &args)?;
-        let in_order = order.iter().enumerate().all(|(place, feature)| place == *feature as usize);
-        let bias = packed.bias.as_ref().map(|bias| if gated { interleaved(bias) } else { bias.clone() });
+        let panels = super::hopper::plan(bits, k, groups, group_size).filter(|_| card.is_hopper());
+        let bias = packed.bias.as_ref().map(|bias| match gated {
+            Some(result) => interleaved(bias, result),
+            None => bias.clone(),
+        });
         Ok(Some(Self {
             codes: Arc::new(codes),
             grids,
-            order: (!in_order).then_some(on_card),
+            order: CudaOrder::new(card, order, panels.map(|_| bits))?,
             bias: bias.map(|bias| card.tensor(bias, (1, n))).transpose()?,
             bits,
             dims: (n, k),
-            gated,
+            gated: gated.is_some(),
             groups,
             group_size,
+            panels,
+            splits: OnceLock::new(),
             next: OnceLock::new(),
         }))
     }
@@ -122,6 +135,10 @@ impl Fragments {
             Some(norm) => card.rms_norm_in_order(x, norm, self.order.as_ref())?,
             None => card.in_order(x, self.order.as_ref())?,
         };
+        let in_panels = Layout::of(card, x.order(), card.shape(&x).0).panel_tokens > 0;
+        if let Some(plan) = self.panels.filter(|_| in_panels) {
+            return self.hopper(card, &x, around, plan);
+        }
         let y = match self.few_rows(card, &x)? {
             Some(y) => y,
             None => card.matmul(&x.said_to_be_in(None), &self.dequantized(card)?)?,
@@ -156,7 +173,12 @@ fn order_of(g_idx: &[u32]) -> Vec<u32> {
 }
 
 /// One value an output, gates and then what they gate, in the order of the tiles' rows.
-fn interleaved(values: &[f32]) -> Vec<f32> {
+fn interleaved(values: &[f32], order: Option<&CudaOrder>) -> Vec<f32> {
     let (gates, gated) = values.split_at(values.len() / 2);
+    let in_order = |values: &[f32]| match order {
+        Some(order) => order.features().iter().map(|feature| values[*feature as usize]).collect(),
+        None => values.to_vec(),
+    };
+    let (gates, gated) = (in_order(gates), in_order(gated));
     gates.chunks(GATES).zip(gated.chunks(GATES)).flat_map(|(a, b)| [a, b].concat()).collect()
 }

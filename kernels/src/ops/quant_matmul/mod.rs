@@ -4,6 +4,7 @@ mod cpu;
 pub(crate) mod cuda;
 pub(crate) mod few_rows;
 pub(crate) mod fragments;
+pub(crate) mod hopper;
 pub(crate) mod stream;
 
 use crate::packing::PackedLinear;
@@ -19,8 +20,9 @@ pub trait QuantMatMul: MatMul + RmsNorm + SiluMul + Add {
 
     fn quant_matmul(&self, x: &Self::Tensor, weight: &Self::QuantWeight) -> Result<Self::Tensor>;
 
-    /// A weight whose first half of outputs are gates of the second, for [`Self::normed_gate_up`] alone.
-    fn gated_weight(&self, packed: &PackedLinear) -> Result<Self::QuantWeight> {
+    /// A weight whose first half of outputs are gates of the second, for [`Self::normed_gate_up`] alone. What that
+    /// makes comes in `order`, the one in which the next weight wants it.
+    fn gated_weight(&self, packed: &PackedLinear, _order: Option<&Self::Order>) -> Result<Self::QuantWeight> {
         self.quant_weight(packed)
     }
 
@@ -57,14 +59,12 @@ pub trait QuantMatMul: MatMul + RmsNorm + SiluMul + Add {
         self.quant_matmul(&self.rms_norm(x, norm.weight, norm.eps)?, weight)
     }
 
-    /// `silu_mul(quant_matmul(rms_norm(x)))` of a gated weight; the result may come in the order that the next
-    /// weight wants.
+    /// `silu_mul(quant_matmul(rms_norm(x)))` of a gated weight, in the order that it was told.
     fn normed_gate_up(
         &self,
         x: &Self::Tensor,
         norm: Norm<Self::Tensor>,
         weight: &Self::QuantWeight,
-        _order: Option<&Self::Order>,
     ) -> Result<Self::Tensor> {
         self.silu_mul(&self.normed_quant_matmul(x, norm, weight)?)
     }
@@ -127,9 +127,18 @@ mod tests {
             ("two groups a chunk, every tile of tokens", 64, 64, 4, scattered(320, 32)),
             ("eight bits, groups of four chunks", 40, 64, 8, scattered(640, 128)),
             ("eight bits, groups of two chunks", 1, 32, 8, scattered(192, 64)),
+            ("eight bits, groups of half a chunk", 3, 64, 8, scattered(256, 16)),
             ("eight bits, no groups", 12, 32, 8, contiguous(96, 96)),
             ("outputs that are no whole tiles", 1, 40, 4, scattered(256, 64)),
             ("one row more than the kernel takes", 65, 64, 8, scattered(256, 128)),
+            ("panels, fewer outputs than a block has", 16, 32, 4, scattered(1024, 128)),
+            ("panels, a last block of its own size", 33, 416, 4, scattered(512, 64)),
+            ("panels with two groups a chunk", 100, 96, 4, scattered(640, 32)),
+            ("panels and one group", 128, 160, 4, contiguous(896, 896)),
+            ("panels, one block for all features", 12, 24576, 4, scattered(128, 128)),
+            ("panels, two blocks of three groups", 9, 12288, 4, scattered(1024, 256)),
+            ("panels of eight bits, two groups a stage", 64, 128, 8, scattered(576, 32)),
+            ("panels of eight bits, all features one group", 31, 4096, 8, contiguous(512, 512)),
         ] {
             let k = g_idx.len();
             for zero_offset in [0, 1] {
@@ -163,6 +172,9 @@ mod tests {
             ("groups larger than a portion", 4, 64, 4, scattered(2048, 1024)),
             ("no whole portions", 1, 64, 4, scattered(320, 64)),
             ("rows for the tensor cores", 20, 64, 4, scattered(512, 128)),
+            ("panels for the next weight too", 33, 512, 4, scattered(512, 128)),
+            ("the next weight alone takes panels", 12, 256, 4, scattered(576, 64)),
+            ("panels of eight bits", 128, 768, 8, scattered(256, 64)),
             ("many rows", 70, 64, 4, scattered(512, 128)),
             ("three bits", 2, 64, 3, scattered(256, 64)),
         ] {
@@ -203,14 +215,15 @@ mod tests {
                 .flat_map(|row| row[..n / 2].iter().zip(&row[n / 2..]))
                 .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
                 .collect();
-            let gates = device.gated_weight(&packed).unwrap();
-            close("gates", &device.normed_gate_up(&on_device, norm, &gates, None).unwrap(), &gated);
+            let gates = device.gated_weight(&packed, None).unwrap();
+            close("gates", &device.normed_gate_up(&on_device, norm, &gates).unwrap(), &gated);
 
             // The result goes straight into a weight with an order of its own.
-            let next = PackedLinear::pack(&self::solved(4, 32, scattered(n / 2, n / 4)), 1).unwrap();
+            let next = PackedLinear::pack(&self::solved(bits, 32, scattered(n / 2, n / 4)), 1).unwrap();
             let next_weight = device.quant_weight(&next).unwrap();
             let order = device.input_order(&next_weight);
-            let y = device.normed_gate_up(&on_device, norm, &gates, order.as_ref()).unwrap();
+            let gates = device.gated_weight(&packed, order.as_ref()).unwrap();
+            let y = device.normed_gate_up(&on_device, norm, &gates).unwrap();
             let rounded: Vec<f32> = gated.iter().map(|x| *x as f32).collect();
             let expected = matmul_f64(&rounded, &next.dequantized(), (m, 32, n / 2));
             close("order", &device.quant_matmul(&y, &next_weight).unwrap(), &expected);

@@ -36,7 +36,6 @@ struct Next {
 struct Finish {
     const real_t* bias;      // [out] or null
     const real_t* residual;  // [rows, out] or null: added
-    const u32* place;        // [stored outputs] or null: column of y where an output goes
     int gated;               // outputs g and g + 8 of a tile are a gate and what it gates
 };
 
@@ -144,10 +143,9 @@ struct Staging {
 /// One output of a thread, of those that are stored together.
 struct Output {
     bool mine;
-    int part, column, size;
+    int part, column;
     size_t row;
     float bias[2], residual;
-    u32 place;
 
     /// Looks up what is known before the sums are, for `count` tiles from `tile` on.
     __device__ Output(Finish finish, int tile, int count, int rows, int out) {
@@ -158,7 +156,6 @@ struct Output {
         part = (turn * rows + token) * STREAM_WARPS * 16 + n;
         column = (tile + turn * gridDim.x) * each + n;
         row = (size_t)token * width;
-        place = finish.place ? finish.place[column] : column;
         // One for every row of a tile, as the codes are.
         int of_tile = finish.gated ? column / 8 * 16 + n : column;
         bias[0] = finish.bias ? to_float(finish.bias[of_tile]) : 0.f;
@@ -181,7 +178,7 @@ struct Output {
             value = __fdividef(gate, 1.f + __expf(-gate)) * to_float(to_real(sum[1]));
         }
         if (finish.residual) value = to_float(to_real(value)) + residual;
-        y[row + place] = to_real(value);
+        y[row + column] = to_real(value);
     }
 };
 
@@ -310,10 +307,10 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
 #define STREAM_QUANT(BITS, GROUPS)                                                                                \
     extern "C" __global__ void __launch_bounds__(32 * STREAM_WARPS, 1) stream_quant_##BITS##_##GROUPS(            \
         real_t* y, const real_t* x, const real_t* norm, const u32* norm_place, float eps, const u8* fragments,    \
-        const u8* grids, const real_t* bias, const real_t* residual, const u32* place, int gated, int rows,       \
+        const u8* grids, const real_t* bias, const real_t* residual, int gated, int rows,                         \
         int in, int out, int groups, int group_shift, int staged, const u8* next, u64 next_bytes) {               \
         stream_quant<BITS, GROUPS>(y, Input{x, norm, norm_place, eps}, fragments, grids,                          \
-                                   Finish{bias, residual, place, gated}, rows, in, out, groups, group_shift,      \
+                                   Finish{bias, residual, gated}, rows, in, out, groups, group_shift,      \
                                    staged, Next{next, next_bytes});                                               \
     }
 

@@ -1,7 +1,7 @@
 //! The product with up to eight rows, and with what surrounds it in a model, as one kernel.
 
 use super::fragments::{Around, Fragments, chunk};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
+use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Layout};
 use crate::ops::matmul::cuda::FEW_ROWS_OUTPUTS;
 use crate::ops::{add, rms_norm};
 use crate::{Device, Result};
@@ -68,19 +68,18 @@ impl Fragments {
         if let Some(residual) = around.residual {
             add::check(card.shape(residual), card.shape(&y))?;
         }
-        let order = self.order.as_ref().filter(|_| norm.is_some());
+        let order = Layout::of(card, self.order.as_ref().filter(|_| norm.is_some()), rows);
         let (next, next_bytes) = self.next.get().map_or((0, 0), |next| (card.address(next), 4 * next.len()));
         let args = [
             Arg::Address(card.real(&y)?),
             Arg::Address(if norm.is_some() { card.real(&x)? } else { card.values(&x)? }),
             Arg::Address(norm.map_or(Ok(0), |norm| card.real(norm.weight))?),
-            Arg::Address(order.map_or(0, |order| order.places(card))),
+            Arg::Address(order.places),
             Arg::Float(norm.map_or(0.0, |norm| norm.eps)),
             Arg::Address(card.address(&self.codes)),
             Arg::Address(card.address(&self.grids)),
             Arg::Address(self.bias.as_ref().map_or(Ok(0), |bias| card.real(bias))?),
             Arg::Address(around.residual.map_or(Ok(0), |residual| card.real(residual))?),
-            Arg::Address(around.order.map_or(0, |order| order.places(card))),
             Arg::Int(self.gated as i32),
             Arg::Int(rows as i32),
             Arg::Int(k as i32),

@@ -4,6 +4,9 @@ use crate::{Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("rms_norm.cu");
 
+/// Threads of a block: rows of 4096 features have eight for each.
+const THREADS: u32 = 512;
+
 impl RmsNorm for Cuda {
     fn rms_norm(&self, x: &CudaTensor, weight: &CudaTensor, eps: f32) -> Result<CudaTensor> {
         self.rms_norm_in_order(x, Norm { weight, eps }, None)
@@ -20,17 +23,19 @@ impl Cuda {
     ) -> Result<CudaTensor> {
         let shape = self.shape(x);
         check(shape, self.shape(norm.weight))?;
-        let y = self.new_tensor(shape)?;
+        let (y, layout) = self.new_tensor_in(shape, order)?;
         let args = [
-            Arg::Address(self.real(&y)?),
+            Arg::Address(self.values(&y)?),
             Arg::Address(self.real(x)?),
             Arg::Address(self.real(norm.weight)?),
-            Arg::Address(order.map_or(0, |order| order.features(self))),
+            Arg::Address(layout.features),
             Arg::Int(shape.1 as i32),
             Arg::Float(norm.eps),
+            Arg::Int(layout.panel_tokens as i32),
         ];
-        let shared = order.map_or(0, |_| shape.1 * self.dtype().size());
-        self.launch("rms_norm", Launch::blocks(shape.0, 256).shared(shared).early(), &args)?;
-        Ok(y.said_to_be_in(order))
+        let shared = if layout.features == 0 { 0 } else { shape.1 * self.dtype().size() };
+        let launch = Launch::blocks(shape.0, THREADS).shared(shared);
+        self.launch("rms_norm", launch.early().mostly_shared(), &args)?;
+        Ok(y)
     }
 }

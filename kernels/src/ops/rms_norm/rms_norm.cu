@@ -5,7 +5,7 @@ extern "C" __global__ void rms_norm(
     const real_t* x,       // [tokens, hidden]
     const real_t* weight,  // [hidden]
     const u32* order,      // [hidden] or null: feature at each place
-    int hidden, float eps) {
+    int hidden, float eps, int panel_tokens) {
     // [hidden] where an order is given
     extern __shared__ real_t normed[];
     const real_t* row = x + (size_t)blockIdx.x * hidden;
@@ -14,6 +14,8 @@ extern "C" __global__ void rms_norm(
     int wide = hidden % 8 == 0 ? hidden : 0;
     float sum = 0.f, values[8], weights[8];
     start_next_early();
+    prefetch_words(order, hidden);
+    prefetch_words(weight, hidden * (int)sizeof(real_t) / 4);
     await_previous();
     for (int i = 8 * threadIdx.x; i < wide; i += 8 * blockDim.x) {
         load8(values, row + i);
@@ -33,5 +35,5 @@ extern "C" __global__ void rms_norm(
         target[i] = to_real(to_float(row[i]) * factor * to_float(weight[i]));
     if (!order) return;
     __syncthreads();
-    for (int i = threadIdx.x; i < hidden; i += blockDim.x) out[i] = normed[order[i]];
+    store_row(y, normed, order, blockIdx.x, hidden, panel_tokens);
 }

@@ -11,7 +11,7 @@ impl SiluMul for Cuda {
 }
 
 impl Cuda {
-    /// The same for gates and what they gate in runs of `run`, stored in the order that a weight wants.
+    /// The same for gates and what they gate in runs of `run`, which are in `order` already.
     pub(crate) fn silu_mul_in_order(
         &self,
         x: &CudaTensor,
@@ -19,16 +19,17 @@ impl Cuda {
         order: Option<&CudaOrder>,
     ) -> Result<CudaTensor> {
         let n = check(self.shape(x))?;
-        let y = self.new_tensor((self.shape(x).0, n))?;
+        let (y, layout) = self.new_tensor_in((self.shape(x).0, n), order)?;
         let args = [
-            Arg::Address(self.real(&y)?),
+            Arg::Address(self.values(&y)?),
             Arg::Address(self.real(x)?),
-            Arg::Address(order.map_or(0, |order| order.features(self))),
             Arg::Int(n as i32),
             Arg::Int(run as i32),
+            Arg::Int(layout.lane_shift as i32),
+            Arg::Int(layout.panel_tokens as i32),
         ];
-        let shared = order.map_or(0, |_| n * self.dtype().size());
-        self.launch("silu_mul", Launch::blocks(y.shape().0, 256).shared(shared), &args)?;
-        Ok(y.said_to_be_in(order))
+        let launch = Launch::blocks(y.shape().0, 512);
+        self.launch("silu_mul", launch.early().mostly_shared(), &args)?;
+        Ok(y)
     }
 }

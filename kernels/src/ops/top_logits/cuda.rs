@@ -5,7 +5,7 @@ use crate::{Device, Result};
 pub(crate) const SOURCE: &str = include_str!("top_logits.cu");
 
 /// Logits of one block, and its threads: as in the kernel.
-const PART: usize = 8192;
+const PART: usize = 4096;
 const THREADS: u32 = 256;
 
 impl TopLogits for Cuda {
@@ -31,7 +31,7 @@ impl TopLogits for Cuda {
             Arg::Int(vocab as i32),
             Arg::Int(count as i32),
         ];
-        self.launch("top_logits_of_parts", Launch::grid(parts, rows, 1, THREADS), &args)?;
+        self.launch("top_logits_of_parts", Launch::grid(parts, rows, 1, THREADS).early(), &args)?;
         let args = [
             Arg::Address(self.arrived(&best)?),
             Arg::Address(self.arrived(&keys)?),
@@ -41,9 +41,9 @@ impl TopLogits for Cuda {
             Arg::Int(parts as i32),
             Arg::Int(count as i32),
         ];
-        let launch = Launch::blocks(rows, THREADS).shared(8 * parts * count);
+        let launch = Launch::blocks(rows, THREADS).shared(8 * parts * count).early();
         self.launch("top_logits_of_all", launch, &args)?;
-        let best = self.download(&self.view(&best, 0..4 * rows * width)?)?;
+        let best = self.download_few(&self.view(&best, 0..4 * rows * width)?)?;
         let best: Vec<u32> = best.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
         let row = |row: &[u32]| Likeliest {
             candidates: row[..2 * count].chunks_exact(2).map(|c| (c[0], f32::from_bits(c[1]))).collect(),

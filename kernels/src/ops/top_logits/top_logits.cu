@@ -2,7 +2,7 @@
 // found. Keys order logits, and of equal ones the smaller id first.
 
 /// Logits that a thread keeps; a block has 256 threads.
-#define KEPT 32
+#define KEPT 16
 
 __device__ __forceinline__ u64 top_key(float logit, u32 id) {
     u32 bits = __float_as_uint(logit);
@@ -40,6 +40,8 @@ extern "C" __global__ void __launch_bounds__(256) top_logits_of_parts(
     const float* mine = logits + (size_t)row * vocab;
     float kept[KEPT];
     u64 best = 0;
+    start_next_early();
+    await_previous();
 #pragma unroll
     for (int i = 0; i < KEPT; i++) {
         int id = first + 256 * i;
@@ -85,6 +87,8 @@ extern "C" __global__ void __launch_bounds__(256) top_logits_of_all(
     extern __shared__ u64 found[];  // [parts * count]
     int row = blockIdx.x, total = parts * count;
     u32* mine = best + (size_t)row * (2 * count + 2);
+    start_next_early();
+    await_previous();
     for (int i = threadIdx.x; i < total; i += 256) found[i] = keys[(size_t)row * total + i];
     __syncthreads();
     float largest = 0.f;

@@ -1,0 +1,324 @@
+// The quantized product of 9 to 128 rows on Hopper. A block makes 64 outputs with each of its warp groups, for all
+// tokens. One warp copies codes, grids and activations into a ring of stages; the warp groups turn codes into the
+// left factor of `wgmma`, in registers, while the product before is running. Where there are few outputs, the
+// blocks of a cluster divide the features among them and add up what they found.
+
+#if HOPPER && !F32
+
+/// Warp groups that multiply, and their outputs.
+#define HOPPER_GROUPS 3
+#define HOPPER_OUTPUTS (64 * HOPPER_GROUPS)
+/// Stages of the ring: few enough that the next kernel's block has room beside this one. And chunks of a stage.
+#define HOPPER_STAGES 4
+#define STAGE_CHUNKS 2
+/// Blocks of a cluster at most.
+#define HOPPER_SPLITS 8
+
+/// d += a b: 64 outputs, 16 features of them in registers, and of TOKENS tokens in shared memory.
+__device__ __forceinline__ void multiply_group(float (&d)[8], const u32 (&a)[4], u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32." PAIR " {%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, 1, 1, 1, 0;"
+                 : D8(d, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void multiply_group(float (&d)[16], const u32 (&a)[4], u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32." PAIR " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15},"
+                 " {%16,%17,%18,%19}, %20, 1, 1, 1, 0;"
+                 : D8(d, 0), D8(d, 8) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void multiply_group(float (&d)[32], const u32 (&a)[4], u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." PAIR " " R32 ", {%32,%33,%34,%35}, %36, 1, 1, 1, 0;"
+                 : D32(d, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void multiply_group(float (&d)[64], const u32 (&a)[4], u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." PAIR " " R64 ", {%64,%65,%66,%67}, %68, 1, 1, 1, 0;"
+                 : D32(d, 0), D32(d, 32) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+/// Neighbouring sums that another block of the cluster keeps at the place of `mine`.
+__device__ __forceinline__ void read_sums(float (&x)[2], const float* mine, int block) {
+    asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %2, %3;\n"
+                 "ld.shared::cluster.v2.f32 {%0,%1}, [there];\n}"
+                 : "=f"(x[0]), "=f"(x[1]) : "r"(shared_address(mine)), "r"(block) : "memory");
+}
+__device__ __forceinline__ void read_sums(float (&x)[4], const float* mine, int block) {
+    asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %4, %5;\n"
+                 "ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [there];\n}"
+                 : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3]) : "r"(shared_address(mine)), "r"(block) : "memory");
+}
+
+/// N neighbouring sums, of all blocks of the cluster, from this one's neighbour on: not all ask the same one first.
+template <int N>
+__device__ __forceinline__ void sum_cluster(float (&total)[N], const float* mine, int block, int blocks) {
+    float parts[HOPPER_SPLITS][N] = {};
+#pragma unroll
+    for (int i = 1; i < HOPPER_SPLITS; i++)
+        if (i < blocks) read_sums(parts[i], mine, block + i < blocks ? block + i : block + i - blocks);
+#pragma unroll
+    for (int r = 0; r < N; r++) {
+        total[r] = mine[r];
+#pragma unroll
+        for (int i = 1; i < HOPPER_SPLITS; i++) total[r] += parts[i][r];
+    }
+}
+
+/// What a stage holds: the activations of its features, then codes.
+template <int BITS, int TOKENS>
+struct Stage {
+    static constexpr int FEATURES = STAGE_CHUNKS * CHUNK_FEATURES(BITS), TILES = 4 * HOPPER_GROUPS;
+    static constexpr int ACTIVATIONS = 2 * TOKENS * FEATURES, CODES = 512 * STAGE_CHUNKS;  // of 16 outputs
+    static constexpr int BYTES = ACTIVATIONS + TILES * CODES;
+};
+
+struct Weight {
+    const u8* codes;
+    const u8* grids;
+    int in, out, groups, group_shift;
+};
+
+/// What is done with the sums before they are stored.
+struct Ending {
+    const real_t* bias;      // [out] in the order of the tiles' rows, or null
+    const real_t* residual;  // [rows, out] or null: added
+    int lane_shift;          // not 0 for gates and what they gate: how y lies, see `panel_column`; 1 for rows
+    int panel_tokens;        // of y, or 0
+};
+
+/// The warp that copies: stages `begin` to `end` of the features for the tiles of 16 outputs from `first` on.
+template <typename S>
+__device__ void fill_ring(u32 ring, u32 full, u32 empty, const u8* panels, Weight weight, int first,
+                          int begin, int end) {
+    int lane = threadIdx.x % 32, tiles = min(S::TILES, weight.out / 16 - first), all = weight.in / S::FEATURES;
+    auto ask_weights = [&](int n, int slot) {
+        u32 barrier = full + 8 * slot, target = ring + slot * S::BYTES + S::ACTIVATIONS;
+        if (lane == 0) barrier_expect(barrier, S::ACTIVATIONS + tiles * S::CODES);
+        __syncwarp();
+        if (lane < tiles)
+            copy_bulk(target + lane * S::CODES, weight.codes + ((size_t)(first + lane) * all + n) * S::CODES, S::CODES, barrier);
+    };
+    auto ask_activations = [&](int n, int slot) {
+        if (lane == 0)
+            copy_bulk(ring + slot * S::BYTES, panels + (size_t)n * S::ACTIVATIONS, S::ACTIVATIONS, full + 8 * slot);
+    };
+    int ahead = min(HOPPER_STAGES, end - begin), slot = 0, parity = 0;
+    for (int i = 0; i < ahead; i++) ask_weights(begin + i, i);
+    await_previous();
+    for (int i = 0; i < ahead; i++) ask_activations(begin + i, i);
+    for (int n = begin + ahead; n < end; n++) {
+        barrier_wait(empty + 8 * slot, parity);
+        ask_weights(n, slot);
+        ask_activations(n, slot);
+        if (++slot == HOPPER_STAGES) slot = 0, parity ^= 1;
+    }
+    // Not before: the next kernel's blocks would crowd where this one has none.
+    start_next_early();
+}
+
+/// The scale of a grid, twice.
+__device__ __forceinline__ u32 scale_pair(u32 grid) {
+#if BF16
+    float scale = f16_to_float(grid & 0xFFFF);
+    return pack2(scale, scale);
+#else
+    return __byte_perm(grid, 0, 0x1010);
+#endif
+}
+
+/// Grids of a lane's two outputs, for the chunks of a stage.
+template <int GRIDS>
+struct Grids {
+    const uint2* source;
+    int shift;
+    uint2 of[GRIDS == 1 ? 1 : STAGE_CHUNKS];
+
+    __device__ __forceinline__ void read(int stage) {
+        if (GRIDS == 1) of[0] = source[8 * (stage >> shift)];
+        else
+#pragma unroll
+            for (int c = 0; c < STAGE_CHUNKS; c++)
+                of[c] = source[8 * (GRIDS == 2 ? 2 * stage + c : 4 * stage + 2 * c + threadIdx.x % 4 / 2)];
+    }
+};
+
+/// A warp group's sums for 64 outputs over stages `begin` to `end`. Some chunks make one product, whose left factor
+/// is made while the product before is running.
+template <int BITS, int TOKENS, int GRIDS>
+__device__ void sum_up(float (&sum)[TOKENS / 2], const u8* ring, u32 full, u32 empty, const uint2* grids_of_tile, int shift,
+                       int begin, int end) {
+    typedef Stage<BITS, TOKENS> S;
+    constexpr int STEPS = LANE_FEATURES(BITS) / 4;
+    // As many chunks as registers allow.
+    constexpr int TAKEN = TOKENS > 64 ? 1 : STAGE_CHUNKS;
+    int warp = uniform_warp(), lane = threadIdx.x % 32, slot = 0, before = 0, parity = 0;
+    Codes<BITS> codes;
+    Grids<GRIDS> grids{grids_of_tile + lane / 4, shift};
+    u32 left[2][TAKEN * STEPS][4];
+    auto take = [&](u32(&left)[TAKEN * STEPS][4], int n, int first_chunk) {
+        if (first_chunk == 0) barrier_wait(full + 8 * slot, parity);
+        const u8* stage = ring + slot * S::BYTES;
+        const uint4* own = (const uint4*)(stage + S::ACTIVATIONS + warp * S::CODES) + lane;
+        u64 activations = matrix(shared_address(stage), 16);
+#pragma unroll
+        for (int c = 0; c < TAKEN; c++) {
+            uint4 bytes = own[32 * (first_chunk + c)];
+            uint2 grid = grids.of[GRIDS == 1 ? 0 : first_chunk + c];
+            u32 words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
+            u32 scale[2] = {scale_pair(grid.x), scale_pair(grid.y)};
+            codes.grid(grid.x >> 16, grid.y >> 16);
+#pragma unroll
+            for (int j = 0; j < STEPS; j++) {
+                u32(&a)[4] = left[c * STEPS + j];
+                codes.left(a, words, j);
+#pragma unroll
+                for (int r = 0; r < 4; r++) a[r] = fma2(a[r], scale[r % 2], 0x80008000u);
+            }
+        }
+        bool last = first_chunk + TAKEN == STAGE_CHUNKS;
+        if (last && n + 1 < end) grids.read(n + 1);
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < TAKEN * STEPS; i++) {
+            int step = first_chunk * STEPS + i;
+            multiply_group(sum, left[i], activations + (step / 4 * TOKENS * 128 + step % 4 * 32) / 16);
+        }
+        wgmma_commit();
+        // The product before this one has read its registers, and the stage before if this is a stage's first.
+        wgmma_wait<1>();
+        if (first_chunk == 0 && n > begin && lane == 0) barrier_arrive(empty + 8 * before);
+        if (!last) return;
+        before = slot;
+        if (++slot == HOPPER_STAGES) slot = 0, parity ^= 1;
+    };
+    if (begin < end) grids.read(begin);
+    if (TAKEN < STAGE_CHUNKS) {
+        for (int n = begin; n < end; n++) take(left[0], n, 0), take(left[1], n, TAKEN);
+    } else {
+        int n = begin;
+        for (; n + 1 < end; n += 2) take(left[0], n, 0), take(left[1], n + 1, 0);
+        wgmma_wait<0>();
+        if (n < end) take(left[0], n, 0);
+    }
+    wgmma_wait<0>();
+}
+
+/// Outputs of tokens `from` to `to`, four a thread.
+template <int STRIDE>
+__device__ void store_plain(real_t* y, const float* sums, Ending ending, int from, int to, int out, int split, int splits) {
+    constexpr int UNITS = HOPPER_OUTPUTS / 4;
+    for (int i = threadIdx.x; i < (to - from) * UNITS; i += blockDim.x) {
+        int token = from + i / UNITS, n = i % UNITS * 4, column = blockIdx.x * HOPPER_OUTPUTS + n;
+        if (column >= out) continue;
+        size_t at = (size_t)token * out + column;
+        uint2 more = ending.residual ? *(const uint2*)(ending.residual + at) : make_uint2(0, 0);
+        float total[4];
+        sum_cluster(total, sums + token * STRIDE + n, split, splits);
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            if (ending.bias) total[r] += to_float(ending.bias[column + r]);
+            // Rounded where the plain products would be, so that both give the same.
+            if (ending.residual)
+                total[r] = to_float(to_real(total[r])) + to_float((real_t)((r < 2 ? more.x : more.y) >> (r % 2 * 16)));
+        }
+        *(uint2*)(y + at) = make_uint2(pack2(total[0], total[1]), pack2(total[2], total[3]));
+    }
+}
+
+/// Gates times what they gate: of four products a thread those that lie side by side where they are stored.
+template <int STRIDE>
+__device__ void store_gated(real_t* y, const float* sums, Ending ending, int from, int to, int out, int split, int splits) {
+    constexpr int UNITS = HOPPER_OUTPUTS / 8;
+    int shift = ending.lane_shift, neighbours = 1 << shift;
+    for (int i = threadIdx.x; i < (to - from) * UNITS; i += blockDim.x) {
+        int token = from + i / UNITS, unit = i % UNITS, turn = unit >> (shift - 1);
+        int first = turn * 2 * neighbours + (unit - (turn << (shift - 1))) * 2;
+        int place = blockIdx.x * (HOPPER_OUTPUTS / 2) + first;
+        if (place >= out / 2) continue;
+        u32 products[2];
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int product = first + half * neighbours, row = product / 8 * 16 + product % 8;
+            float gates[2], gated[2];
+            sum_cluster(gates, sums + token * STRIDE + row, split, splits);
+            sum_cluster(gated, sums + token * STRIDE + row + 8, split, splits);
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                if (ending.bias) {
+                    const real_t* bias = ending.bias + blockIdx.x * HOPPER_OUTPUTS + row + r;
+                    gates[r] += to_float(bias[0]), gated[r] += to_float(bias[8]);
+                }
+                float gate = to_float(to_real(gates[r]));
+                gated[r] = __fdividef(gate, 1.f + __expf(-gate)) * to_float(to_real(gated[r]));
+            }
+            products[half] = pack2(gated[0], gated[1]);
+        }
+        size_t at = ending.panel_tokens ? panel_place(token, panel_column(place, shift), ending.panel_tokens)
+                                        : (size_t)token * (out / 2) + place;
+        *(uint2*)(y + at) = make_uint2(products[0], products[1]);
+    }
+}
+
+/// y = x w^T (+ bias, + residual), or of gates and what they gate the products.
+template <int BITS, int TOKENS, int GRIDS>
+__device__ void hopper_quant(real_t* y, const u8* panels, Weight weight, Ending ending, int rows) {
+    typedef Stage<BITS, TOKENS> S;
+    constexpr int STRIDE = HOPPER_OUTPUTS + 4;
+    extern __shared__ u8 hopper_memory[];
+    __shared__ u64 barriers[2 * HOPPER_STAGES];
+    u32 full = shared_address(barriers), empty = full + 8 * HOPPER_STAGES;
+    u8* ring = hopper_memory + (-shared_address(hopper_memory) & 1023);
+    int warp = uniform_warp(), lane = threadIdx.x % 32, splits = gridDim.y, split = blockIdx.y;
+    int all = weight.in / S::FEATURES, begin = all * split / splits, end = all * (split + 1) / splits;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < HOPPER_STAGES; i++) {
+            barrier_init(full + 8 * i, 1);
+            barrier_init(empty + 8 * i, S::TILES);
+        }
+        publish();
+    }
+    __syncthreads();
+
+    float sum[TOKENS / 2] = {};
+    if (warp == S::TILES) {
+        fill_ring<S>(shared_address(ring), full, empty, panels, weight, blockIdx.x * S::TILES, begin, end);
+    } else {
+        // Beyond the last output the last grids serve: nobody stores what comes of them.
+        size_t tile = min(blockIdx.x * S::TILES + warp, weight.out / 16 - 1);
+        const uint2* grids = (const uint2*)weight.grids + tile * weight.groups * 8;
+        sum_up<BITS, TOKENS, GRIDS>(sum, ring, full, empty, grids, weight.group_shift, begin, end);
+    }
+
+    // Sums over the stages' memory: nobody reads those any more.
+    __syncthreads();
+    await_previous();
+    float* sums = (float*)ring;  // [TOKENS, STRIDE]
+    if (warp < S::TILES)
+#pragma unroll
+        for (int i = 0; i < TOKENS / 2; i++)
+            sums[(i / 4 * 8 + lane % 4 * 2 + i % 2) * STRIDE + warp * 16 + lane / 4 + i / 2 % 2 * 8] = sum[i];
+    if (splits > 1) cluster_sync();
+    else __syncthreads();
+    int from = rows * split / splits, to = rows * (split + 1) / splits;
+    if (ending.lane_shift) store_gated<STRIDE>(y, sums, ending, from, to, weight.out, split, splits);
+    else store_plain<STRIDE>(y, sums, ending, from, to, weight.out, split, splits);
+    // Nobody ends while others read its memory.
+    if (splits > 1) cluster_sync();
+}
+
+#define HOPPER_QUANT(BITS, TOKENS, GRIDS)                                                                               \
+    extern "C" __global__ void __launch_bounds__(128 * HOPPER_GROUPS + 32, 1) hopper_quant_##BITS##_##TOKENS##_##GRIDS( \
+        real_t* y, const u8* panels, const u8* codes, const u8* grids, const real_t* bias, const real_t* residual,      \
+        int lane_shift, int panel_tokens, int rows   , int in, int out, int groups, int group_shift) {                  \
+        hopper_quant<BITS, TOKENS, GRIDS>(y, panels, Weight{codes, grids, in, out, groups, group_shift},                \
+                                          Ending{bias, residual, lane_shift, panel_tokens}, rows);                      \
+    }
+#define HOPPER_QUANT_TOKENS(BITS, GRIDS)  \
+    HOPPER_QUANT(BITS, 16, GRIDS)         \
+    HOPPER_QUANT(BITS, 32, GRIDS)         \
+    HOPPER_QUANT(BITS, 64, GRIDS)         \
+    HOPPER_QUANT(BITS, 128, GRIDS)
+
+HOPPER_QUANT_TOKENS(4, 1)
+HOPPER_QUANT_TOKENS(4, 2)
+HOPPER_QUANT_TOKENS(4, 4)
+HOPPER_QUANT_TOKENS(8, 1)
+HOPPER_QUANT_TOKENS(8, 2)
+
+#endif
