@@ -33,6 +33,8 @@ pub struct EngineLimits {
     pub max_batch_total_tokens: usize,
     /// Sequences of one step.
     pub max_running: usize,
+    /// A beginning that was computed for one sequence serves the others.
+    pub prefix_cache: bool,
 }
 
 /// The way to an engine; it ends when it is told to, or when every handle is gone.
@@ -86,7 +88,7 @@ impl EngineHandle {
 }
 
 /// Serves requests until it is told to stop.
-pub fn run<B: Backend>(model: Model<B>, limits: EngineLimits, inbox: Inbox) -> Result<()> {
+pub fn run<B: Backend>(model: &Model<B>, limits: EngineLimits, inbox: Inbox) -> Result<()> {
     let blocks = limits.max_batch_total_tokens / KV_BLOCK_ROWS;
     if blocks < limits.max_total_tokens.div_ceil(KV_BLOCK_ROWS) {
         return Err(Error::Parameter {
@@ -112,18 +114,19 @@ pub fn run<B: Backend>(model: Model<B>, limits: EngineLimits, inbox: Inbox) -> R
 
 impl EngineLimits {
     fn scheduler(&self, blocks: usize) -> Scheduler {
-        Scheduler::new(blocks, self.max_batch_prefill_tokens.max(1), self.max_running.max(1))
+        let (prefill, max_running) = (self.max_batch_prefill_tokens.max(1), self.max_running.max(1));
+        Scheduler::new(blocks, prefill, max_running, self.prefix_cache)
     }
 }
 
-struct Engine<B: Backend> {
-    runner: Runner<B>,
+struct Engine<'a, B: Backend> {
+    runner: Runner<'a, B>,
     scheduler: Scheduler,
     limits: EngineLimits,
     stats: Arc<EngineStats>,
 }
 
-impl<B: Backend> Engine<B> {
+impl<B: Backend> Engine<'_, B> {
     fn serve(&mut self, requests: &Receiver<Option<Request>>) {
         loop {
             if self.scheduler.is_idle() {

@@ -6,8 +6,8 @@ use crate::Result;
 use crate::model::{Decoder, KvCaches, Model};
 
 /// A model and the KV cache of everything that runs.
-pub struct Runner<B: Backend> {
-    model: Model<B>,
+pub struct Runner<'a, B: Backend> {
+    model: &'a Model<B>,
     caches: KvCaches<B>,
     decoder: Decoder<B>,
 }
@@ -19,8 +19,8 @@ pub struct Scores<'a, B: Backend> {
     logits: B::Tensor,
 }
 
-impl<B: Backend> Runner<B> {
-    pub fn new(model: Model<B>, blocks: usize) -> Result<Self> {
+impl<'a, B: Backend> Runner<'a, B> {
+    pub fn new(model: &'a Model<B>, blocks: usize) -> Result<Self> {
         Ok(Self { caches: model.kv_caches(blocks)?, decoder: Decoder::default(), model })
     }
 

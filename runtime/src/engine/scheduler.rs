@@ -15,6 +15,7 @@ pub(super) struct Scheduler {
     /// Prompt tokens of one step.
     prefill: usize,
     max_running: usize,
+    prefix_cache: bool,
 }
 
 /// One forward pass.
@@ -32,9 +33,9 @@ pub(super) struct Step {
 }
 
 impl Scheduler {
-    pub fn new(blocks: usize, prefill: usize, max_running: usize) -> Self {
+    pub fn new(blocks: usize, prefill: usize, max_running: usize, prefix_cache: bool) -> Self {
         let (waiting, running) = (VecDeque::new(), Vec::new());
-        Self { waiting, running, blocks: Blocks::new(blocks), prefill, max_running }
+        Self { waiting, running, blocks: Blocks::new(blocks), prefill, max_running, prefix_cache }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -57,8 +58,11 @@ impl Scheduler {
         self.running.retain(|_| done.next() != Some(&true));
     }
 
-    /// To be called after a step: its full blocks can serve other sequences.
+    /// To be called after a step: its full blocks can serve other sequences. A block without a name is never found.
     pub fn name_full_blocks(&mut self) {
+        if !self.prefix_cache {
+            return;
+        }
         for sequence in &mut self.running {
             let done = &sequence.ids[..sequence.context];
             self.blocks.name(done, &sequence.blocks, &mut sequence.chain);

@@ -25,20 +25,24 @@ fn folder() -> tempfile::TempDir {
     root
 }
 
-fn engine(folder: &Path, max_batch_total_tokens: usize) -> Engine<Cpu> {
-    let model = Model::load(Cpu::new(), &ModelFiles::open(&folder.join("model")).unwrap()).unwrap();
+fn model(folder: &Path) -> Model<Cpu> {
+    Model::load(Cpu::new(), &ModelFiles::open(&folder.join("model")).unwrap()).unwrap()
+}
+
+fn engine(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<'_, Cpu> {
     let limits = EngineLimits {
         max_total_tokens: 128,
         max_batch_prefill_tokens: 32,
         max_batch_total_tokens,
         max_running: 16,
+        prefix_cache: true,
     };
     let blocks = max_batch_total_tokens / KV_BLOCK_ROWS;
     let runner = Runner::new(model, blocks).unwrap();
     Engine { runner, scheduler: limits.scheduler(blocks), limits, stats: Arc::default() }
 }
 
-fn ask(engine: &mut Engine<Cpu>, prompt: &[u32]) -> UnboundedReceiver<Event> {
+fn ask(engine: &mut Engine<'_, Cpu>, prompt: &[u32]) -> UnboundedReceiver<Event> {
     let (events, receiver) = unbounded_channel();
     let sampling =
         SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed: 0 };
@@ -54,7 +58,7 @@ fn ask(engine: &mut Engine<Cpu>, prompt: &[u32]) -> UnboundedReceiver<Event> {
     receiver
 }
 
-fn finish(engine: &mut Engine<Cpu>) {
+fn finish(engine: &mut Engine<'_, Cpu>) {
     while !engine.scheduler.is_idle() {
         engine.try_step().unwrap();
     }
@@ -80,10 +84,20 @@ fn prompts() -> Vec<Vec<u32>> {
     (0..8).map(of).collect()
 }
 
-/// Each prompt in an engine that knows nothing yet.
-fn alone(folder: &Path) -> Vec<Vec<u32>> {
+/// Each prompt after the one before it has its answer.
+fn one_by_one(engine: &mut Engine<'_, Cpu>) -> Vec<Vec<u32>> {
     let each = |prompt: &Vec<u32>| {
-        let mut engine = engine(folder, 1024);
+        let events = ask(engine, prompt);
+        finish(engine);
+        tokens(events)
+    };
+    prompts().iter().map(each).collect()
+}
+
+/// Each prompt in an engine that knows nothing yet.
+fn alone(model: &Model<Cpu>) -> Vec<Vec<u32>> {
+    let each = |prompt: &Vec<u32>| {
+        let mut engine = engine(model, 1024);
         let events = ask(&mut engine, prompt);
         finish(&mut engine);
         assert_eq!(engine.stats.cached_tokens.load(Relaxed), 0);
@@ -95,16 +109,10 @@ fn alone(folder: &Path) -> Vec<Vec<u32>> {
 #[test]
 fn a_shared_beginning_is_computed_once_and_changes_no_token() {
     let folder = folder();
-    let mut engine = engine(folder.path(), 1024);
-    let answers: Vec<_> = prompts()
-        .iter()
-        .map(|prompt| {
-            let events = ask(&mut engine, prompt);
-            finish(&mut engine);
-            tokens(events)
-        })
-        .collect();
-    assert_eq!(answers, alone(folder.path()));
+    let model = model(folder.path());
+    let mut engine = engine(&model, 1024);
+    let answers = one_by_one(&mut engine);
+    assert_eq!(answers, alone(&model));
     assert_eq!(engine.stats.cached_tokens.load(Relaxed), 7 * 32, "two full blocks for all but the first");
 
     let before = engine.stats.steps.load(Relaxed);
@@ -121,13 +129,26 @@ fn a_shared_beginning_is_computed_once_and_changes_no_token() {
 }
 
 #[test]
+fn without_the_prefix_cache_nothing_is_found_and_every_answer_is_the_same() {
+    let folder = folder();
+    let model = model(folder.path());
+    let mut engine = engine(&model, 1024);
+    engine.limits.prefix_cache = false;
+    engine.scheduler = engine.limits.scheduler(1024 / KV_BLOCK_ROWS);
+    let answers = one_by_one(&mut engine);
+    assert_eq!(answers, alone(&model));
+    assert_eq!(engine.stats.cached_tokens.load(Relaxed), 0);
+}
+
+#[test]
 fn sequences_that_give_up_their_blocks_say_the_same_tokens() {
     let folder = folder();
-    let mut engine = engine(folder.path(), 128);
+    let model = model(folder.path());
+    let mut engine = engine(&model, 128);
     let events: Vec<_> = prompts().iter().rev().map(|prompt| ask(&mut engine, prompt)).collect();
     finish(&mut engine);
     assert!(engine.stats.preemptions.load(Relaxed) > 0, "the cache was large enough for all");
     let mut answers: Vec<_> = events.into_iter().map(tokens).collect();
     answers.reverse();
-    assert_eq!(answers, alone(folder.path()));
+    assert_eq!(answers, alone(&model));
 }
