@@ -15,7 +15,7 @@ pub use bench::{
     PrefillBenchArgs, QualityBenchArgs, QuantizeBenchArgs, ServeBenchArgs,
 };
 pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};
-pub use serve::ServeArgs;
+pub use serve::{PREFILL_TOKENS, ServeArgs};
 use values::parse_size;
 pub use values::{ComputeArg, DeviceArg, DeviceArgs, DtypeArg, FormatArg, JoinArg, MethodArg, SamplingArg};
 
