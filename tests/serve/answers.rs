@@ -5,6 +5,7 @@ use std::fs::File;
 use serde_json::{Value, json};
 
 use super::{Answer, Server};
+use crate::chat::talk;
 use crate::program::workplace;
 
 #[test]
@@ -85,6 +86,24 @@ fn openai_clients_get_their_shapes() {
 
 fn answer_usage(answer: &Value) -> Value {
     answer["usage"].clone()
+}
+
+#[test]
+fn a_conversation_in_the_terminal_is_answered_as_one_that_is_sent_whole_every_time() {
+    let said = ["Tell me about the river.", "And the king?", "Why?"];
+    let (answers, _) = talk(said.join("\n"));
+    let server = Server::start("");
+    let (mut messages, mut expected) = (Vec::new(), String::new());
+    for message in said {
+        messages.push(json!({"role": "user", "content": message}));
+        let body =
+            json!({"messages": messages, "max_tokens": 12, "temperature": 0, "repetition_penalty": 1.1});
+        let answer = server.post("/v1/chat/completions", &body).json();
+        let content = &answer["choices"][0]["message"]["content"];
+        messages.push(json!({"role": "assistant", "content": content}));
+        expected += &format!("{}\n", content.as_str().unwrap());
+    }
+    assert_eq!(answers, expected);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::synth;
 
 const NEW_TOKENS: usize = 24;
 
-fn folder() -> tempfile::TempDir {
+pub fn folder() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     let config = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
         "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -25,7 +25,7 @@ fn folder() -> tempfile::TempDir {
     root
 }
 
-fn model(folder: &Path) -> Model<Cpu> {
+pub fn model(folder: &Path) -> Model<Cpu> {
     Model::load(Cpu::new(), &ModelFiles::open(&folder.join("model")).unwrap()).unwrap()
 }
 
