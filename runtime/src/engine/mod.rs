@@ -17,10 +17,10 @@ use gptq_kernels::{Backend, KV_BLOCK_ROWS, Likeliest};
 use crate::model::Model;
 use crate::sampling::{Adjustments, SamplingParams};
 use crate::{Error, Result};
-use runner::{Runner, Scores};
+use runner::{Found, Runner, Scores};
 use scheduler::Scheduler;
 use sequence::Sequence;
-pub use sequence::{Event, Request, Task, Token};
+pub use sequence::{Event, PromptToken, Request, Task, Token};
 
 /// What the engine may take.
 #[derive(Clone, Copy, Debug)]
@@ -169,6 +169,7 @@ impl<B: Backend> Engine<'_, B> {
             },
             adjustments: Adjustments::default(),
             top_n: 0,
+            prompt_logprobs: false,
         };
         // Failures come back as values; nobody needs the events, but their receiver must live.
         let (events, _listening) = tokio::sync::mpsc::unbounded_channel();
@@ -208,7 +209,13 @@ impl<B: Backend> Engine<'_, B> {
         if step.ids.is_empty() {
             return Ok(());
         }
-        let scores = self.runner.step(&step.ids, &step.batch, &step.rows)?;
+        let Found { scores, expected } = self.runner.step(&step)?;
+        for ((i, _), tokens) in step.continued.iter().zip(expected) {
+            self.scheduler.running[*i]
+                .expected
+                .iter_mut()
+                .for_each(|prompt| prompt.extend_from_slice(&tokens));
+        }
         self.scheduler.name_full_blocks();
         self.stats.steps.fetch_add(1, Relaxed);
         self.stats.tokens.fetch_add(step.ready.len() as u64, Relaxed);

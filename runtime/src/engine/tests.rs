@@ -43,17 +43,27 @@ fn engine(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<'_, Cpu> 
 }
 
 fn ask(engine: &mut Engine<'_, Cpu>, prompt: &[u32]) -> UnboundedReceiver<Event> {
+    ask_with(engine, prompt, |_| ())
+}
+
+fn ask_with(
+    engine: &mut Engine<'_, Cpu>,
+    prompt: &[u32],
+    change: impl FnOnce(&mut Task),
+) -> UnboundedReceiver<Event> {
     let (events, receiver) = unbounded_channel();
     let sampling =
         SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed: 0 };
-    let task = Task {
+    let mut task = Task {
         prompt: prompt.to_vec(),
         max_new_tokens: NEW_TOKENS,
         eos_token_ids: Vec::new(),
         sampling,
         adjustments: Adjustments::default(),
         top_n: 0,
+        prompt_logprobs: false,
     };
+    change(&mut task);
     engine.accept(Request { task, events });
     receiver
 }
@@ -70,7 +80,7 @@ fn tokens(mut events: UnboundedReceiver<Event>) -> Vec<u32> {
     while let Ok(event) = events.try_recv() {
         match event {
             Event::Token(token) => ids.push(token.id),
-            Event::Started(_) => {}
+            Event::Started(_) | Event::Prompt(_) => {}
             Event::Failed(message) => panic!("{message}"),
         }
     }
@@ -126,6 +136,71 @@ fn a_shared_beginning_is_computed_once_and_changes_no_token() {
         7 * 32 + 64,
         "a next turn finds the answer before it"
     );
+}
+
+/// The prompt as it was reported, before anything else.
+fn reported(mut events: UnboundedReceiver<Event>) -> Vec<PromptToken> {
+    assert!(matches!(events.try_recv(), Ok(Event::Started(_))));
+    match events.try_recv() {
+        Ok(Event::Prompt(prompt)) => prompt,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The same from one pass over the whole prompt, without cache, scheduler or chunks.
+fn expected(model: &Model<Cpu>, prompt: &[u32]) -> Vec<f32> {
+    let hidden = model.forward(prompt, &gptq_kernels::Batch::fresh([prompt.len()]), None).unwrap();
+    let logits = model.logits(&hidden, 0..prompt.len() - 1).unwrap();
+    let losses = gptq_kernels::TokenLoss::token_loss(model.backend(), &logits, &prompt[1..]).unwrap();
+    losses.into_iter().map(|loss| -loss).collect()
+}
+
+#[test]
+fn prompt_probabilities_are_those_of_one_pass_also_in_chunks_after_a_cache_hit_and_after_preemption() {
+    let folder = folder();
+    let model = model(folder.path());
+    // Room for two or three prompts of eight, of which the longest take three chunks.
+    let mut engine = engine(&model, 128);
+    let wanted = |task: &mut Task| (task.prompt_logprobs, task.top_n) = (true, 3);
+    for round in ["unknown", "known to the prefix cache"] {
+        let events: Vec<_> =
+            prompts().iter().rev().map(|prompt| ask_with(&mut engine, prompt, wanted)).collect();
+        finish(&mut engine);
+        for (events, prompt) in events.into_iter().zip(prompts().iter().rev()) {
+            let got = reported(events);
+            assert_eq!(got.iter().map(|token| token.id).collect::<Vec<_>>(), *prompt, "{round}");
+            assert_eq!((got[0].logprob, got[0].top.len()), (None, 0));
+            for (token, expected) in got[1..].iter().zip(expected(&model, prompt)) {
+                // Attention over blocks adds in another order: a last place or two of numbers near 5.
+                assert!(token.logprob.is_some_and(|got| (got - expected).abs() < 2e-6), "{round}: {token:?}");
+                assert_eq!(token.top.len(), 3);
+                // Two ways to the same sum over 96 tokens.
+                let own = token.top.iter().find(|top| top.id == token.id);
+                assert!(own.is_none_or(|own| (own.logprob - expected).abs() < 1e-5), "{round}: {token:?}");
+                assert!(own.is_some() || token.top[2].logprob >= expected, "{round}: {token:?}");
+            }
+        }
+    }
+    assert!(engine.stats.preemptions.load(Relaxed) > 0, "the cache was large enough for all");
+}
+
+#[test]
+fn prompt_probabilities_change_no_token_and_a_prompt_of_one_token_has_one() {
+    let folder = folder();
+    let model = model(folder.path());
+    let mut engine = engine(&model, 1024);
+    let answers: Vec<_> = prompts()
+        .iter()
+        .map(|prompt| {
+            let events = ask_with(&mut engine, prompt, |task| task.prompt_logprobs = true);
+            finish(&mut engine);
+            tokens(events)
+        })
+        .collect();
+    assert_eq!(answers, alone(&model));
+    let events = ask_with(&mut engine, &[5], |task| task.prompt_logprobs = true);
+    finish(&mut engine);
+    assert_eq!(reported(events), [PromptToken { id: 5, logprob: None, top: Vec::new() }]);
 }
 
 #[test]

@@ -42,6 +42,7 @@ impl Direct {
             sampling,
             adjustments: Adjustments::default(),
             top_n: 0,
+            prompt_logprobs: false,
         };
         if !self.engine.submit(Request { task, events: sender }) {
             bail!("the engine has ended");
@@ -96,7 +97,7 @@ async fn next(events: &mut UnboundedReceiver<Event>) -> Result<Token> {
     loop {
         match events.recv().await.context("the engine ended in the middle of an answer")? {
             Event::Token(token) => return Ok(token),
-            Event::Started(_) => {}
+            Event::Started(_) | Event::Prompt(_) => {}
             Event::Failed(message) => bail!(message),
         }
     }
