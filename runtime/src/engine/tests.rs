@@ -185,6 +185,26 @@ fn prompt_probabilities_are_those_of_one_pass_also_in_chunks_after_a_cache_hit_a
 }
 
 #[test]
+fn a_prompt_that_gives_up_its_blocks_half_read_has_every_probability_once() {
+    let folder = folder();
+    let model = model(folder.path());
+    let mut engine = engine(&model, 128);
+    // The second prompt takes 32 steps; after 18 the answer before it needs the fifth of eight blocks.
+    engine.limits.max_batch_prefill_tokens = 2;
+    engine.scheduler = engine.limits.scheduler(128 / KV_BLOCK_ROWS);
+    let _older = ask(&mut engine, &[7; 47]);
+    let prompt: Vec<u32> = (0..64).map(|i| i * 5 % 96).collect();
+    let events = ask_with(&mut engine, &prompt, |task| task.prompt_logprobs = true);
+    finish(&mut engine);
+    assert!(engine.stats.preemptions.load(Relaxed) > 0 && engine.stats.cached_tokens.load(Relaxed) > 0);
+    let got = reported(events);
+    assert_eq!(got.iter().map(|token| token.id).collect::<Vec<_>>(), prompt);
+    for (token, expected) in got[1..].iter().zip(expected(&model, &prompt)) {
+        assert!(token.logprob.is_some_and(|got| (got - expected).abs() < 2e-6), "{token:?}");
+    }
+}
+
+#[test]
 fn prompt_probabilities_change_no_token_and_a_prompt_of_one_token_has_one() {
     let folder = folder();
     let model = model(folder.path());
