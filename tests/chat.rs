@@ -7,14 +7,14 @@ use std::process::Stdio;
 use crate::program::{alone, copy_folder, demo, gptq, words, workplace};
 
 /// What the program answers to these lines.
-fn talk(lines: impl AsRef<[u8]>) -> (String, String) {
-    talk_with(&demo(), lines.as_ref())
+pub fn talk(lines: impl AsRef<[u8]>) -> (String, String) {
+    talk_with(&demo(), "", lines.as_ref())
 }
 
-fn talk_with(model: &Path, lines: &[u8]) -> (String, String) {
+fn talk_with(model: &Path, options: &str, lines: &[u8]) -> (String, String) {
     let _cores = alone();
     let mut command = gptq("chat");
-    command.arg(model).args(words("--device cpu --temperature 0 --max-new-tokens 12"));
+    command.arg(model).args(words("--device cpu --temperature 0 --max-new-tokens 12")).args(words(options));
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(lines).unwrap();
@@ -56,8 +56,8 @@ fn a_refusal_of_the_template_ends_the_turn_and_not_the_program() {
             {{ raise_exception('no instructions') }}{% endif %}{{ m.content }}{% endfor %}"
             .into();
     });
-    let (first, _) = talk_with(&model, b"The river\n");
-    let (out, err) = talk_with(&model, b"/system Be brief\nThe king\n/system\nThe river\n");
+    let (first, _) = talk_with(&model, "", b"The river\n");
+    let (out, err) = talk_with(&model, "", b"/system Be brief\nThe king\n/system\nThe river\n");
     assert_eq!(out, first);
     assert!(err.contains("no instructions"), "{err}");
 }
@@ -66,8 +66,29 @@ fn a_refusal_of_the_template_ends_the_turn_and_not_the_program() {
 fn the_oldest_turns_are_forgotten_where_the_context_is_full() {
     let model =
         changed("chat-context", "config.json", |config| config["max_position_embeddings"] = 64.into());
-    let (_, err) = talk_with(&model, "Tell me about the river and the old city.\n".repeat(4).as_bytes());
+    let (_, err) = talk_with(&model, "", "Tell me about the river and the old city.\n".repeat(4).as_bytes());
     assert!(err.contains("the context of 64 tokens is full: oldest turns forgotten: 1"), "{err}");
+}
+
+#[test]
+fn a_turn_computes_what_is_new_and_not_the_conversation() {
+    let (_, log) =
+        talk_with(&demo(), "-v", b"Tell me about the river.\nAnd the king?\n/reset\nAnd the king?\n");
+    let figure = |line: &str, name: &str| -> usize {
+        let value = line.split_once(&format!("{name}=")).unwrap().1;
+        value.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let turns: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("the conversation so far"))
+        .map(|line| (figure(line, "tokens"), figure(line, "computed")))
+        .collect();
+    let [first, second, anew] = turns[..] else { panic!("{log}") };
+    assert_eq!(first.0, first.1, "{log}");
+    assert!(second.0 > first.0 + 12, "the second turn holds the first one and its answer: {log}");
+    // The answer is encoded from its text, so that its end may be other tokens than those that were made.
+    assert!(second.1 < second.0 - first.0 && second.1 > 1, "{log}");
+    assert!(anew.0 < first.0 + 4 && anew.1 > 1, "{log}");
 }
 
 /// The demo model with another JSON file.

@@ -39,30 +39,62 @@ pub fn generate<B: Backend>(
     params: &GenerateParams,
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<FinishReason> {
-    let limit = model.config.max_position_embeddings;
-    if prompt.is_empty() || prompt.len() >= limit {
-        return Err(Error::Prompt { tokens: prompt.len(), limit });
+    Session::new(model, 0).generate(prompt, params, on_token)
+}
+
+/// A text that grows by turns: what a prompt has in common with the text before it is not computed again.
+pub struct Session<'a, B: Backend> {
+    model: &'a Model<B>,
+    /// The text before; none at first, and none after a failure.
+    sequence: Option<Sequence<'a, B>>,
+    /// Tokens that the next cache has room for at least.
+    room: usize,
+    computed: usize,
+}
+
+impl<'a, B: Backend> Session<'a, B> {
+    /// `room`: tokens of a text that is not expected to need a larger cache; 0 where there is one prompt only.
+    pub fn new(model: &'a Model<B>, room: usize) -> Self {
+        Self { model, sequence: None, room, computed: 0 }
     }
-    let length = prompt.len().saturating_add(params.max_new_tokens).min(limit);
-    let mut sampler = Sampler::new(params.sampling.clone())?;
-    let mut sequence = Sequence::new(model, length)?;
-    let mut seen = prompt.to_vec();
-    let mut logits = sequence.feed(prompt)?;
-    while seen.len() < length {
-        let id = next(model.backend(), &mut sampler, &logits, &seen)?;
-        if params.eos_token_ids.contains(&id) {
-            return Ok(FinishReason::EosToken);
-        }
-        seen.push(id);
-        if on_token(id).is_break() {
-            return Ok(FinishReason::StopSequence);
-        }
-        if seen.len() == length {
-            break;
-        }
-        logits = sequence.decode(id)?;
+
+    /// Tokens of the last prompt that went through the model.
+    pub fn computed(&self) -> usize {
+        self.computed
     }
-    Ok(FinishReason::Length)
+
+    /// Generates after `prompt`, which is the whole text so far; `on_token` sees each new id and may stop.
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        params: &GenerateParams,
+        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<FinishReason> {
+        let limit = self.model.config.max_position_embeddings;
+        if prompt.is_empty() || prompt.len() >= limit {
+            return Err(Error::Prompt { tokens: prompt.len(), limit });
+        }
+        let length = prompt.len().saturating_add(params.max_new_tokens).min(limit);
+        let sampler = Sampler::new(params.sampling.clone())?;
+        let mut sequence = self.sequence(length)?;
+        let known = sequence.keep(prompt);
+        self.computed = prompt.len() - known;
+        let logits = sequence.feed(&prompt[known..])?;
+        let reason = sequence.go_on(prompt, logits, length, sampler, &params.eos_token_ids, on_token)?;
+        self.sequence = Some(sequence);
+        Ok(reason)
+    }
+
+    /// The text before, in a cache with room for `length` tokens. One that is too small is given up for one at least
+    /// twice as large, so that a long conversation is computed anew only a few times.
+    fn sequence(&mut self, length: usize) -> Result<Sequence<'a, B>> {
+        match self.sequence.take() {
+            Some(sequence) if sequence.room() >= length => return Ok(sequence),
+            Some(sequence) => self.room = 2 * sequence.room(),
+            None => {}
+        }
+        Sequence::new(self.model, length.max(self.room).min(self.model.config.max_position_embeddings))
+    }
 }
 
 /// Chooses from the few likeliest tokens where they decide, so that the scores of all stay on the device.
@@ -82,7 +114,8 @@ struct Sequence<'a, B: Backend> {
     model: &'a Model<B>,
     caches: KvCaches<B>,
     blocks: Vec<u32>,
-    context: usize,
+    /// What is in the cache.
+    ids: Vec<u32>,
     decoder: Decoder<B>,
 }
 
@@ -92,18 +125,57 @@ impl<'a, B: Backend> Sequence<'a, B> {
         Ok(Self {
             caches: model.kv_caches(blocks)?,
             blocks: (0..blocks as u32).collect(),
-            context: 0,
+            ids: Vec::new(),
             decoder: Decoder::default(),
             model,
         })
     }
 
+    fn room(&self) -> usize {
+        self.blocks.len() * KV_BLOCK_ROWS
+    }
+
+    /// Forgets all but what `prompt` begins with, and that much is known of it: never all, since the logits after the
+    /// last token are wanted.
+    fn keep(&mut self, prompt: &[u32]) -> usize {
+        let common = self.ids.iter().zip(prompt).take_while(|(old, new)| old == new).count();
+        self.ids.truncate(common.min(prompt.len() - 1));
+        self.ids.len()
+    }
+
+    /// Chooses tokens after `prompt`, the first one by `logits`, until there are `length` in all.
+    fn go_on(
+        &mut self,
+        prompt: &[u32],
+        mut logits: B::Tensor,
+        length: usize,
+        mut sampler: Sampler,
+        eos_token_ids: &[u32],
+        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<FinishReason> {
+        let mut seen = prompt.to_vec();
+        while seen.len() < length {
+            let id = next(self.model.backend(), &mut sampler, &logits, &seen)?;
+            if eos_token_ids.contains(&id) {
+                return Ok(FinishReason::EosToken);
+            }
+            seen.push(id);
+            if on_token(id).is_break() {
+                return Ok(FinishReason::StopSequence);
+            }
+            if seen.len() == length {
+                break;
+            }
+            logits = self.decode(id)?;
+        }
+        Ok(FinishReason::Length)
+    }
+
     /// Appends one token and returns the logits after it.
     fn decode(&mut self, id: u32) -> Result<B::Tensor> {
-        let sequences = vec![SequenceRows { rows: 1, context: self.context, blocks: self.blocks.clone() }];
-        let batch = Batch { sequences };
+        let batch = self.batch(1);
         let logits = self.model.decode(&[id], &batch, &mut self.caches, &mut self.decoder)?;
-        self.context += 1;
+        self.ids.push(id);
         Ok(logits)
     }
 
@@ -111,14 +183,75 @@ impl<'a, B: Backend> Sequence<'a, B> {
     fn feed(&mut self, ids: &[u32]) -> Result<B::Tensor> {
         let mut last = None;
         for ids in ids.chunks(PREFILL_ROWS) {
-            let sequences =
-                vec![SequenceRows { rows: ids.len(), context: self.context, blocks: self.blocks.clone() }];
-            let hidden = self.model.forward(ids, &Batch { sequences }, Some(&mut self.caches))?;
-            self.context += ids.len();
+            let hidden = self.model.forward(ids, &self.batch(ids.len()), Some(&mut self.caches))?;
+            self.ids.extend_from_slice(ids);
             last = Some((hidden, ids.len() - 1));
         }
-        let (hidden, row) =
-            last.ok_or(Error::Prompt { tokens: 0, limit: self.blocks.len() * KV_BLOCK_ROWS })?;
+        let (hidden, row) = last.ok_or(Error::Prompt { tokens: 0, limit: self.room() })?;
         self.model.logits(&hidden, row..row + 1)
+    }
+
+    /// The next `rows` tokens.
+    fn batch(&self, rows: usize) -> Batch {
+        let sequence = SequenceRows { rows, context: self.ids.len(), blocks: self.blocks.clone() };
+        Batch { sequences: vec![sequence] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gptq_kernels::Cpu;
+
+    use super::*;
+    use crate::engine::tests::{folder, model};
+
+    /// What a session says after `prompt`, which is what is said without one; and what it computed of the prompt.
+    fn say(session: &mut Session<'_, Cpu>, prompt: &[u32], params: &GenerateParams) -> (Vec<u32>, usize) {
+        let (mut kept, mut alone) = (Vec::new(), Vec::new());
+        let mut hear = |id| (kept.push(id), ControlFlow::Continue(())).1;
+        let reason = session.generate(prompt, params, &mut hear).unwrap();
+        let mut hear = |id| (alone.push(id), ControlFlow::Continue(())).1;
+        assert_eq!(generate(session.model, prompt, params, &mut hear).unwrap(), reason);
+        assert_eq!(kept, alone);
+        (kept, session.computed())
+    }
+
+    fn params(max_new_tokens: usize) -> GenerateParams {
+        let sampling =
+            SamplingParams { temperature: 0.8, top_p: 0.9, top_k: 40, repetition_penalty: 1.1, seed: 3 };
+        GenerateParams { max_new_tokens, eos_token_ids: vec![7], sampling }
+    }
+
+    #[test]
+    fn a_next_turn_computes_what_is_new_until_the_cache_is_too_small_and_no_answer_changes() {
+        let folder = folder();
+        let model = model(folder.path());
+        let mut session = Session::new(&model, 0);
+        let (mut prompt, mut computed) = (Vec::new(), Vec::new());
+        for turn in 0..8 {
+            prompt.extend([10 + turn; 12]);
+            let (answer, tokens) = say(&mut session, &prompt, &params(10));
+            computed.push((tokens, prompt.len()));
+            prompt.extend(answer);
+        }
+        // The last token of an answer was never computed.
+        let (anew, kept): (Vec<_>, Vec<_>) = computed.iter().partition(|(tokens, all)| tokens == all);
+        assert!(kept.iter().all(|(tokens, _)| *tokens <= 13), "{computed:?}");
+        assert_eq!((anew.len(), kept.len()), (4, 4), "room for 32, 64, 128 and 256 tokens: {computed:?}");
+    }
+
+    #[test]
+    fn a_text_that_turns_out_differently_is_computed_from_there() {
+        let folder = folder();
+        let model = model(folder.path());
+        let mut session = Session::new(&model, 0);
+        let mut computed = |prompt: &[u32]| say(&mut session, prompt, &params(8)).1;
+        let text: Vec<u32> = (20..60).collect();
+        assert_eq!(computed(&text), 40);
+        assert_eq!(computed(&text), 1, "the last token is always computed");
+        let mut other = text.clone();
+        other[25] = 90;
+        assert_eq!(computed(&other), 15);
+        assert_eq!(computed(&other[..20]), 1);
     }
 }

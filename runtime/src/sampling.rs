@@ -4,7 +4,7 @@
 mod probabilities;
 mod sampler;
 
-pub use probabilities::{TokenProbability, likeliest_probabilities, log_probabilities};
+pub use probabilities::{TokenProbability, likeliest_probabilities, log_probabilities, top_probabilities};
 pub use sampler::Sampler;
 
 use crate::{Error, Result};

@@ -18,6 +18,7 @@ use super::values::DeviceArgs;
   gptq bench prefill ./Llama-2-7B-GPTQ --tokens 512,8192
   gptq bench matmul ./Llama-2-7B-GPTQ --tokens 1,64
   gptq bench load ./Llama-2-7B-GPTQ --json
+  gptq bench serve ./Llama-2-7B-GPTQ --clients 64 --requests 256 --prompt-tokens 128 --tokens 256
   gptq bench serve --url http://127.0.0.1:3000 --clients 64 --seconds 30")]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -194,15 +195,20 @@ pub struct LoadBenchArgs {
     pub json: bool,
 }
 
-/// Load on a running server: throughput, latencies, and whether every stream is whole
+/// Load on a running server, or on MODEL with HTTP and without: throughput, latencies, whether every stream is whole
 ///
-/// Clients ask /generate_stream one request after another. Prompts are random words of the wanted number of tokens,
-/// so that nothing is found in a cache, unless --same-prompt is given. Ends with an error where a stream that had
-/// begun did not end as it should.
+/// Clients stream one answer after another. Prompts are random words of the wanted number of tokens, so that nothing
+/// is found in a cache, unless --shared-prefix is given. With MODEL the same requests go straight to an engine, token
+/// ids in and out, and then to another engine over /generate_stream of its own server on 127.0.0.1; with
+/// --shared-prefix once more to one without a prefix cache. Ends with an error where a stream that had begun did not
+/// end as it should.
 #[derive(Args)]
 pub struct ServeBenchArgs {
+    /// Model folder or hub id to measure HTTP against (default: load on the server at --url alone)
+    pub model: Option<String>,
+
     /// Where the server listens
-    #[arg(long, default_value = "http://127.0.0.1:3000")]
+    #[arg(long, default_value = "http://127.0.0.1:3000", conflicts_with = "model")]
     pub url: String,
 
     /// Sent as `Authorization: Bearer KEY`
@@ -229,17 +235,32 @@ pub struct ServeBenchArgs {
     #[arg(long, default_value_t = 64)]
     pub prompt_tokens: usize,
 
-    /// Every request has the same prompt
-    #[arg(long)]
-    pub same_prompt: bool,
+    /// How many of these all prompts begin with
+    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
+    pub shared_prefix: usize,
+
+    /// How often MODEL is measured both ways; the median counts
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+
+    /// MODEL's engine computes every prompt whole
+    #[arg(long, requires = "model")]
+    pub no_prefix_cache: bool,
+
+    /// 0 takes the most likely token
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f32,
 
     /// Share of streams that are left somewhere in the middle, 0 to 1
     #[arg(long, default_value_t = 0.0)]
     pub abandon: f64,
 
-    /// Of prompts, and of who leaves where
+    /// Of prompts, answers, and of who leaves where
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
 
     /// Print the figures as JSON
     #[arg(long)]

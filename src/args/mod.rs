@@ -15,7 +15,7 @@ pub use bench::{
     PrefillBenchArgs, QualityBenchArgs, QuantizeBenchArgs, ServeBenchArgs,
 };
 pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};
-pub use serve::ServeArgs;
+pub use serve::{PREFILL_TOKENS, ServeArgs};
 use values::parse_size;
 pub use values::{ComputeArg, DeviceArg, DeviceArgs, DtypeArg, FormatArg, JoinArg, MethodArg, SamplingArg};
 
@@ -159,8 +159,8 @@ pub struct SamplingArgs {
 
 /// A conversation in the terminal
 ///
-/// Answers are streamed; Ctrl-C stops an answer. /reset forgets the conversation, /system TEXT begins a new one with
-/// other instructions, /help lists these, /quit (or Ctrl-D) ends.
+/// Answers are streamed; Ctrl-C stops an answer. Lines are edited, and the arrows find earlier ones. /reset forgets
+/// the conversation, /system TEXT begins a new one with other instructions, /help lists these, /quit (or Ctrl-D) ends.
 #[derive(Args)]
 #[command(after_help = "Examples:
   gptq chat ./gptq-demo/main

@@ -4,6 +4,9 @@ use clap::{Args, ValueEnum};
 
 use super::DeviceArgs;
 
+/// Prompt tokens of one step, where nothing else is asked for.
+pub const PREFILL_TOKENS: usize = 512;
+
 /// Serve a model over HTTP: text-generation-inference's API and OpenAI's
 #[derive(Args)]
 #[command(after_help = "Examples:
@@ -43,12 +46,16 @@ pub struct ServeArgs {
     pub max_total_tokens: Option<usize>,
 
     /// Prompt tokens of one step
-    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", default_value_t = 512)]
+    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", default_value_t = PREFILL_TOKENS)]
     pub max_batch_prefill_tokens: usize,
 
     /// Tokens in the KV cache (default: four times --max-total-tokens)
     #[arg(long, env = "MAX_BATCH_TOTAL_TOKENS")]
     pub max_batch_total_tokens: Option<usize>,
+
+    /// Compute every prompt whole, also where others began alike
+    #[arg(long, env = "NO_PREFIX_CACHE")]
+    pub no_prefix_cache: bool,
 
     /// Requests at a time; more are refused with 429
     #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value_t = 128)]

@@ -10,7 +10,7 @@ use gptq_kernels::Cpu;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::plan::Plan;
 use gptq_quantizer::table;
-use gptq_runtime::generate::GenerateParams;
+use gptq_runtime::generate::{GenerateParams, Session};
 use gptq_runtime::sampling::SamplingParams;
 
 use super::branches::{Measurement, Work};
@@ -134,7 +134,7 @@ fn sample_text(device: &Cpu, dir: &Path) -> Result<String> {
         },
     };
     let mut out = Output { text: String::new(), shown: 0, stops: &[], stream: false, stopped: None };
-    complete(&model, &tokenizer, &tokenizer.encode(PROMPT, true)?, &params, &mut out)?;
+    complete(&mut Session::new(&model, 0), &tokenizer, &tokenizer.encode(PROMPT, true)?, &params, &mut out)?;
     Ok(format!("{PROMPT}{}", out.text.trim_end().replace('\n', "\n  ")))
 }
 

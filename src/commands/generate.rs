@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use gptq_calibration::chat::{ChatTemplate, Message};
 use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::Backend;
-use gptq_runtime::generate::{FinishReason, GenerateParams, generate};
+use gptq_runtime::generate::{FinishReason, GenerateParams, Session};
 use gptq_runtime::model::Model;
 use gptq_runtime::sampling::SamplingParams;
 use serde_json::json;
@@ -49,7 +49,7 @@ impl OnDevice for Generate<'_> {
         let mut out =
             Output { text: String::new(), shown: 0, stops: &args.stop, stream: !args.json, stopped: None };
         let started = Instant::now();
-        let (reason, count) = complete(&model, &tokenizer, &ids, &params, &mut out)?;
+        let (reason, count) = complete(&mut Session::new(&model, 0), &tokenizer, &ids, &params, &mut out)?;
         let seconds = started.elapsed().as_secs_f64();
         if args.json {
             output::json(&json!({
@@ -76,7 +76,7 @@ pub fn sampling(args: &SamplingArgs) -> SamplingParams {
 
 /// Runs the model and feeds `out` with text; returns why it ended and how many tokens it made.
 pub fn complete<B: Backend>(
-    model: &Model<B>,
+    session: &mut Session<'_, B>,
     tokenizer: &Tokenizer,
     prompt: &[u32],
     params: &GenerateParams,
@@ -85,7 +85,7 @@ pub fn complete<B: Backend>(
     let mut stream = tokenizer.stream(true);
     let mut count = 0;
     let mut failure = None;
-    let reason = generate(model, prompt, params, &mut |id| {
+    let reason = session.generate(prompt, params, &mut |id| {
         count += 1;
         match stream.push(id) {
             Ok(Some(piece)) => out.push(&piece),

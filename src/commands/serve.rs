@@ -67,7 +67,7 @@ impl OnDevice for Serve<'_> {
 
     fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<()> {
         let model = eval::load(&device, self.dir)?;
-        Ok(engine::run(model, self.limits, self.inbox)?)
+        Ok(engine::run(&model, self.limits, self.inbox)?)
     }
 }
 
@@ -147,6 +147,7 @@ impl Limits {
                 max_batch_prefill_tokens: args.max_batch_prefill_tokens,
                 max_batch_total_tokens: cached,
                 max_running: args.max_concurrent_requests,
+                prefix_cache: !args.no_prefix_cache,
             },
         })
     }

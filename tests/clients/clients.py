@@ -45,6 +45,8 @@ def hugging_face(url):
     details = client.text_generation(PROMPT, max_new_tokens=12, details=True)
     assert details.generated_text == plain and details.details.generated_tokens == 12, details
     assert all(token.logprob <= 0 for token in details.details.tokens), details
+    prompt = client.text_generation(PROMPT, max_new_tokens=1, details=True, decoder_input_details=True).details.prefill
+    assert "".join(token.text for token in prompt) == PROMPT and all(token.logprob < 0 for token in prompt[1:]), prompt
     last = list(client.text_generation(PROMPT, max_new_tokens=12, stream=True, details=True))[-1]
     assert last.generated_text == plain and last.details.finish_reason == "length", last
     sampled = dict(max_new_tokens=12, do_sample=True, temperature=0.8, top_k=40, top_p=0.9, seed=7)
@@ -70,6 +72,8 @@ def open_ai(url):
     whole = client.completions.create(model="m", prompt=PROMPT, max_tokens=12, temperature=0, logprobs=1)
     text = whole.choices[0].text
     assert len(whole.choices[0].logprobs.tokens) == 12, whole
+    echoed = client.completions.create(model="m", prompt=PROMPT, max_tokens=1, temperature=0, logprobs=1, echo=True).choices[0]
+    assert echoed.logprobs.token_logprobs[0] is None and echoed.text[echoed.logprobs.text_offset[-1] :] in whole.choices[0].text, echoed
     stop = text[len(text) // 2 : len(text) // 2 + 3]
     for given in (stop, ["never said", stop]):
         cut = client.completions.create(model="m", prompt=PROMPT, max_tokens=12, temperature=0, stop=given)

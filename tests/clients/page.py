@@ -86,8 +86,40 @@ def browser():
             process.wait()
 
 
+def set_to(page, **fields):
+    for name, value in fields.items():
+        page.run(f"document.getElementById({json.dumps(name)}).value = {json.dumps(value)}")
+
+
+def first_answer(page, text, **fields):
+    """The answer to `text` in a new chat."""
+    page.run("document.getElementById('reset').click()")
+    set_to(page, temperature=0, max_tokens=12, **fields)
+    page.type(text)
+    page.press("Enter")
+    page.until("document.querySelector('.assistant:not(.waiting)') !== null")
+    page.until("document.getElementById('send').textContent === 'Send'")
+    return page.run("document.querySelector('.assistant').textContent")
+
+
+def parameters(page):
+    """The fields reach the sampler."""
+    plain = first_answer(page, "Who was the king?")
+    stop = plain[len(plain) // 2 :][:3]
+    assert first_answer(page, "Who was the king?", stop=f"never said\n{stop}\n") == plain[: plain.index(stop)]
+    words = page.run("fetch('/tokenize', {method: 'POST', body: JSON.stringify({inputs: ' city'})}).then(a => a.json())")
+    wanted, text = words[-1]["id"], words[-1]["text"]
+    for bias in (f"{wanted}: 100", f"1:-1,\n{wanted} : 1e2\n", json.dumps({wanted: 100})):
+        answer = first_answer(page, "Who was the king?", stop="", logit_bias=bias, typical_p=0.5)
+        assert answer.count(text.strip()) == 12, (bias, answer)
+    asked = json.loads(page.run("body()"))
+    assert asked["typical_p"] == 0.5 and asked["logit_bias"] == {str(wanted): 100} and "stop" not in asked, asked
+    set_to(page, logit_bias="", typical_p=1)
+    page.run("document.getElementById('reset').click()")
+
+
 def converse(page):
-    page.run("document.getElementById('max_tokens').value = 24; document.getElementById('temperature').value = 0")
+    set_to(page, max_tokens=24, temperature=0)
     page.type("Tell me about the river.")
     page.press("Enter")
     page.until("document.querySelector('.assistant')?.textContent.length > 10")
@@ -101,7 +133,7 @@ def converse(page):
 
 def stop(page):
     """By key and by button; the whole answers would be far longer."""
-    page.run("document.getElementById('max_tokens').value = 2000")
+    set_to(page, max_tokens=2000)
     ways = (lambda: page.press("Escape"), lambda: page.run("document.getElementById('send').click()"))
     for turn, end in enumerate(ways, start=2):
         page.type("Go on for a long time.")
@@ -115,13 +147,31 @@ def stop(page):
         assert page.run("history.length") == 2 * turn + 2, "what was said before the stop stays"
 
 
-def fail(page):
-    page.run("document.getElementById('top_p').value = 5")
-    page.type("This cannot be.")
-    page.press("Enter")
-    page.until("document.querySelector('.error')?.textContent.includes('top_p')")
-    assert page.run("history.length") == 8, "a question without an answer is not part of the conversation"
-    page.run("document.getElementById('top_p').value = 0.95")
+def fail(page, pictures):
+    def refused(expected):
+        page.type("This cannot be.")
+        page.press("Enter")
+        page.until(f"[...document.querySelectorAll('.error')].at(-1)?.textContent.includes({json.dumps(expected)})")
+        assert page.run("history.length") == 8, "a question without an answer is not part of the conversation"
+
+    set_to(page, top_p=5)
+    refused("top_p")
+    set_to(page, top_p=0.95)
+    for bias in ("7", "7: much", "{7"):
+        set_to(page, logit_bias=bias)
+        refused("logit bias: ")
+        page.run("document.querySelectorAll('.error').forEach(node => node.remove())")
+    set_to(page, logit_bias="")
+    page.run("served = fetch")
+    proxy = "<html><style>b {}</style><title>Oh</title><h1>No route</h1>\n<p>to the model</html>"
+    for status, said in ((502, "502 Bad Gateway No route to the model"), (200, "200 No route to the model")):
+        answer = f"new Response({json.dumps(proxy)}, {{status: {status}, statusText: '{said.split(' No')[0][4:]}'}})"
+        page.run(f"window.fetch = async () => {answer}; null")
+        refused(said)
+    page.run("""window.fetch = async () => new Response('{"detail": "gone"}', {status: 410}); null""")
+    refused('410 {"detail": "gone"}')
+    page.run("window.fetch = served; null")
+    page.picture(pictures / "chat-errors.png")
 
 
 def main():
@@ -130,21 +180,21 @@ def main():
     with served(program, model) as url, browser() as page:
         page.call("Page.navigate", url=url + "/")
         page.until("document.readyState === 'complete' && document.getElementById('model').textContent !== ''")
-        for check in (converse, stop):
+        for check in (parameters, converse, stop):
             check(page)
             print(check.__name__, "ok")
         for width, height in ((1280, 800), (375, 700)):
             for scheme in ("light", "dark"):
                 page.look(width, height, scheme)
-                overflow = page.run("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-                assert overflow <= 0, f"{overflow} pixels too wide at {width}"
-                page.picture(pictures / f"chat-{width}-{scheme}.png")
-        page.run("document.querySelector('details').open = true")
-        page.picture(pictures / "chat-settings.png")
+                for settings in ("", "-settings"):
+                    page.run(f"document.querySelector('details').open = {json.dumps(settings != '')}")
+                    overflow = page.run("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+                    assert overflow <= 0, f"{overflow} pixels too wide at {width}"
+                    page.picture(pictures / f"chat-{width}-{scheme}{settings}.png")
         asked = {e["params"]["request"]["url"] for e in page.events if e["method"] == "Network.requestWillBeSent"}
         assert all(address.startswith((url, "data:")) for address in asked), asked
         assert not page.complaints(), page.complaints()
-        fail(page)
+        fail(page, pictures)
         print("look and fail ok")
 
 

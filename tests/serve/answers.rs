@@ -5,6 +5,7 @@ use std::fs::File;
 use serde_json::{Value, json};
 
 use super::{Answer, Server};
+use crate::chat::talk;
 use crate::program::workplace;
 
 #[test]
@@ -88,6 +89,24 @@ fn answer_usage(answer: &Value) -> Value {
 }
 
 #[test]
+fn a_conversation_in_the_terminal_is_answered_as_one_that_is_sent_whole_every_time() {
+    let said = ["Tell me about the river.", "And the king?", "Why?"];
+    let (answers, _) = talk(said.join("\n"));
+    let server = Server::start("");
+    let (mut messages, mut expected) = (Vec::new(), String::new());
+    for message in said {
+        messages.push(json!({"role": "user", "content": message}));
+        let body =
+            json!({"messages": messages, "max_tokens": 12, "temperature": 0, "repetition_penalty": 1.1});
+        let answer = server.post("/v1/chat/completions", &body).json();
+        let content = &answer["choices"][0]["message"]["content"];
+        messages.push(json!({"role": "assistant", "content": content}));
+        expected += &format!("{}\n", content.as_str().unwrap());
+    }
+    assert_eq!(answers, expected);
+}
+
+#[test]
 fn several_prompts_get_an_answer_each_and_tokens_serve_as_a_prompt() {
     let server = Server::start("--max-client-batch-size 3");
     let ask = |more: Value| {
@@ -112,7 +131,7 @@ fn several_prompts_get_an_answer_each_and_tokens_serve_as_a_prompt() {
     assert_eq!(texts(&ask(json!({"prompt": ids}))), std::slice::from_ref(river));
     let echoed = ask(json!({"prompt": [ids, ids], "echo": true}));
     assert_eq!(texts(&echoed), [format!("The river{river}"), format!("The river{river}")]);
-    assert_offsets(&echoed.json()["choices"][1], "The river".len());
+    assert_offsets(&echoed.json()["choices"][1], ids.len(), "The river".len());
 
     let stream = ask(json!({"prompt": ["The river", "A king"], "echo": true, "stream": true}));
     let mut pieces = [String::new(), String::new()];
@@ -121,7 +140,9 @@ fn several_prompts_get_an_answer_each_and_tokens_serve_as_a_prompt() {
         let whole = &mut pieces[choice["index"].as_u64().unwrap() as usize];
         let before = whole.chars().count();
         let echo = if before == 0 { whole_echo(choice) } else { 0 };
-        assert_eq!(choice["logprobs"]["text_offset"], json!([before + echo]));
+        let offsets = choice["logprobs"]["text_offset"].as_array().unwrap();
+        assert_eq!(offsets.last(), Some(&json!(before + echo)));
+        assert_eq!(offsets.len() > 1, before == 0, "the prompt comes with the first piece alone");
         whole.push_str(choice["text"].as_str().unwrap());
     }
     assert_eq!(pieces, [format!("The river{river}"), format!("A king{king}")]);
@@ -133,13 +154,46 @@ fn several_prompts_get_an_answer_each_and_tokens_serve_as_a_prompt() {
     }
 }
 
-/// Where the text of each token begins.
-fn assert_offsets(choice: &Value, echo: usize) {
+/// Where the text of each token begins, of the prompt's and of six new ones.
+fn assert_offsets(choice: &Value, prompt: usize, echo: usize) {
     let (text, offsets) =
         (choice["text"].as_str().unwrap(), choice["logprobs"]["text_offset"].as_array().unwrap());
     let offsets: Vec<_> = offsets.iter().map(|offset| offset.as_u64().unwrap() as usize).collect();
-    assert_eq!((offsets.len(), offsets[0]), (6, echo));
-    assert!(offsets.is_sorted() && offsets[5] < text.chars().count(), "{offsets:?} in {text:?}");
+    assert_eq!((offsets.len(), offsets[0], offsets[prompt]), (prompt + 6, 0, echo));
+    assert!(offsets.is_sorted() && offsets[prompt + 5] < text.chars().count(), "{offsets:?} in {text:?}");
+}
+
+#[test]
+fn a_prompt_has_the_probabilities_that_its_tokens_had_when_they_were_made() {
+    let server = Server::start("");
+    let parameters = json!({"max_new_tokens": 40, "details": true, "decoder_input_details": true});
+    let made = server.generate("The river", parameters)["details"].clone();
+    let column = |tokens: &Value, name: &str| -> Vec<Value> {
+        tokens.as_array().unwrap().iter().map(|token| token[name].clone()).collect()
+    };
+    let prefill = &made["prefill"];
+    assert_eq!(prefill[0]["logprob"], Value::Null);
+    let text: String = column(prefill, "text").iter().map(|text| text.as_str().unwrap()).collect();
+    assert_eq!(text, "The river");
+
+    let ids = [column(prefill, "id"), column(&made["tokens"], "id")].concat();
+    let body = json!({"prompt": ids, "echo": true, "logprobs": 2, "max_tokens": 1, "temperature": 0});
+    let logprobs = server.post("/v1/completions", &body).json()["choices"][0]["logprobs"].clone();
+    let again = logprobs["token_logprobs"].as_array().unwrap();
+    assert_eq!(again.len(), ids.len() + 1);
+    assert_eq!((&again[0], &logprobs["top_logprobs"][0]), (&Value::Null, &Value::Null));
+    let before = [column(prefill, "logprob"), column(&made["tokens"], "logprob")].concat();
+    for (place, (before, again)) in before.iter().zip(again).enumerate().skip(1) {
+        let difference = (before.as_f64().unwrap() - again.as_f64().unwrap()).abs();
+        // Rounding, of sums over a vocabulary in f32.
+        assert!(difference < 1e-4, "place {place}: {before} when made, {again} in a prompt");
+        assert_eq!(logprobs["top_logprobs"][place].as_object().unwrap().len(), 2);
+    }
+
+    let wanted = json!({"inputs": "a", "parameters": {"details": true, "decoder_input_details": true}});
+    assert_eq!(server.post("/generate_stream", &wanted).status, 422);
+    let unwanted = json!({"max_new_tokens": 1, "details": true});
+    assert_eq!(server.generate("The river", unwanted)["details"]["prefill"], json!([]));
 }
 
 fn whole_echo(choice: &Value) -> usize {

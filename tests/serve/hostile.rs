@@ -130,7 +130,8 @@ fn mutated_requests_get_an_answer_of_the_right_shape() {
 fn requests() -> [(&'static str, Value); 6] {
     let parameters = json!({"best_of": 1, "temperature": 0.7, "repetition_penalty": 1.1, "frequency_penalty": 0.1,
         "presence_penalty": 0.1, "top_k": 5, "top_p": 0.9, "typical_p": 0.9, "do_sample": true, "max_new_tokens": 3,
-        "return_full_text": false, "stop": ["x"], "truncate": 8, "details": true, "seed": 1, "top_n_tokens": 2,
+        "return_full_text": false, "stop": ["x"], "truncate": 8, "details": true,
+        "decoder_input_details": false, "seed": 1, "top_n_tokens": 2,
         "logit_bias": {"5": 1.0}});
     let common = json!({"model": "m", "temperature": 0.5, "top_p": 0.9, "top_k": 3, "n": 2, "stop": "x", "seed": 1,
         "max_tokens": 3, "frequency_penalty": 0.1, "presence_penalty": 0.1, "logit_bias": {"5": 1}, "stream": false,

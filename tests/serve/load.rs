@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Server;
-use crate::program::{gptq, words};
+use crate::program::{demo, gptq, run, words};
 
 #[test]
 fn clients_that_leave_free_their_place_and_those_above_the_limit_are_told() {
@@ -72,4 +72,30 @@ fn under_load_no_stream_is_lost_and_sigterm_keeps_every_promise() {
     assert!(count(&above, "abandoned") > 0 && count(&above, "refused") > 0, "{above}");
     assert_eq!((&above["broken"], &above["errors"]), (&json!(0), &json!({})), "{above}");
     assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn the_engine_and_its_server_get_the_same_load_and_only_the_prefix_cache_saves_work() {
+    let mut command = gptq("bench");
+    command
+        .arg("serve")
+        .arg(demo())
+        .args(words("--json --device cpu --clients 4 --requests 12 --seconds 600"));
+    command.args(words("--prompt-tokens 64 --shared-prefix 48 --tokens 8 --temperature 0.8 --rounds 2"));
+    let figures = run(&mut command).json();
+    let rounds = figures["rounds"].as_array().unwrap();
+    assert_eq!(rounds.len(), 2, "{figures}");
+    for round in rounds {
+        let count = |run: &str, name: &str| round[run][name].as_u64().unwrap();
+        for name in ["whole", "tokens"] {
+            assert_eq!(count("engine", name), count("http", name), "{name}: {figures}");
+            assert_eq!(count("engine", name), count("http_without_prefix_cache", name), "{name}: {figures}");
+        }
+        assert_eq!(count("engine", "whole"), 12, "{figures}");
+        // The first four may begin together, before anything is in the cache.
+        assert!(count("engine", "cached_tokens") >= 8 * 32, "{figures}");
+        assert!(count("http", "cached_tokens") >= 8 * 32, "{figures}");
+        assert_eq!(count("http_without_prefix_cache", "cached_tokens"), 0, "{figures}");
+    }
+    assert!(figures["http_share"].as_f64().unwrap() > 0.0, "{figures}");
 }

@@ -6,7 +6,7 @@ mod runner;
 mod scheduler;
 mod sequence;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -17,10 +17,10 @@ use gptq_kernels::{Backend, KV_BLOCK_ROWS, Likeliest};
 use crate::model::Model;
 use crate::sampling::{Adjustments, SamplingParams};
 use crate::{Error, Result};
-use runner::{Runner, Scores};
+use runner::{Found, Runner, Scores};
 use scheduler::Scheduler;
 use sequence::Sequence;
-pub use sequence::{Event, Request, Task, Token};
+pub use sequence::{Event, PromptToken, Request, Task, Token};
 
 /// What the engine may take.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +33,8 @@ pub struct EngineLimits {
     pub max_batch_total_tokens: usize,
     /// Sequences of one step.
     pub max_running: usize,
+    /// A beginning that was computed for one sequence serves the others.
+    pub prefix_cache: bool,
 }
 
 /// The way to an engine; it ends when it is told to, or when every handle is gone.
@@ -86,7 +88,7 @@ impl EngineHandle {
 }
 
 /// Serves requests until it is told to stop.
-pub fn run<B: Backend>(model: Model<B>, limits: EngineLimits, inbox: Inbox) -> Result<()> {
+pub fn run<B: Backend>(model: &Model<B>, limits: EngineLimits, inbox: Inbox) -> Result<()> {
     let blocks = limits.max_batch_total_tokens / KV_BLOCK_ROWS;
     if blocks < limits.max_total_tokens.div_ceil(KV_BLOCK_ROWS) {
         return Err(Error::Parameter {
@@ -112,18 +114,19 @@ pub fn run<B: Backend>(model: Model<B>, limits: EngineLimits, inbox: Inbox) -> R
 
 impl EngineLimits {
     fn scheduler(&self, blocks: usize) -> Scheduler {
-        Scheduler::new(blocks, self.max_batch_prefill_tokens.max(1), self.max_running.max(1))
+        let (prefill, max_running) = (self.max_batch_prefill_tokens.max(1), self.max_running.max(1));
+        Scheduler::new(blocks, prefill, max_running, self.prefix_cache)
     }
 }
 
-struct Engine<B: Backend> {
-    runner: Runner<B>,
+struct Engine<'a, B: Backend> {
+    runner: Runner<'a, B>,
     scheduler: Scheduler,
     limits: EngineLimits,
     stats: Arc<EngineStats>,
 }
 
-impl<B: Backend> Engine<B> {
+impl<B: Backend> Engine<'_, B> {
     fn serve(&mut self, requests: &Receiver<Option<Request>>) {
         loop {
             if self.scheduler.is_idle() {
@@ -166,6 +169,7 @@ impl<B: Backend> Engine<B> {
             },
             adjustments: Adjustments::default(),
             top_n: 0,
+            prompt_logprobs: false,
         };
         // Failures come back as values; nobody needs the events, but their receiver must live.
         let (events, _listening) = tokio::sync::mpsc::unbounded_channel();
@@ -205,7 +209,13 @@ impl<B: Backend> Engine<B> {
         if step.ids.is_empty() {
             return Ok(());
         }
-        let scores = self.runner.step(&step.ids, &step.batch, &step.rows)?;
+        let Found { scores, expected } = self.runner.step(&step)?;
+        for ((i, _), tokens) in step.continued.iter().zip(expected) {
+            self.scheduler.running[*i]
+                .expected
+                .iter_mut()
+                .for_each(|prompt| prompt.extend_from_slice(&tokens));
+        }
         self.scheduler.name_full_blocks();
         self.stats.steps.fetch_add(1, Relaxed);
         self.stats.tokens.fetch_add(step.ready.len() as u64, Relaxed);

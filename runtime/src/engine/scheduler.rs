@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use gptq_kernels::{Batch, KV_BLOCK_ROWS, SequenceRows};
 
 use super::blocks::Blocks;
+use super::runner::Continued;
 use super::sequence::Sequence;
 
 /// Waiting and running sequences, each in order of arrival.
@@ -15,6 +16,7 @@ pub(super) struct Scheduler {
     /// Prompt tokens of one step.
     prefill: usize,
     max_running: usize,
+    prefix_cache: bool,
 }
 
 /// One forward pass.
@@ -25,6 +27,8 @@ pub(super) struct Step {
     /// Rows whose logits are wanted, and the running sequences they belong to.
     pub rows: Vec<u32>,
     pub ready: Vec<usize>,
+    /// Rows of prompts whose probabilities are wanted, and the running sequences they belong to.
+    pub continued: Vec<(usize, Continued)>,
     /// Tokens that newcomers found in the cache.
     pub cached: usize,
     /// Sequences that gave up their blocks.
@@ -32,9 +36,9 @@ pub(super) struct Step {
 }
 
 impl Scheduler {
-    pub fn new(blocks: usize, prefill: usize, max_running: usize) -> Self {
+    pub fn new(blocks: usize, prefill: usize, max_running: usize, prefix_cache: bool) -> Self {
         let (waiting, running) = (VecDeque::new(), Vec::new());
-        Self { waiting, running, blocks: Blocks::new(blocks), prefill, max_running }
+        Self { waiting, running, blocks: Blocks::new(blocks), prefill, max_running, prefix_cache }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -57,8 +61,11 @@ impl Scheduler {
         self.running.retain(|_| done.next() != Some(&true));
     }
 
-    /// To be called after a step: its full blocks can serve other sequences.
+    /// To be called after a step: its full blocks can serve other sequences. A block without a name is never found.
     pub fn name_full_blocks(&mut self) {
+        if !self.prefix_cache {
+            return;
+        }
         for sequence in &mut self.running {
             let done = &sequence.ids[..sequence.context];
             self.blocks.name(done, &sequence.blocks, &mut sequence.chain);
@@ -105,7 +112,7 @@ impl Scheduler {
     /// block each, or the newcomer would be sent away again at once.
     fn admit(&mut self, sequence: &mut Sequence) -> bool {
         let tokens = sequence.ids.len();
-        (sequence.blocks, sequence.chain) = self.blocks.reuse(&sequence.ids);
+        (sequence.blocks, sequence.chain) = self.blocks.reuse(sequence.reusable());
         sequence.context = sequence.blocks.len() * KV_BLOCK_ROWS;
         let needed = tokens.div_ceil(KV_BLOCK_ROWS) - sequence.blocks.len();
         let fits = needed + self.running.len() <= self.blocks.free();
@@ -146,6 +153,12 @@ impl Step {
             return;
         }
         let range = sequence.context..sequence.context + rows;
+        if let Some(places) = sequence.unknown(range.start, range.end) {
+            let first = self.ids.len() + places.start - range.start;
+            let rows = first..first + places.len();
+            let next = sequence.ids[places.start + 1..places.end + 1].to_vec();
+            self.continued.push((index, Continued { rows, next, top_n: sequence.top_n() }));
+        }
         self.ids.extend_from_slice(&sequence.ids[range]);
         let (context, blocks) = (sequence.context, sequence.blocks.clone());
         self.batch.sequences.push(SequenceRows { rows, context, blocks });

@@ -1,5 +1,6 @@
 //! One sequence: what was asked, what there is so far, and where its keys lie.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use gptq_kernels::{Likeliest, MOST_CANDIDATES};
@@ -23,12 +24,14 @@ pub struct Task {
     pub adjustments: Adjustments,
     /// Alternatives reported with each token.
     pub top_n: usize,
+    /// The prompt's tokens are reported too, which the prefix cache then cannot serve.
+    pub prompt_logprobs: bool,
 }
 
 /// A task and who waits for it. Dropping the receiver of `events` cancels it.
 pub struct Request {
     pub task: Task,
-    /// Holds at most `max_new_tokens` tokens, one start and one failure.
+    /// Holds at most `max_new_tokens` tokens, one start, one prompt and one failure.
     pub events: UnboundedSender<Event>,
 }
 
@@ -37,9 +40,21 @@ pub struct Request {
 pub enum Event {
     /// It left the queue. Said once.
     Started(Instant),
+    /// The whole prompt where its probabilities are wanted; before the first token.
+    Prompt(Vec<PromptToken>),
     Token(Token),
     /// One line; nothing comes after it.
     Failed(String),
+}
+
+/// A token of the prompt, as the model expected it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptToken {
+    pub id: u32,
+    /// Natural logarithm of the model's own probability; none for the first token, before which there is nothing.
+    pub logprob: Option<f32>,
+    /// What was likeliest in its place, likeliest first.
+    pub top: Vec<TokenProbability>,
 }
 
 /// A new token; the last one says why it is the last. The id that ends a text is reported too.
@@ -61,6 +76,8 @@ pub(super) struct Sequence {
     pub context: usize,
     pub blocks: Vec<u32>,
     pub chain: Chain,
+    /// The prompt as far as its probabilities are known; `None` where nobody wants them, or they have been reported.
+    pub expected: Option<Vec<PromptToken>>,
     prompt: usize,
     started: bool,
     request: Request,
@@ -76,7 +93,19 @@ impl Sequence {
             Ok(sampler) => {
                 let ids = std::mem::take(&mut request.task.prompt);
                 let (prompt, blocks, chain) = (ids.len(), Vec::new(), Chain::default());
-                Ok(Self { ids, context: 0, blocks, chain, prompt, started: false, sampler, request })
+                let first = PromptToken { id: ids[0], logprob: None, top: Vec::new() };
+                let expected = request.task.prompt_logprobs.then(|| vec![first]);
+                Ok(Self {
+                    ids,
+                    context: 0,
+                    blocks,
+                    chain,
+                    expected,
+                    prompt,
+                    started: false,
+                    sampler,
+                    request,
+                })
             }
             Err(error) => Err(Box::new((request.events, error))),
         }
@@ -87,12 +116,35 @@ impl Sequence {
         if task.prompt.is_empty() || task.max_new_tokens == 0 || tokens > limit {
             return Err(Error::Prompt { tokens, limit });
         }
+        if task.prompt_logprobs && task.top_n > MOST_CANDIDATES {
+            return Err(Error::Parameter {
+                name: "alternatives of a prompt's tokens",
+                expected: "at most 64",
+                got: task.top_n as f32,
+            });
+        }
         Sampler::adjusted(task.sampling.clone(), task.adjustments.clone())
     }
 
     /// Tokens that must go through the model before the next one can be chosen.
     pub fn pending(&self) -> usize {
         self.ids.len() - self.context
+    }
+
+    /// The beginning that may come from the cache: a token whose probability is wanted must be computed.
+    pub fn reusable(&self) -> &[u32] {
+        &self.ids[..self.expected.as_ref().map_or(self.ids.len(), Vec::len)]
+    }
+
+    /// Of the places `from` to `to`, which are computed now, those after which a token's probability is wanted.
+    pub fn unknown(&self, from: usize, to: usize) -> Option<Range<usize>> {
+        let known = self.expected.as_ref()?.len();
+        let places = from.max(known - 1)..to.min(self.prompt - 1);
+        (!places.is_empty()).then_some(places)
+    }
+
+    pub fn top_n(&self) -> usize {
+        self.request.task.top_n
     }
 
     pub fn is_cancelled(&self) -> bool {
@@ -134,6 +186,9 @@ impl Sequence {
     }
 
     fn take(&mut self, id: u32, logprob: f32, top: Vec<TokenProbability>) -> bool {
+        if let Some(prompt) = self.expected.take() {
+            self.say(Event::Prompt(prompt));
+        }
         let task = &self.request.task;
         self.ids.push(id);
         let finish = match () {

@@ -12,7 +12,7 @@ use crate::synth;
 
 const NEW_TOKENS: usize = 24;
 
-fn folder() -> tempfile::TempDir {
+pub fn folder() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     let config = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
         "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -25,36 +25,50 @@ fn folder() -> tempfile::TempDir {
     root
 }
 
-fn engine(folder: &Path, max_batch_total_tokens: usize) -> Engine<Cpu> {
-    let model = Model::load(Cpu::new(), &ModelFiles::open(&folder.join("model")).unwrap()).unwrap();
+pub fn model(folder: &Path) -> Model<Cpu> {
+    Model::load(Cpu::new(), &ModelFiles::open(&folder.join("model")).unwrap()).unwrap()
+}
+
+fn engine(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<'_, Cpu> {
     let limits = EngineLimits {
         max_total_tokens: 128,
         max_batch_prefill_tokens: 32,
         max_batch_total_tokens,
         max_running: 16,
+        prefix_cache: true,
     };
     let blocks = max_batch_total_tokens / KV_BLOCK_ROWS;
     let runner = Runner::new(model, blocks).unwrap();
     Engine { runner, scheduler: limits.scheduler(blocks), limits, stats: Arc::default() }
 }
 
-fn ask(engine: &mut Engine<Cpu>, prompt: &[u32]) -> UnboundedReceiver<Event> {
+fn ask(engine: &mut Engine<'_, Cpu>, prompt: &[u32]) -> UnboundedReceiver<Event> {
+    ask_with(engine, prompt, |_| ())
+}
+
+fn ask_with(
+    engine: &mut Engine<'_, Cpu>,
+    prompt: &[u32],
+    change: impl FnOnce(&mut Task),
+) -> UnboundedReceiver<Event> {
     let (events, receiver) = unbounded_channel();
     let sampling =
         SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed: 0 };
-    let task = Task {
+    let mut task = Task {
         prompt: prompt.to_vec(),
         max_new_tokens: NEW_TOKENS,
         eos_token_ids: Vec::new(),
         sampling,
         adjustments: Adjustments::default(),
         top_n: 0,
+        prompt_logprobs: false,
     };
+    change(&mut task);
     engine.accept(Request { task, events });
     receiver
 }
 
-fn finish(engine: &mut Engine<Cpu>) {
+fn finish(engine: &mut Engine<'_, Cpu>) {
     while !engine.scheduler.is_idle() {
         engine.try_step().unwrap();
     }
@@ -66,7 +80,7 @@ fn tokens(mut events: UnboundedReceiver<Event>) -> Vec<u32> {
     while let Ok(event) = events.try_recv() {
         match event {
             Event::Token(token) => ids.push(token.id),
-            Event::Started(_) => {}
+            Event::Started(_) | Event::Prompt(_) => {}
             Event::Failed(message) => panic!("{message}"),
         }
     }
@@ -80,10 +94,20 @@ fn prompts() -> Vec<Vec<u32>> {
     (0..8).map(of).collect()
 }
 
-/// Each prompt in an engine that knows nothing yet.
-fn alone(folder: &Path) -> Vec<Vec<u32>> {
+/// Each prompt after the one before it has its answer.
+fn one_by_one(engine: &mut Engine<'_, Cpu>) -> Vec<Vec<u32>> {
     let each = |prompt: &Vec<u32>| {
-        let mut engine = engine(folder, 1024);
+        let events = ask(engine, prompt);
+        finish(engine);
+        tokens(events)
+    };
+    prompts().iter().map(each).collect()
+}
+
+/// Each prompt in an engine that knows nothing yet.
+fn alone(model: &Model<Cpu>) -> Vec<Vec<u32>> {
+    let each = |prompt: &Vec<u32>| {
+        let mut engine = engine(model, 1024);
         let events = ask(&mut engine, prompt);
         finish(&mut engine);
         assert_eq!(engine.stats.cached_tokens.load(Relaxed), 0);
@@ -95,16 +119,10 @@ fn alone(folder: &Path) -> Vec<Vec<u32>> {
 #[test]
 fn a_shared_beginning_is_computed_once_and_changes_no_token() {
     let folder = folder();
-    let mut engine = engine(folder.path(), 1024);
-    let answers: Vec<_> = prompts()
-        .iter()
-        .map(|prompt| {
-            let events = ask(&mut engine, prompt);
-            finish(&mut engine);
-            tokens(events)
-        })
-        .collect();
-    assert_eq!(answers, alone(folder.path()));
+    let model = model(folder.path());
+    let mut engine = engine(&model, 1024);
+    let answers = one_by_one(&mut engine);
+    assert_eq!(answers, alone(&model));
     assert_eq!(engine.stats.cached_tokens.load(Relaxed), 7 * 32, "two full blocks for all but the first");
 
     let before = engine.stats.steps.load(Relaxed);
@@ -120,14 +138,112 @@ fn a_shared_beginning_is_computed_once_and_changes_no_token() {
     );
 }
 
+/// The prompt as it was reported, before anything else.
+fn reported(mut events: UnboundedReceiver<Event>) -> Vec<PromptToken> {
+    assert!(matches!(events.try_recv(), Ok(Event::Started(_))));
+    match events.try_recv() {
+        Ok(Event::Prompt(prompt)) => prompt,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The same from one pass over the whole prompt, without cache, scheduler or chunks.
+fn expected(model: &Model<Cpu>, prompt: &[u32]) -> Vec<f32> {
+    let hidden = model.forward(prompt, &gptq_kernels::Batch::fresh([prompt.len()]), None).unwrap();
+    let logits = model.logits(&hidden, 0..prompt.len() - 1).unwrap();
+    let losses = gptq_kernels::TokenLoss::token_loss(model.backend(), &logits, &prompt[1..]).unwrap();
+    losses.into_iter().map(|loss| -loss).collect()
+}
+
+#[test]
+fn prompt_probabilities_are_those_of_one_pass_also_in_chunks_after_a_cache_hit_and_after_preemption() {
+    let folder = folder();
+    let model = model(folder.path());
+    // Room for two or three prompts of eight, of which the longest take three chunks.
+    let mut engine = engine(&model, 128);
+    let wanted = |task: &mut Task| (task.prompt_logprobs, task.top_n) = (true, 3);
+    for round in ["unknown", "known to the prefix cache"] {
+        let events: Vec<_> =
+            prompts().iter().rev().map(|prompt| ask_with(&mut engine, prompt, wanted)).collect();
+        finish(&mut engine);
+        for (events, prompt) in events.into_iter().zip(prompts().iter().rev()) {
+            let got = reported(events);
+            assert_eq!(got.iter().map(|token| token.id).collect::<Vec<_>>(), *prompt, "{round}");
+            assert_eq!((got[0].logprob, got[0].top.len()), (None, 0));
+            for (token, expected) in got[1..].iter().zip(expected(&model, prompt)) {
+                // Attention over blocks adds in another order: a last place or two of numbers near 5.
+                assert!(token.logprob.is_some_and(|got| (got - expected).abs() < 2e-6), "{round}: {token:?}");
+                assert_eq!(token.top.len(), 3);
+                // Two ways to the same sum over 96 tokens.
+                let own = token.top.iter().find(|top| top.id == token.id);
+                assert!(own.is_none_or(|own| (own.logprob - expected).abs() < 1e-5), "{round}: {token:?}");
+                assert!(own.is_some() || token.top[2].logprob >= expected, "{round}: {token:?}");
+            }
+        }
+    }
+    assert!(engine.stats.preemptions.load(Relaxed) > 0, "the cache was large enough for all");
+}
+
+#[test]
+fn a_prompt_that_gives_up_its_blocks_half_read_has_every_probability_once() {
+    let folder = folder();
+    let model = model(folder.path());
+    let mut engine = engine(&model, 128);
+    // The second prompt takes 32 steps; after 18 the answer before it needs the fifth of eight blocks.
+    engine.limits.max_batch_prefill_tokens = 2;
+    engine.scheduler = engine.limits.scheduler(128 / KV_BLOCK_ROWS);
+    let _older = ask(&mut engine, &[7; 47]);
+    let prompt: Vec<u32> = (0..64).map(|i| i * 5 % 96).collect();
+    let events = ask_with(&mut engine, &prompt, |task| task.prompt_logprobs = true);
+    finish(&mut engine);
+    assert!(engine.stats.preemptions.load(Relaxed) > 0 && engine.stats.cached_tokens.load(Relaxed) > 0);
+    let got = reported(events);
+    assert_eq!(got.iter().map(|token| token.id).collect::<Vec<_>>(), prompt);
+    for (token, expected) in got[1..].iter().zip(expected(&model, &prompt)) {
+        assert!(token.logprob.is_some_and(|got| (got - expected).abs() < 2e-6), "{token:?}");
+    }
+}
+
+#[test]
+fn prompt_probabilities_change_no_token_and_a_prompt_of_one_token_has_one() {
+    let folder = folder();
+    let model = model(folder.path());
+    let mut engine = engine(&model, 1024);
+    let answers: Vec<_> = prompts()
+        .iter()
+        .map(|prompt| {
+            let events = ask_with(&mut engine, prompt, |task| task.prompt_logprobs = true);
+            finish(&mut engine);
+            tokens(events)
+        })
+        .collect();
+    assert_eq!(answers, alone(&model));
+    let events = ask_with(&mut engine, &[5], |task| task.prompt_logprobs = true);
+    finish(&mut engine);
+    assert_eq!(reported(events), [PromptToken { id: 5, logprob: None, top: Vec::new() }]);
+}
+
+#[test]
+fn without_the_prefix_cache_nothing_is_found_and_every_answer_is_the_same() {
+    let folder = folder();
+    let model = model(folder.path());
+    let mut engine = engine(&model, 1024);
+    engine.limits.prefix_cache = false;
+    engine.scheduler = engine.limits.scheduler(1024 / KV_BLOCK_ROWS);
+    let answers = one_by_one(&mut engine);
+    assert_eq!(answers, alone(&model));
+    assert_eq!(engine.stats.cached_tokens.load(Relaxed), 0);
+}
+
 #[test]
 fn sequences_that_give_up_their_blocks_say_the_same_tokens() {
     let folder = folder();
-    let mut engine = engine(folder.path(), 128);
+    let model = model(folder.path());
+    let mut engine = engine(&model, 128);
     let events: Vec<_> = prompts().iter().rev().map(|prompt| ask(&mut engine, prompt)).collect();
     finish(&mut engine);
     assert!(engine.stats.preemptions.load(Relaxed) > 0, "the cache was large enough for all");
     let mut answers: Vec<_> = events.into_iter().map(tokens).collect();
     answers.reverse();
-    assert_eq!(answers, alone(folder.path()));
+    assert_eq!(answers, alone(&model));
 }

@@ -26,11 +26,17 @@ pub fn likeliest_probabilities(
     id: u32,
     top: usize,
 ) -> Option<(f32, Vec<TokenProbability>)> {
-    let candidates = &likeliest.candidates;
-    let normal = candidates.first()?.1 + likeliest.plain_total.ln();
+    let all = top_probabilities(likeliest);
+    let own = all.iter().find(|candidate| candidate.id == id)?.logprob;
+    Some((own, all.get(..top)?.to_vec()))
+}
+
+/// The likeliest tokens with their probabilities among all.
+pub fn top_probabilities(likeliest: &Likeliest) -> Vec<TokenProbability> {
+    let largest = likeliest.candidates.first().map_or(0.0, |best| best.1);
+    let normal = largest + likeliest.plain_total.ln();
     let of = |(id, logit): &(u32, f32)| TokenProbability { id: *id, logprob: logit - normal };
-    let own = candidates.iter().find(|candidate| candidate.0 == id).map(of)?;
-    Some((own.logprob, candidates.get(..top)?.iter().map(of).collect()))
+    likeliest.candidates.iter().map(of).collect()
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use super::Call;
 use super::error::ApiError;
 use super::metrics::Finished;
 use super::text::Pieces;
-use crate::engine::{Event, Request, Task, Token};
+use crate::engine::{Event, PromptToken, Request, Task, Token};
 use crate::generate::FinishReason;
 
 /// What to generate, checked against the limits.
@@ -24,6 +24,8 @@ pub struct Plan {
 pub struct Step {
     pub token: Token,
     pub text: String,
+    /// With the first token, the prompt where its probabilities are wanted.
+    pub prompt: Vec<PromptToken>,
 }
 
 /// Dropping it cancels the request in the engine.
@@ -33,6 +35,7 @@ pub struct Generation {
     stops: StopStrings,
     ended: bool,
     call: Call,
+    prompt: Vec<PromptToken>,
     input_length: usize,
     tokens: usize,
     arrived: Instant,
@@ -72,6 +75,7 @@ impl Generation {
             stops: StopStrings { stops: plan.stop.clone(), held: String::new() },
             ended: false,
             call: call.clone(),
+            prompt: Vec::new(),
             input_length: plan.task.prompt.len(),
             tokens: 0,
             arrived: now,
@@ -88,6 +92,10 @@ impl Generation {
             break match self.events.recv().await {
                 Some(Event::Started(at)) => {
                     self.started = at;
+                    continue;
+                }
+                Some(Event::Prompt(prompt)) => {
+                    self.prompt = prompt;
                     continue;
                 }
                 Some(Event::Token(token)) => self.step(token),
@@ -139,7 +147,7 @@ impl Generation {
         } else if token.finish.is_some() {
             text += &self.stops.held;
         }
-        Ok(Step { token, text })
+        Ok(Step { token, text, prompt: std::mem::take(&mut self.prompt) })
     }
 
     async fn collect(mut self) -> Result<Vec<Step>, ApiError> {

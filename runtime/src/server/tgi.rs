@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::error::{ApiError, Dialect};
 use super::generation::{self, Generation, Plan, Step};
 use super::{Call, routes, sse};
-use crate::engine::Task;
+use crate::engine::{PromptToken, Task};
 use crate::generate::FinishReason;
 use crate::sampling::{Adjustments, SamplingParams};
 
@@ -93,6 +93,9 @@ pub async fn generate(call: &Call, body: &[u8], route: &str) -> Result<Response,
         if best_of > 1 {
             return Err(ApiError::validation("best_of: expected 1 for a stream"));
         }
+        if request.parameters.decoder_input_details == Some(true) {
+            return Err(ApiError::validation("decoder_input_details: expected false for a stream"));
+        }
         let input_length = plan.task.prompt.len();
         let mut started = generation::start(call, &[plan], 1)?;
         let generation = started.pop().ok_or_else(ApiError::incomplete)?;
@@ -125,7 +128,8 @@ fn answer(call: &Call, steps: &[Step], echo: &str, seed: Option<u64>, top: bool)
     let tokens: Vec<_> = steps.iter().map(|step| token(call, step)).collect();
     let mut details = json!({
         "finish_reason": steps.last().and_then(|step| step.token.finish),
-        "generated_tokens": steps.len(), "seed": seed, "prefill": [], "tokens": tokens,
+        "generated_tokens": steps.len(), "seed": seed, "prefill": prefill(call, steps),
+        "tokens": tokens,
     });
     if top {
         details["top_tokens"] = steps.iter().map(|step| top_tokens(call, step)).collect();
@@ -139,6 +143,12 @@ fn token(call: &Call, step: &Step) -> Value {
         "id": id, "text": step.text, "logprob": step.token.logprob,
         "special": call.text.is_special(id) || step.token.finish == Some(FinishReason::EosToken),
     })
+}
+
+/// The prompt's tokens, where they were asked for.
+fn prefill(call: &Call, steps: &[Step]) -> Value {
+    let of = |token: &PromptToken| json!({"id": token.id, "text": call.text.token_text(token.id), "logprob": token.logprob});
+    steps.iter().flat_map(|step| &step.prompt).map(of).collect()
 }
 
 fn top_tokens(call: &Call, step: &Step) -> Value {
@@ -190,9 +200,6 @@ fn plan(call: &Call, request: &GenerateRequest) -> Result<Plan, ApiError> {
     if p.grammar.as_ref().is_some_and(|grammar| !grammar.is_null()) {
         return Err(ApiError::validation("grammar: not supported"));
     }
-    if p.decoder_input_details == Some(true) {
-        return Err(ApiError::validation("decoder_input_details: not supported"));
-    }
     let mut prompt = call.encode(&request.inputs, true)?;
     if let Some(keep) = p.truncate {
         prompt.drain(..prompt.len().saturating_sub(keep));
@@ -228,6 +235,8 @@ fn plan(call: &Call, request: &GenerateRequest) -> Result<Plan, ApiError> {
             logit_bias: logit_bias(p.logit_bias.as_ref())?,
         },
         top_n,
+        // Where no details are wanted nobody would see them.
+        prompt_logprobs: p.details == Some(true) && p.decoder_input_details == Some(true),
     };
     call.checked(Plan { task, stop })
 }

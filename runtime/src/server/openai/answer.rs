@@ -8,6 +8,7 @@ use futures_util::stream::{self, SelectAll, StreamExt};
 use serde_json::{Value, json};
 
 use crate::generate::FinishReason;
+use crate::sampling::TokenProbability;
 use crate::server::error::{ApiError, Dialect};
 use crate::server::generation::{Generation, Step};
 use crate::server::{Call, access, sse, unix_time};
@@ -100,36 +101,61 @@ impl Frame {
 
     /// `offset`: characters of the answer before these tokens.
     fn logprobs(&self, call: &Call, steps: &[Step], offset: usize) -> Value {
-        if !self.logprobs {
-            return Value::Null;
-        }
-        let text = |id| call.text.token_text(id);
-        let entry = |id: u32, logprob: f32| {
-            let token = text(id);
-            json!({"token": token, "logprob": logprob, "bytes": token.as_bytes()})
-        };
-        let with_top = |step: &Step| {
-            let mut value = entry(step.token.id, step.token.logprob);
-            value["top_logprobs"] = step.token.top.iter().map(|t| entry(t.id, t.logprob)).collect();
-            value
-        };
-        let top = |step: &Step| -> Value {
-            step.token.top.iter().map(|t| (text(t.id), json!(t.logprob))).collect()
-        };
-        let offsets = steps.iter().scan(offset, |end, step| {
-            let start = *end;
-            *end += step.text.chars().count();
-            Some(start)
-        });
         match self.kind {
-            Kind::Chat => json!({"content": steps.iter().map(with_top).collect::<Vec<_>>()}),
-            Kind::Text => json!({
-                "tokens": steps.iter().map(|step| text(step.token.id)).collect::<Vec<_>>(),
-                "token_logprobs": steps.iter().map(|step| step.token.logprob).collect::<Vec<_>>(),
-                "top_logprobs": steps.iter().map(top).collect::<Vec<_>>(),
-                "text_offset": offsets.collect::<Vec<_>>(),
-            }),
+            _ if !self.logprobs => Value::Null,
+            Kind::Chat => {
+                let entry = |id: u32, logprob: f32| {
+                    let token = call.text.token_text(id);
+                    json!({"token": token, "logprob": logprob, "bytes": token.as_bytes()})
+                };
+                let with_top = |step: &Step| {
+                    let mut value = entry(step.token.id, step.token.logprob);
+                    value["top_logprobs"] = step.token.top.iter().map(|t| entry(t.id, t.logprob)).collect();
+                    value
+                };
+                json!({"content": steps.iter().map(with_top).collect::<Vec<_>>()})
+            }
+            Kind::Text => {
+                let mut columns = Columns::default();
+                let mut pieces = call.text.pieces();
+                let mut end = 0;
+                for token in steps.iter().flat_map(|step| &step.prompt) {
+                    columns.add(call, token.id, token.logprob, &token.top, end);
+                    // A token that is no text takes no room.
+                    end += pieces.push(token.id).map_or(0, |piece| piece.chars().count());
+                }
+                let mut end = offset;
+                for Step { token, text, .. } in steps {
+                    columns.add(call, token.id, Some(token.logprob), &token.top, end);
+                    end += text.chars().count();
+                }
+                let Columns { tokens, token_logprobs, top_logprobs, text_offset } = columns;
+                json!({"tokens": tokens, "token_logprobs": token_logprobs, "top_logprobs": top_logprobs,
+                    "text_offset": text_offset})
+            }
         }
+    }
+}
+
+/// Tokens of a completion as OpenAI lists them: by column.
+#[derive(Default)]
+struct Columns {
+    tokens: Vec<String>,
+    /// Null for the first token of a prompt, which nothing comes before.
+    token_logprobs: Vec<Option<f32>>,
+    top_logprobs: Vec<Value>,
+    /// Where each token's text begins, in characters.
+    text_offset: Vec<usize>,
+}
+
+impl Columns {
+    fn add(&mut self, call: &Call, id: u32, logprob: Option<f32>, top: &[TokenProbability], offset: usize) {
+        let text = |id| call.text.token_text(id);
+        let top = || top.iter().map(|t| (text(t.id), json!(t.logprob))).collect();
+        self.tokens.push(text(id));
+        self.token_logprobs.push(logprob);
+        self.top_logprobs.push(logprob.map_or(Value::Null, |_| top()));
+        self.text_offset.push(offset);
     }
 }
 

@@ -46,7 +46,8 @@ pub async fn completions(call: &Call, body: &[u8]) -> Result<Response, ApiError>
             Prompt::Ids(ids) => (ids, None),
         };
         let top_n = request.logprobs.unwrap_or(0);
-        let plan = request.common.plan(call, ids, top_n, Some(DEFAULT_COMPLETION))?;
+        let mut plan = request.common.plan(call, ids, top_n, Some(DEFAULT_COMPLETION))?;
+        plan.task.prompt_logprobs = request.echo == Some(true) && request.logprobs.is_some();
         echoes.push(match (request.echo, text) {
             (Some(true), Some(text)) => text,
             (Some(true), None) => decode(call, &plan.task.prompt)?,

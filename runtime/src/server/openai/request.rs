@@ -190,6 +190,7 @@ impl Common {
                 logit_bias: logit_bias(self.logit_bias.as_ref())?,
             },
             top_n,
+            prompt_logprobs: false,
         };
         call.checked(Plan { task, stop: self.stop.clone().map(OneOrMany::list).unwrap_or_default() })
     }

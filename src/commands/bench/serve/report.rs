@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::Serialize;
 
-use super::client::{Outcome, Times};
+use super::load::{Outcome, Times};
 use crate::args::ServeBenchArgs;
 use crate::output;
 
@@ -28,7 +28,7 @@ pub struct Report {
     whole: usize,
     tokens: usize,
     requests_per_second: f64,
-    tokens_per_second: f64,
+    pub tokens_per_second: f64,
     /// Absent where no stream was whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     first_token_seconds: Option<Percentiles>,
@@ -42,9 +42,9 @@ pub struct Report {
     errors: BTreeMap<u16, usize>,
     /// No answer began.
     unreachable: usize,
-    pub broken: usize,
+    broken: usize,
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub first_problem: String,
+    first_problem: String,
 }
 
 #[derive(Clone, Copy, Serialize)]
@@ -63,6 +63,10 @@ impl Percentiles {
             values.get(rank.saturating_sub(1)).copied()
         };
         Some(Self { p50: at(0.5)?, p95: at(0.95)?, p99: at(0.99)? })
+    }
+
+    fn milliseconds(self) -> [f64; 3] {
+        [self.p50, self.p95, self.p99].map(|seconds| 1e3 * seconds)
     }
 }
 
@@ -111,10 +115,15 @@ impl Tally {
 }
 
 impl Report {
+    /// An error where a stream that had begun did not end as it should.
+    pub fn check(&self) -> Result<()> {
+        ensure!(self.broken == 0, "{} streams were broken, the first: {}", self.broken, self.first_problem);
+        Ok(())
+    }
+
     pub fn print(&self, args: &ServeBenchArgs) -> Result<()> {
+        title(args, &args.url)?;
         let line = |what: &str, value: String| output::line(format_args!("{what:<26} {value}"));
-        let ServeBenchArgs { url, clients, prompt_tokens, tokens, .. } = args;
-        output::line(format_args!("{url}: {clients} clients, {prompt_tokens} + {tokens} tokens\n"))?;
         line("seconds", format!("{:>9.1}", self.seconds))?;
         line("whole streams", format!("{:>9}   {:.1} a second", self.whole, self.requests_per_second))?;
         line("tokens", format!("{:>9}   {:.1} a second", self.tokens, self.tokens_per_second))?;
@@ -123,9 +132,9 @@ impl Report {
             ("between tokens, ms", self.between_tokens_seconds),
         ];
         for (what, percentiles) in latencies {
-            if let Some(Percentiles { p50, p95, p99 }) = percentiles {
-                let ms = [p50, p95, p99].map(|seconds| 1e3 * seconds);
-                line(what, format!("{:>9.1} p50 {:>9.1} p95 {:>9.1} p99", ms[0], ms[1], ms[2]))?;
+            if let Some(percentiles) = percentiles {
+                let [p50, p95, p99] = percentiles.milliseconds();
+                line(what, format!("{p50:>9.1} p50 {p95:>9.1} p95 {p99:>9.1} p99"))?;
             }
         }
         line("left on purpose", format!("{:>9}", self.abandoned))?;
@@ -136,6 +145,34 @@ impl Report {
         line("unreachable", format!("{:>9}", self.unreachable))?;
         Ok(line("broken streams", format!("{:>9}", self.broken))?)
     }
+}
+
+/// What was loaded, and with what.
+pub fn title(args: &ServeBenchArgs, what: &str) -> Result<()> {
+    let ServeBenchArgs { clients, prompt_tokens, tokens, shared_prefix, .. } = args;
+    let shared = match shared_prefix {
+        0 => String::new(),
+        shared => format!(", {shared} of them shared"),
+    };
+    Ok(output::line(format_args!("{what}: {clients} clients, {prompt_tokens}{shared} + {tokens} tokens\n"))?)
+}
+
+/// Several reports, one a line.
+pub fn table<'a>(reports: impl Iterator<Item = (&'static str, &'a Report)>) -> Result<()> {
+    output::line(format_args!(
+        "{:<22} {:>8} {:>9}   first token, ms: p50 / p95 / p99   between tokens, ms: p50 / p95 / p99",
+        "", "streams", "tokens/s"
+    ))?;
+    for (name, report) in reports {
+        let ms = |percentiles: Option<Percentiles>| {
+            let [p50, p95, p99] = percentiles.map_or([f64::NAN; 3], Percentiles::milliseconds);
+            format!("{p50:>10.1} {p95:>10.1} {p99:>10.1}  ")
+        };
+        let (whole, rate) = (report.whole, report.tokens_per_second);
+        let (first, between) = (ms(report.first_token_seconds), ms(report.between_tokens_seconds));
+        output::line(format_args!("{name:<22} {whole:>8} {rate:>9.1}   {first} {between}"))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

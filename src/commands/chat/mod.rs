@@ -1,15 +1,16 @@
 //! `gptq chat`: a conversation in the terminal, or with what a pipe says.
 
-use std::io::{BufRead, IsTerminal, Write, stdin};
+mod interrupt;
+mod lines;
+
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use anyhow::{Context, Result};
 use gptq_calibration::chat::{ChatTemplate, Message};
 use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::Backend;
-use gptq_runtime::generate::GenerateParams;
+use gptq_runtime::generate::{GenerateParams, Session};
 use gptq_runtime::model::Model;
 
 use super::common::{self, DeviceKind, OnDevice};
@@ -17,9 +18,14 @@ use super::eval;
 use super::generate::{self, Output};
 use crate::args::ChatArgs;
 use crate::output;
+use interrupt::Interrupt;
+use lines::{Line, Lines};
 
 const HELP: &str = "/reset forgets the conversation, /system TEXT begins a new one with other instructions,
 /quit or Ctrl-D ends, Ctrl-C stops an answer";
+
+/// Tokens of a conversation that the cache has room for before it grows.
+const ROOM: usize = 2048;
 
 pub fn run(args: &ChatArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
@@ -49,6 +55,7 @@ impl OnDevice for Chat<'_> {
         };
         let mut conversation = Conversation {
             model: &model,
+            session: Session::new(&model, ROOM),
             tokenizer: &tokenizer,
             template: &template,
             params,
@@ -62,6 +69,7 @@ impl OnDevice for Chat<'_> {
 
 struct Conversation<'a, B: Backend> {
     model: &'a Model<B>,
+    session: Session<'a, B>,
     tokenizer: &'a Tokenizer,
     template: &'a ChatTemplate,
     params: GenerateParams,
@@ -74,20 +82,12 @@ struct Conversation<'a, B: Backend> {
 impl<B: Backend> Conversation<'_, B> {
     /// Until the input ends or `/quit`.
     fn hold(&mut self) -> Result<()> {
-        let terminal = stdin().is_terminal();
-        let mut bytes = Vec::new();
+        let mut lines = Lines::open()?;
         loop {
-            if terminal {
-                print!("> ");
-                std::io::stdout().flush()?;
-            }
-            bytes.clear();
-            if stdin().lock().read_until(b'\n', &mut bytes).context("standard input")? == 0 {
-                return Ok(());
-            }
-            let Ok(line) = std::str::from_utf8(&bytes) else {
-                eprintln!("the line is not UTF-8: it is left out");
-                continue;
+            let line = match lines.next()? {
+                Line::Text(line) => line,
+                Line::Interrupted => interrupt::end(),
+                Line::End => return Ok(()),
             };
             match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
                 ("", _) => {}
@@ -118,9 +118,11 @@ impl<B: Backend> Conversation<'_, B> {
         };
         let mut out = Output::streamed(&self.interrupt.stopped);
         self.interrupt.answering(true);
-        let answered = generate::complete(self.model, self.tokenizer, &prompt, &self.params, &mut out);
+        let answered = generate::complete(&mut self.session, self.tokenizer, &prompt, &self.params, &mut out);
         self.interrupt.answering(false);
         answered?;
+        let (tokens, computed) = (prompt.len(), self.session.computed());
+        tracing::info!(tokens, computed, "the conversation so far");
         output::line(format_args!(""))?;
         self.turns.push(Message::new("assistant", out.text));
         Ok(())
@@ -150,37 +152,5 @@ impl<B: Backend> Conversation<'_, B> {
             self.turns.drain(..2);
             forgotten += 1;
         }
-    }
-}
-
-/// Ctrl-C: stops an answer; the program where there is none.
-struct Interrupt {
-    answering: AtomicBool,
-    stopped: AtomicBool,
-}
-
-impl Interrupt {
-    fn listen() -> Result<Arc<Self>> {
-        let interrupt = Arc::new(Self { answering: AtomicBool::new(false), stopped: AtomicBool::new(false) });
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().context("signals")?;
-        let shared = interrupt.clone();
-        std::thread::spawn(move || {
-            runtime.block_on(async {
-                while tokio::signal::ctrl_c().await.is_ok() {
-                    if !shared.answering.load(Relaxed) {
-                        println!();
-                        std::process::exit(130);
-                    }
-                    shared.stopped.store(true, Relaxed);
-                }
-            });
-        });
-        Ok(interrupt)
-    }
-
-    fn answering(&self, answering: bool) {
-        self.stopped.store(false, Relaxed);
-        self.answering.store(answering, Relaxed);
     }
 }

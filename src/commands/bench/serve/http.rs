@@ -1,54 +1,69 @@
-//! One client over one connection, opened again where the server or the client itself closed it.
+//! A client over one HTTP connection, opened again where the server or the client itself closed it.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use axum::http::{Request, Response, header};
+use axum::http::{Request, Response, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-use super::Server;
+use super::load::{Ask, Client, Outcome, Times};
+use crate::args::ServeBenchArgs;
 
 /// A server that is silent for so long has lost the request; keep-alive comments count.
 const SILENCE: Duration = Duration::from_secs(120);
 
-/// How a request went.
-pub enum Outcome {
-    Whole(Times),
-    /// Another status than 200.
-    Status(u16),
-    /// No answer began: nothing was promised.
-    Unreachable,
-    /// An answer began and was not what it should be.
-    Broken(String),
-    /// The client went away in the middle, as it was told to.
-    Left,
+/// Where to connect and what to send there.
+#[derive(Clone)]
+pub struct Server {
+    /// `host:port`
+    pub address: String,
+    pub api_key: Option<String>,
 }
 
-/// Seconds of one stream.
-#[derive(Default)]
-pub struct Times {
-    pub first_token: f64,
-    /// From each token to the next one.
-    pub between: Vec<f64>,
+impl Server {
+    /// The one that the command line names.
+    pub fn new(args: &ServeBenchArgs) -> Result<Self> {
+        let uri: Uri = args.url.parse().with_context(|| format!("--url {}", args.url))?;
+        let host = uri.host().filter(|_| uri.scheme_str() == Some("http"));
+        let host = host.with_context(|| format!("--url: expected http://HOST:PORT, got {}", args.url))?;
+        let address = format!("{host}:{}", uri.port_u16().unwrap_or(80));
+        Ok(Self { address, api_key: args.api_key.clone() })
+    }
 }
 
-pub struct Client {
+pub struct Http {
     server: Server,
     connection: Option<SendRequest<Full<Bytes>>>,
 }
 
-impl Client {
+impl Client for Http {
+    /// By the server's own tokenizer.
+    async fn length(&mut self, text: &str) -> Result<usize> {
+        let answer = self.post("/tokenize", &json!({"inputs": text})).await?;
+        let tokens = answer.as_array().map(Vec::len).filter(|n| *n > 0);
+        tokens.with_context(|| format!("/tokenize: expected a list of tokens, got {answer}"))
+    }
+
+    async fn stream(&mut self, ask: &Ask) -> Outcome {
+        let Ask { text, tokens, temperature, seed, leaves } = ask;
+        let parameters =
+            json!({"max_new_tokens": tokens, "details": true, "temperature": temperature, "seed": seed});
+        self.taken(&json!({"inputs": text, "parameters": parameters}), *leaves).await
+    }
+}
+
+impl Http {
     pub fn new(server: Server) -> Self {
         Self { server, connection: None }
     }
 
     /// A request with a JSON answer.
-    pub async fn post(&mut self, path: &str, body: &Value) -> Result<Value> {
+    async fn post(&mut self, path: &str, body: &Value) -> Result<Value> {
         let response = self.send(path, body).await?;
         let status = response.status();
         let bytes = response.into_body().collect().await?.to_bytes();
@@ -61,7 +76,7 @@ impl Client {
     }
 
     /// A stream of tokens; `leaves`: the number of tokens after which the client goes away.
-    pub async fn stream(&mut self, body: &Value, leaves: Option<usize>) -> Outcome {
+    async fn taken(&mut self, body: &Value, leaves: Option<usize>) -> Outcome {
         let start = Instant::now();
         let mut response = match self.send("/generate_stream", body).await {
             Ok(response) => response,
