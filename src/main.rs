@@ -1,5 +1,6 @@
 //! `gptq`: the command line. Parses, sets up logging, hands over to one command.
 
+mod allocator;
 mod args;
 mod commands;
 mod output;
@@ -14,6 +15,7 @@ use tracing_subscriber::EnvFilter;
 use args::{BenchVerb, Cli, DemoArgs, Verb};
 
 fn main() -> ExitCode {
+    allocator::keep_freed_memory();
     let cli = Cli::parse();
     match &cli.verb {
         // A server's log has a line for every request.

@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use gptq_kernels::{Cuda, Dtype};
+use gptq_kernels::{Backend, Batch, Cpu, Cuda, Dtype, SequenceRows};
+use gptq_runtime::model::{Decoder, Model, ModelFiles};
 
 use crate::model_folder::ModelFolder;
 use crate::program::{artifact, copy_folder, demo, demo_text, gptq, quantize, run, words, workplace};
@@ -117,6 +118,50 @@ fn activations_beyond_f16_are_reported_with_their_layer_and_stage() {
     assert!(error.contains("layer 0, stage gate_up: an activation is infinite or NaN"), "{error}");
     assert!(!out.exists());
     run(&mut quantize(&dir.join("model"), &dir.join("f32"), "--device cuda --dtype f32")).ok();
+}
+
+/// Scores of a whole text, and then of one more token for each of several sequences.
+fn logits<B: Backend>(device: B, artifact: &Path, rows: usize, sequences: usize) -> [Vec<f32>; 2] {
+    let model = Model::load(device.clone(), &ModelFiles::open(artifact).unwrap()).unwrap();
+    let vocab = model.config.vocab_size as u32;
+    let ids = |first: u32, count: usize| -> Vec<u32> {
+        (0..count as u32).map(|i| (first + i * 7919) % vocab).collect()
+    };
+    let scores =
+        |hidden: &B::Tensor, rows: usize| device.to_vec(&model.logits(hidden, 0..rows).unwrap()).unwrap();
+    let text = scores(&model.forward(&ids(11, rows), &Batch::fresh([rows]), None).unwrap(), rows);
+    // Contexts of different lengths, each in a block of its own.
+    let mut caches = model.kv_caches(sequences).unwrap();
+    let sequence = |i: usize, rows, context| SequenceRows { rows, context, blocks: vec![i as u32] };
+    let before = Batch { sequences: (0..sequences).map(|i| sequence(i, 1 + i % 9, 0)).collect() };
+    model.forward(&ids(5, before.rows()), &before, Some(&mut caches)).unwrap();
+    let step = Batch { sequences: (0..sequences).map(|i| sequence(i, 1, 1 + i % 9)).collect() };
+    let next = model.decode(&ids(3, sequences), &step, &mut caches, &mut Decoder::default()).unwrap();
+    [text, device.to_vec(&next).unwrap()]
+}
+
+/// One number of rows for each way that a card has of multiplying, and one that fills up a recorded step.
+#[test]
+fn a_card_has_the_logits_of_the_cpu() {
+    if !there_is_a_card() {
+        return;
+    }
+    for options in ["", "--group-size 32 --asym", "--no-act-order", "--bits 8 --group-size -1", "--bits 3"] {
+        let artifact = artifact(options);
+        for (rows, sequences) in [(5, 1), (12, 8), (40, 12), (128, 64), (200, 100)] {
+            let card = logits(Cuda::new(0, Dtype::F16, None).unwrap(), &artifact, rows, sequences);
+            let cpu = logits(Cpu::new(), &artifact, rows, sequences);
+            for (what, (got, expected)) in ["text", "step"].iter().zip(card.iter().zip(&cpu)) {
+                assert_eq!(got.len(), expected.len());
+                let square = |x: &f32| (*x as f64).powi(2);
+                let error: f64 = got.iter().zip(expected).map(|(a, b)| square(&(a - b))).sum();
+                let nmse = error / expected.iter().map(square).sum::<f64>();
+                println!("{options}, {what}, {rows} rows, {sequences} sequences: nmse {nmse:.1e}");
+                // As for every product in 16 bits.
+                assert!(nmse <= 5e-4, "{options}, {what}, {rows} rows, {sequences} sequences: {nmse:.1e}");
+            }
+        }
+    }
 }
 
 /// 200 tokens, each the most likely one: a step that is recorded once and replayed for every token must see the
