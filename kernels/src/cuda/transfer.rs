@@ -10,7 +10,7 @@ use cudarc::driver::{
 use rayon::prelude::*;
 
 use super::shelf::Shelf;
-use super::{Cuda, CudaTensor, Data};
+use super::{Cuda, CudaTensor};
 use crate::{Error, HostTensor, Result};
 
 /// Bytes of one pinned buffer that large uploads go through, and how many there are.
@@ -25,9 +25,6 @@ const LARGE: usize = 4 << 20;
 
 /// Bytes of the pinned memory that small downloads go through.
 const FEW: usize = 64 << 10;
-
-/// Tensors that may be on their way to the host at once: more would only hold memory.
-const LEAVING: usize = 2;
 
 /// Bytes on the card that may still be under way.
 pub(crate) struct Bytes {
@@ -64,7 +61,7 @@ impl Drop for Arrival {
 }
 
 impl Bytes {
-    fn arriving(slice: CudaSlice<u8>, arrival: Option<CudaEvent>) -> Self {
+    pub(super) fn arriving(slice: CudaSlice<u8>, arrival: Option<CudaEvent>) -> Self {
         let slice = Memory { slice: Some(slice), shelf: None };
         Self { arrival: Arrival(Mutex::new(arrival)), slice }
     }
@@ -75,7 +72,7 @@ impl Bytes {
         Self { arrival: Arrival(Mutex::new(None)), slice }
     }
 
-    fn slice(&self) -> Result<&CudaSlice<u8>> {
+    pub(super) fn slice(&self) -> Result<&CudaSlice<u8>> {
         self.slice.slice.as_ref().ok_or_else(|| Error::cuda("memory", "it was dropped"))
     }
 }
@@ -88,43 +85,22 @@ impl From<CudaSlice<u8>> for Bytes {
 
 /// The streams and buffers of large copies.
 pub(super) struct Transfers {
-    up: Arc<CudaStream>,
-    down: Arc<CudaStream>,
+    pub(super) up: Arc<CudaStream>,
+    pub(super) down: Arc<CudaStream>,
     /// Made at the first large upload.
     chunks: Mutex<Vec<Chunk>>,
     /// Made at the first small download.
     few: Mutex<Option<PinnedHostSlice<u8>>>,
     /// Pinned memory that no parked tensor uses any more.
-    pinned: Arc<Mutex<Vec<PinnedHostSlice<u8>>>>,
+    pub(super) pinned: Arc<Mutex<Vec<PinnedHostSlice<u8>>>>,
     /// Tensors whose memory a copy to the host still reads.
-    leaving: Mutex<Vec<(CudaEvent, CudaTensor)>>,
+    pub(super) leaving: Mutex<Vec<(CudaEvent, CudaTensor)>>,
 }
 
 struct Chunk {
     buffer: PinnedHostSlice<u8>,
     /// The last copy out of it.
     sent: Option<CudaEvent>,
-}
-
-/// A tensor in pinned host memory. A clone shares it.
-#[derive(Clone)]
-pub struct CudaParked {
-    buffer: Arc<Buffer>,
-    shape: (usize, usize),
-}
-
-struct Buffer {
-    /// `None` only while being dropped.
-    memory: Option<PinnedHostSlice<u8>>,
-    home: Arc<Mutex<Vec<PinnedHostSlice<u8>>>>,
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if let Some(memory) = self.memory.take() {
-            lock(&self.home).push(memory);
-        }
-    }
 }
 
 impl Transfers {
@@ -297,62 +273,13 @@ impl Cuda {
         up.record_event(None).map_err(failed())
     }
 
-    /// Copies a tensor to pinned host memory, beside the computing that follows.
-    pub(super) fn park_tensor(&self, x: &CudaTensor) -> Result<CudaParked> {
-        let failed = || Error::driver("copy from the card");
-        x.check_order()?;
-        let Data::Real(bytes) = &*x.data else {
-            return Err(Error::shape("park", "activations", "logits"));
-        };
-        self.arrived(bytes)?;
-        let Transfers { down, pinned, leaving, .. } = &self.inner.transfers;
-        let (size, row) = (x.shape.0 * x.shape.1 * self.dtype().size(), x.shape.1 * self.dtype().size());
-        let idle = {
-            let mut pinned = lock(pinned);
-            let place = pinned.iter().position(|memory| memory.len() == size);
-            place.map(|place| pinned.swap_remove(place))
-        };
-        let mut memory = match idle {
-            Some(memory) => memory,
-            // SAFETY: the copy below writes all of it.
-            None => unsafe { down.context().alloc_pinned_with_flags(size, 0) }.map_err(failed())?,
-        };
-        self.let_follow(down)?;
-        let view = bytes.slice()?.slice(x.first * row..x.first * row + size);
-        down.memcpy_dtoh(&view, &mut memory).map_err(failed())?;
-        let mut leaving = lock(leaving);
-        if leaving.len() >= LEAVING {
-            leaving.remove(0).0.synchronize().map_err(failed())?;
-        }
-        leaving.retain(|(event, _)| !event.is_complete());
-        leaving.push((down.record_event(None).map_err(failed())?, x.clone()));
-        let buffer = Buffer { memory: Some(memory), home: pinned.clone() };
-        Ok(CudaParked { buffer: Arc::new(buffer), shape: x.shape })
-    }
-
-    /// Starts the copy of a parked tensor back to the card.
-    pub(super) fn fetch_tensor(&self, parked: &CudaParked) -> Result<CudaTensor> {
-        let failed = || Error::driver("copy to the card");
-        let size = parked.shape.0 * parked.shape.1 * self.dtype().size();
-        let mut slice = self.alloc::<u8>(size)?;
-        let Transfers { up, leaving, .. } = &self.inner.transfers;
-        self.let_follow(up)?;
-        if let Some(memory) = &parked.buffer.memory {
-            up.memcpy_htod(memory, &mut slice).map_err(failed())?;
-        }
-        let event = up.record_event(None).map_err(failed())?;
-        lock(leaving).retain(|(event, _)| !event.is_complete());
-        let bytes = Bytes::arriving(slice, Some(event));
-        Ok(CudaTensor::new(Arc::new(Data::Real(bytes)), parked.shape))
-    }
-
     /// What is asked of `stream` from now on happens after what was asked of the computing stream so far.
-    fn let_follow(&self, stream: &CudaStream) -> Result<()> {
+    pub(super) fn let_follow(&self, stream: &CudaStream) -> Result<()> {
         stream.join(&self.inner.stream).map_err(Error::driver("CUDA streams"))
     }
 }
 
 /// A lock that a failed thread does not take with it: the data are handles, always whole.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
