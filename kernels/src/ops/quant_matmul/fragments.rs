@@ -4,8 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::CudaSlice;
 
-use super::check;
 use super::cuda::StoredWeight;
+use super::{check, hopper};
 use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch, Layout};
 use crate::ops::matmul::cuda::{CudaWeight, FEW_ROWS_OUTPUTS};
 use crate::packing::PackedLinear;
@@ -34,9 +34,7 @@ pub(crate) struct Fragments {
     pub(super) groups: usize,
     pub(super) group_size: usize,
     /// Hopper's way through the groups, with rows in panels.
-    panels: Option<(usize, i32)>,
-    /// Blocks that divide the features among them there.
-    pub(super) splits: OnceLock<usize>,
+    panels: Option<hopper::Plan>,
     /// The codes that are read after these.
     pub(super) next: OnceLock<Arc<CudaSlice<u32>>>,
 }
@@ -104,7 +102,7 @@ impl Fragments {
             Arg::Address(result_features),
         ];
         card.launch("repack_grids", Launch::threads(groups * n), &args)?;
-        let panels = super::hopper::plan(bits, k, groups, group_size).filter(|_| card.is_hopper());
+        let panels = hopper::Plan::of(card, bits, stored.dims, (groups, group_size))?;
         let bias = packed.bias.as_ref().map(|bias| match gated {
             Some(result) => interleaved(bias, result),
             None => bias.clone(),
@@ -120,7 +118,6 @@ impl Fragments {
             groups,
             group_size,
             panels,
-            splits: OnceLock::new(),
             next: OnceLock::new(),
         }))
     }

@@ -13,6 +13,9 @@ const STAGES: usize = 4;
 const OUTPUTS: usize = 192;
 const THREADS: u32 = 416;
 
+/// Most tokens of a panel.
+const MOST_TOKENS: usize = 128;
+
 /// What aligning a block's shared memory may cost.
 const ALIGNMENT: usize = 1024;
 
@@ -20,29 +23,62 @@ const ALIGNMENT: usize = 1024;
 const MOST_SPLITS: usize = 8;
 const BESIDE: usize = 6;
 
-/// Grids of a stage, and the logarithm of the stages that share one where there is only one. `None` where the
-/// kernel has no way through the groups of a matrix that [`super::few_rows::Plan`] has one for.
-pub(super) fn plan(bits: u32, k: usize, groups: usize, group_size: usize) -> Option<(usize, i32)> {
-    let per_group = group_size / chunk(bits);
-    match groups {
-        _ if !k.is_multiple_of(STAGE_CHUNKS * chunk(bits)) => None,
-        1 => Some((1, 30)),
-        _ if per_group == 0 => (bits == 4).then_some((4, 0)),
-        _ if per_group < STAGE_CHUNKS => Some((2, 0)),
-        _ => Some((1, (per_group / STAGE_CHUNKS).ilog2() as i32)),
+/// How the kernel goes through a weight.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    /// Grids of a stage.
+    grids: usize,
+    /// Where a stage has one grid, `2^shift` stages share it.
+    shift: i32,
+    /// Blocks that divide the features of the same outputs.
+    splits: usize,
+}
+
+impl Plan {
+    /// `None` where the card has no such kernel, or the kernel no way through groups that
+    /// [`super::few_rows::Plan`] has one for.  dims: `(out, in)`
+    pub fn of(
+        card: &Cuda,
+        bits: u32,
+        (n, k): (usize, usize),
+        (groups, group_size): (usize, usize),
+    ) -> Result<Option<Self>> {
+        let per_group = group_size / chunk(bits);
+        let (grids, shift) = match groups {
+            _ if !card.is_hopper() || !k.is_multiple_of(STAGE_CHUNKS * chunk(bits)) => return Ok(None),
+            1 => (1, 30),
+            _ if per_group == 0 && bits != 4 => return Ok(None),
+            _ if per_group == 0 => (4, 0),
+            _ if per_group < STAGE_CHUNKS => (2, 0),
+            _ => (1, (per_group / STAGE_CHUNKS).ilog2() as i32),
+        };
+        let stages = k / (STAGE_CHUNKS * chunk(bits));
+        Ok(Some(Self { grids, shift, splits: splits(card, bits, n, stages, grids)? }))
     }
 }
 
-/// Blocks that divide the features of the same outputs: as many as make the busiest multiprocessor's work least.
-/// `clusters` says how many groups of so many blocks run at a time.
-fn splits(n: usize, stages: usize, clusters: impl Fn(usize) -> Result<usize>) -> Result<usize> {
-    let outputs = n.div_ceil(OUTPUTS);
+/// As many as make the busiest multiprocessor's work least.
+fn splits(card: &Cuda, bits: u32, n: usize, stages: usize, grids: usize) -> Result<usize> {
+    let kernel = kernel(bits, MOST_TOKENS, grids);
     let mut best = (usize::MAX, 1);
     for splits in 1..=MOST_SPLITS {
-        let rounds = outputs.div_ceil(clusters(splits)?.max(1));
+        let at_once = card.clusters(kernel, &launch(bits, n, MOST_TOKENS, splits))?.max(1);
+        let rounds = n.div_ceil(OUTPUTS).div_ceil(at_once);
         best = best.min((rounds * (stages.div_ceil(splits) + BESIDE + splits / 2), splits));
     }
     Ok(best.1)
+}
+
+/// The kernel's launch for `n` outputs and so many tokens.
+fn launch(bits: u32, n: usize, tokens: usize, splits: usize) -> Launch {
+    let activations = 2 * tokens * STAGE_CHUNKS * chunk(bits);
+    let stage = activations + OUTPUTS / 16 * 512 * STAGE_CHUNKS;
+    let sums = 4 * tokens * (OUTPUTS + 4);
+    Launch::grid(n.div_ceil(OUTPUTS), splits, 1, THREADS)
+        .shared(ALIGNMENT + (STAGES * stage).max(sums))
+        .early()
+        .mostly_shared()
+        .cluster(splits)
 }
 
 impl Fragments {
@@ -52,7 +88,7 @@ impl Fragments {
         card: &Cuda,
         x: &CudaTensor,
         around: Around,
-        (grids, shift): (usize, i32),
+        plan: Plan,
     ) -> Result<CudaTensor> {
         let ((n, k), rows) = (self.dims, card.shape(x).0);
         let tokens = Layout::of(card, x.order(), rows).panel_tokens;
@@ -60,22 +96,6 @@ impl Fragments {
         if let Some(residual) = around.residual {
             add::check(card.shape(residual), card.shape(&y))?;
         }
-        let features = STAGE_CHUNKS * chunk(self.bits);
-        let stage = 2 * tokens * features + OUTPUTS / 16 * 512 * STAGE_CHUNKS;
-        let sums = 4 * tokens * (OUTPUTS + 4);
-        let kernel = kernel(self.bits, tokens, grids);
-        let launch = |splits: usize| {
-            Launch::grid(n.div_ceil(OUTPUTS), splits, 1, THREADS)
-                .shared(ALIGNMENT + (STAGES * stage).max(sums))
-                .early()
-                .mostly_shared()
-                .cluster(splits)
-        };
-        let splits = match self.splits.get() {
-            Some(splits) => *splits,
-            None => splits(n, k / features, |splits| card.clusters(kernel, &launch(splits)))?,
-        };
-        let _ = self.splits.set(splits);
         let args = [
             Arg::Address(card.values(&y)?),
             Arg::Address(card.values(x)?),
@@ -89,9 +109,10 @@ impl Fragments {
             Arg::Int(k as i32),
             Arg::Int(n as i32),
             Arg::Int(self.groups as i32),
-            Arg::Int(shift),
+            Arg::Int(plan.shift),
         ];
-        card.launch(kernel, launch(splits), &args)?;
+        let launch = launch(self.bits, n, tokens, plan.splits);
+        card.launch(kernel(self.bits, tokens, plan.grids), launch, &args)?;
         Ok(y)
     }
 }
