@@ -115,9 +115,16 @@ def expect(error, call):
     raise AssertionError(f"{error.__name__} was expected")
 
 
+# How the model cards have text-generation-inference started, and how they ask it.
+CARD_FLAGS = "--quantize gptq --max-input-length 3696 --max-total-tokens 4096 --max-batch-prefill-tokens 4096".split()
+CARD_PARAMETERS = dict(max_new_tokens=128, do_sample=True, temperature=0.7, top_p=0.95, top_k=40, repetition_penalty=1.1)
+
+
 def card_snippet(url):
-    """The request of the model cards, as curl sends it."""
-    body = json.dumps({"inputs": PROMPT, "parameters": {"max_new_tokens": 4}}).encode()
+    """The request of the model cards, as Python's client and as curl sends it."""
+    answer = huggingface_hub.InferenceClient(url).text_generation(PROMPT, **CARD_PARAMETERS)
+    assert answer and not answer.startswith(PROMPT), answer
+    body = json.dumps({"inputs": PROMPT, "parameters": CARD_PARAMETERS}).encode()
     request = urllib.request.Request(url + "/generate", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as answer:
         assert json.load(answer)["generated_text"]
@@ -125,7 +132,7 @@ def card_snippet(url):
 
 def main():
     program, model = sys.argv[1:]
-    with served(program, model) as url:
+    with served(program, model, *CARD_FLAGS) as url:
         for check in (card_snippet, hugging_face, open_ai):
             check(url)
             print(check.__name__, "ok")

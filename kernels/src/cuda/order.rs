@@ -9,7 +9,7 @@ use super::Cuda;
 use crate::Result;
 
 /// Rows that go into panels, for weights that can take them so.
-const PANEL_ROWS: RangeInclusive<usize> = 9..=128;
+pub(crate) const PANEL_ROWS: RangeInclusive<usize> = 9..=128;
 
 /// Fewest tokens that a panel has room for, always a power of two.
 const PANEL_TOKENS: usize = 16;
@@ -26,8 +26,8 @@ struct Forms {
     plain: Option<Tables>,
     /// `None` where the weight takes none.
     panels: Option<Tables>,
-    /// Neighbouring features of a lane there.
-    lane_features: usize,
+    /// The logarithm of a lane's neighbouring features there.
+    lane_shift: usize,
 }
 
 struct Tables {
@@ -56,11 +56,10 @@ impl CudaOrder {
     pub(crate) fn new(card: &Cuda, features: Vec<u32>, panels: Option<u32>) -> Result<Option<Self>> {
         let in_order = features.iter().zip(0..).all(|(feature, place)| *feature == place);
         let plain = (!in_order).then(|| Tables::new(card, &features)).transpose()?;
-        let lane_features = panels.map_or(2, |bits| 64 / bits as usize);
-        let panels =
-            panels.map(|_| Tables::new(card, &panel_features(&features, lane_features))).transpose()?;
+        let lane_shift = panels.map_or(1, |bits| (64 / bits).ilog2() as usize);
+        let panels = panels.map(|_| Tables::new(card, &panel_features(&features, lane_shift))).transpose()?;
         let nothing = plain.is_none() && panels.is_none();
-        Ok((!nothing).then(|| Self(Arc::new(Forms { features, plain, panels, lane_features }))))
+        Ok((!nothing).then(|| Self(Arc::new(Forms { features, plain, panels, lane_shift }))))
     }
 
     /// Feature at each place of a row.
@@ -81,7 +80,7 @@ impl CudaOrder {
             features: tables.map_or(0, |tables| card.address(&tables.features)),
             places: tables.map_or(0, |tables| card.address(&tables.places)),
             panel_tokens: panels.map_or(0, |_| rows.next_power_of_two().max(PANEL_TOKENS)),
-            lane_shift: panels.map_or(1, |_| self.0.lane_features.ilog2() as usize),
+            lane_shift: panels.map_or(1, |_| self.0.lane_shift),
         }
     }
 
@@ -100,7 +99,8 @@ impl Layout {
 
 /// Features in the order in which the tensor cores meet them: of a chunk of codes a lane has neighbours, in pairs
 /// for the two halves of each of its products.
-fn panel_features(features: &[u32], lane_features: usize) -> Vec<u32> {
+fn panel_features(features: &[u32], lane_shift: usize) -> Vec<u32> {
+    let lane_features = 1 << lane_shift;
     let chunk = 4 * lane_features;
     let in_chunk = |column: usize| {
         let (step, half, lane, second) = (column / 16, column % 16 / 8, column % 8 / 2, column % 2);
@@ -114,5 +114,29 @@ impl Tables {
         let mut places = vec![0; features.len()];
         features.iter().zip(0..).for_each(|(feature, place)| places[*feature as usize] = place);
         Ok(Self { features: card.upload(features)?, places: card.upload(&places)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A lane of the matrix instruction has, of 16 features, two neighbours and the two that lie eight further; codes
+    /// are dealt so that these four are neighbours in a row.
+    #[test]
+    fn panels_meet_features_as_the_codes_were_repacked() {
+        let features: Vec<u32> = (100..228).collect();
+        let four_bits = panel_features(&features, 4);
+        assert_eq!(four_bits[..8], [100, 101, 116, 117, 132, 133, 148, 149]);
+        assert_eq!(four_bits[8..16], [102, 103, 118, 119, 134, 135, 150, 151]);
+        assert_eq!(four_bits[16..18], [104, 105]);
+        assert_eq!(four_bits[64..66], [164, 165], "the next chunk");
+        let eight_bits = panel_features(&features, 3);
+        assert_eq!(eight_bits[..8], [100, 101, 108, 109, 116, 117, 124, 125]);
+        assert_eq!(eight_bits[32..34], [132, 133], "the next chunk");
+        for mut all in [four_bits, eight_bits] {
+            all.sort();
+            assert_eq!(all, features);
+        }
     }
 }

@@ -199,6 +199,25 @@ __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
 
+/// What another block of the cluster keeps at the place of `mine`.
+__device__ __forceinline__ float read_of_block(const float* mine, int block) {
+    float x;
+    asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %1, %2;\nld.shared::cluster.f32 %0, [there];\n}"
+                 : "=f"(x) : "r"(shared_address(mine)), "r"(block) : "memory");
+    return x;
+}
+
+/// The same of two or four neighbours.
+__device__ __forceinline__ void read_of_block(float (&x)[2], const float* mine, int block) {
+    asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %2, %3;\n"
+                 "ld.shared::cluster.v2.f32 {%0,%1}, [there];\n}"
+                 : "=f"(x[0]), "=f"(x[1]) : "r"(shared_address(mine)), "r"(block) : "memory");
+}
+__device__ __forceinline__ void read_of_block(float (&x)[4], const float* mine, int block) {
+    asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %4, %5;\n"
+                 "ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [there];\n}"
+                 : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3]) : "r"(shared_address(mine)), "r"(block) : "memory");
+}
 #endif
 
 #if HOPPER && !F32

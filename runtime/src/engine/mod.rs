@@ -211,10 +211,9 @@ impl<B: Backend> Engine<'_, B> {
         }
         let Found { scores, expected } = self.runner.step(&step)?;
         for ((i, _), tokens) in step.continued.iter().zip(expected) {
-            self.scheduler.running[*i]
-                .expected
-                .iter_mut()
-                .for_each(|prompt| prompt.extend_from_slice(&tokens));
+            if let Some(prompt) = &mut self.scheduler.running[*i].expected {
+                prompt.extend(tokens);
+            }
         }
         self.scheduler.name_full_blocks();
         self.stats.steps.fetch_add(1, Relaxed);

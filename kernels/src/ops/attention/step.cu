@@ -19,14 +19,6 @@ struct StepShape {
     int panel_tokens;
 };
 
-/// What another block of the cluster keeps at the place of `mine`.
-__device__ __forceinline__ float read_of_block(const float* mine, int block) {
-    float x;
-    asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %1, %2;\nld.shared::cluster.f32 %0, [there];\n}"
-                 : "=f"(x) : "r"(shared_address(mine)), "r"(block) : "memory");
-    return x;
-}
-
 /// A head's features, normed where the model does so and rotated, by one warp.
 template <int HEAD>
 __device__ __forceinline__ void rotate_head(real_t* target, const real_t* x, const real_t* norm, float eps, float position,

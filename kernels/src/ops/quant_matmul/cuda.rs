@@ -1,6 +1,6 @@
 use cudarc::driver::CudaSlice;
 
-use super::fragments::{Around, Fragments};
+use super::fragments::{Around, Fragments, Gates};
 use super::{QuantMatMul, check};
 use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
 use crate::ops::matmul::cuda::CudaWeight;
@@ -48,7 +48,7 @@ impl QuantMatMul for Cuda {
     }
 
     fn gated_weight(&self, packed: &PackedLinear, order: Option<&CudaOrder>) -> Result<CudaQuantWeight> {
-        self.repacked(packed, Some(order))
+        self.repacked(packed, Some(Gates { order }))
     }
 
     fn input_order(&self, weight: &CudaQuantWeight) -> Option<CudaOrder> {
@@ -134,13 +134,13 @@ impl QuantMatMul for Cuda {
 }
 
 impl Cuda {
-    fn repacked(&self, packed: &PackedLinear, gated: Option<Option<&CudaOrder>>) -> Result<CudaQuantWeight> {
+    fn repacked(&self, packed: &PackedLinear, gates: Option<Gates>) -> Result<CudaQuantWeight> {
         let stored = self.stored_weight(packed)?;
-        let form = match Fragments::new(self, packed, &stored, gated)? {
+        let form = match Fragments::new(self, packed, &stored, gates)? {
             Some(fragments) => Form::Fragments(fragments),
             None => Form::Stored(stored),
         };
-        Ok(CudaQuantWeight { form, result: gated.flatten().cloned() })
+        Ok(CudaQuantWeight { form, result: gates.and_then(|gates| gates.order).cloned() })
     }
 
     fn stored_weight(&self, packed: &PackedLinear) -> Result<StoredWeight> {

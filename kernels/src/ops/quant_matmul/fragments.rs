@@ -44,6 +44,12 @@ pub(super) fn chunk(bits: u32) -> usize {
     256 / bits as usize
 }
 
+/// Of a weight with gates: the order in which what they gate is wanted.
+#[derive(Clone, Copy)]
+pub(crate) struct Gates<'a> {
+    pub order: Option<&'a CudaOrder>,
+}
+
 /// What goes into a product, and what is done with what comes out.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Around<'a> {
@@ -54,13 +60,13 @@ pub(super) struct Around<'a> {
 }
 
 impl Fragments {
-    /// Repacks what the file holds; `None` for shapes that the kernels do not take. `gated` is for gates and what they
-    /// gate, with the order in which the product is wanted.
+    /// Repacks what the file holds; `None` for shapes that the kernels do not take. `gates` says that the first half of the
+    /// outputs are gates of the second.
     pub fn new(
         card: &Cuda,
         packed: &PackedLinear,
         stored: &StoredWeight,
-        gated: Option<Option<&CudaOrder>>,
+        gates: Option<Gates>,
     ) -> Result<Option<Self>> {
         let order = order_of(&packed.g_idx);
         let (groups, (n, k), bits) = (packed.groups(), stored.dims, stored.bits);
@@ -76,7 +82,8 @@ impl Fragments {
             return Ok(None);
         }
         let features = card.upload(&order)?;
-        let result_features = gated.flatten().map_or(0, |order| order.features_of_rows(card));
+        let result_features =
+            gates.and_then(|gates| gates.order).map_or(0, |order| order.features_of_rows(card));
         let words = n * k * bits as usize / 32;
         let (codes, grids) = (card.alloc::<u32>(words)?, card.alloc::<u32>(groups * n)?);
         let args = [
@@ -86,7 +93,7 @@ impl Fragments {
             Arg::Int(k as i32),
             Arg::Int(n as i32),
             Arg::Int(bits as i32),
-            Arg::Int(gated.is_some() as i32),
+            Arg::Int(gates.is_some() as i32),
             Arg::Address(result_features),
         ];
         card.launch("repack_codes", Launch::threads(words), &args)?;
@@ -98,13 +105,13 @@ impl Fragments {
             Arg::Int(n as i32),
             Arg::Int(bits as i32),
             Arg::Int(stored.zero_offset as i32),
-            Arg::Int(gated.is_some() as i32),
+            Arg::Int(gates.is_some() as i32),
             Arg::Address(result_features),
         ];
         card.launch("repack_grids", Launch::threads(groups * n), &args)?;
         let panels = hopper::Plan::of(card, bits, stored.dims, (groups, group_size))?;
-        let bias = packed.bias.as_ref().map(|bias| match gated {
-            Some(result) => interleaved(bias, result),
+        let bias = packed.bias.as_ref().map(|bias| match gates {
+            Some(gates) => interleaved(bias, gates.order),
             None => bias.clone(),
         });
         Ok(Some(Self {
@@ -114,7 +121,7 @@ impl Fragments {
             bias: bias.map(|bias| card.tensor(bias, (1, n))).transpose()?,
             bits,
             dims: (n, k),
-            gated: gated.is_some(),
+            gated: gates.is_some(),
             groups,
             group_size,
             panels,

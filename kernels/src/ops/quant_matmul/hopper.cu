@@ -33,25 +33,13 @@ __device__ __forceinline__ void multiply_group(float (&d)[64], const u32 (&a)[4]
                  : D32(d, 0), D32(d, 32) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-/// Neighbouring sums that another block of the cluster keeps at the place of `mine`.
-__device__ __forceinline__ void read_sums(float (&x)[2], const float* mine, int block) {
-    asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %2, %3;\n"
-                 "ld.shared::cluster.v2.f32 {%0,%1}, [there];\n}"
-                 : "=f"(x[0]), "=f"(x[1]) : "r"(shared_address(mine)), "r"(block) : "memory");
-}
-__device__ __forceinline__ void read_sums(float (&x)[4], const float* mine, int block) {
-    asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %4, %5;\n"
-                 "ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [there];\n}"
-                 : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3]) : "r"(shared_address(mine)), "r"(block) : "memory");
-}
-
 /// N neighbouring sums, of all blocks of the cluster, from this one's neighbour on: not all ask the same one first.
 template <int N>
 __device__ __forceinline__ void sum_cluster(float (&total)[N], const float* mine, int block, int blocks) {
     float parts[HOPPER_SPLITS][N] = {};
 #pragma unroll
     for (int i = 1; i < HOPPER_SPLITS; i++)
-        if (i < blocks) read_sums(parts[i], mine, block + i < blocks ? block + i : block + i - blocks);
+        if (i < blocks) read_of_block(parts[i], mine, block + i < blocks ? block + i : block + i - blocks);
 #pragma unroll
     for (int r = 0; r < N; r++) {
         total[r] = mine[r];

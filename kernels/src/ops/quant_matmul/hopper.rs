@@ -1,7 +1,7 @@
 //! The product with 9 to 128 rows on Hopper, from fragments and panels of activations.
 
 use super::fragments::{Around, Fragments, chunk};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Layout};
+use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Layout, PANEL_ROWS};
 use crate::ops::add;
 use crate::{Device, Result};
 
@@ -13,8 +13,8 @@ const STAGES: usize = 4;
 const OUTPUTS: usize = 192;
 const THREADS: u32 = 416;
 
-/// Most tokens of a panel.
-const MOST_TOKENS: usize = 128;
+/// The most that the kernel takes, with which it needs the most memory.
+const MOST_TOKENS: usize = *PANEL_ROWS.end();
 
 /// What aligning a block's shared memory may cost.
 const ALIGNMENT: usize = 1024;

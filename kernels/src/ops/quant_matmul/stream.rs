@@ -1,15 +1,15 @@
 //! The product with up to eight rows, and with what surrounds it in a model, as one kernel.
 
 use super::fragments::{Around, Fragments, chunk};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Layout};
+use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Layout, PANEL_ROWS};
 use crate::ops::matmul::cuda::FEW_ROWS_OUTPUTS;
 use crate::ops::{add, rms_norm};
 use crate::{Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("stream.cu");
 
-/// Most rows.
-const ROWS: usize = 8;
+/// Most rows: from the next on they may come in panels.
+const ROWS: usize = *PANEL_ROWS.start() - 1;
 
 /// Chunks of a portion, portions that a warp has on their way, and tiles times rows whose sums wait: as in the kernel.
 const PORTION: usize = 4;
