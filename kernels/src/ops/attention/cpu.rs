@@ -65,9 +65,15 @@ fn attend(q: &[f32], kv: [Rows; 2], batch: &Batch, shape: &AttentionShape, paged
             tiles.push((Tile { q, position: sequence.context + row, runs }, out));
         }
     }
+    // Codes are unpacked once for all heads that share them.
+    let together = match kv[0] {
+        Rows::Plain(_) => 1,
+        Rows::Codes(_) => shape.heads / shape.kv_heads,
+    };
     tiles.into_par_iter().for_each(|(tile, out)| {
-        let heads: Vec<_> =
-            (0..shape.kv_heads).into_par_iter().flat_map(|kv_head| tile.heads(kv, shape, kv_head)).collect();
+        let tasks = (0..shape.heads / together).into_par_iter();
+        let of = |task| tile.heads(kv, shape, task * together..(task + 1) * together);
+        let heads: Vec<_> = tasks.flat_map_iter(of).collect();
         for (head, values) in heads.iter().enumerate() {
             let columns = head * shape.head_dim..(head + 1) * shape.head_dim;
             for (row, values) in out.chunks_exact_mut(width).zip(values.chunks_exact(shape.head_dim)) {
@@ -79,15 +85,15 @@ fn attend(q: &[f32], kv: [Rows; 2], batch: &Batch, shape: &AttentionShape, paged
 }
 
 impl Tile<'_> {
-    /// Outputs of the heads that share a key, `[rows, head_dim]` each.
-    fn heads(&self, [k, v]: [Rows; 2], shape: &AttentionShape, kv_head: usize) -> Vec<Vec<f32>> {
-        let (group, rows) = (shape.heads / shape.kv_heads, self.q.len() / (shape.heads * shape.head_dim));
+    /// Outputs of heads that share their keys, `[rows, head_dim]` each.
+    fn heads(&self, [k, v]: [Rows; 2], shape: &AttentionShape, heads: Range<usize>) -> Vec<Vec<f32>> {
+        let rows = self.q.len() / (shape.heads * shape.head_dim);
+        let kv_head = heads.start / (shape.heads / shape.kv_heads);
         let seen = self.first_seen(0, shape.window)..self.position + rows;
         let place = (kv_head, shape.kv_heads, shape.head_dim);
         let (mut unpacked_k, mut unpacked_v) = (Vec::new(), Vec::new());
         let keys = parts(k, self.runs, &seen, place, &mut unpacked_k);
         let values = parts(v, self.runs, &seen, place, &mut unpacked_v);
-        let heads = kv_head * group..(kv_head + 1) * group;
         heads.into_par_iter().map(|head| self.head(&keys, &values, shape, head, &seen)).collect()
     }
 
