@@ -146,3 +146,50 @@ fn score<B: Backend>(
 fn total(losses: Vec<f32>) -> f64 {
     losses.into_iter().map(f64::from).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use gptq_kernels::Cpu;
+
+    use super::*;
+    use crate::engine::tests::{folder, model};
+
+    const CTX: usize = 40;
+
+    /// Mean loss of a window that is fed token by token, as a text that is written.
+    fn one_by_one(model: &Model<Cpu>, window: &[u32]) -> f64 {
+        let blocks = CTX.div_ceil(KV_BLOCK_ROWS);
+        let mut caches = model.kv_caches(blocks).unwrap();
+        let mut loss = |context: usize| {
+            let sequence = SequenceRows { rows: 1, context, blocks: (0..blocks as u32).collect() };
+            let batch = Batch { sequences: vec![sequence] };
+            let hidden = model.forward(&window[context..=context], &batch, Some(&mut caches)).unwrap();
+            let logits = model.logits(&hidden, 0..1).unwrap();
+            total(
+                gptq_kernels::TokenLoss::token_loss(model.backend(), &logits, &[window[context + 1]])
+                    .unwrap(),
+            )
+        };
+        (0..CTX - 1).map(&mut loss).sum::<f64>() / (CTX - 1) as f64
+    }
+
+    #[test]
+    fn windows_see_keys_and_values_as_a_text_that_is_written_does() {
+        let folder = folder();
+        let windows: Vec<Vec<u32>> =
+            (0..3).map(|w| (0..CTX as u32).map(|i| (i * i + 31 * w) % 96).collect()).collect();
+        let exact = model(folder.path());
+        let int8 = model(folder.path()).with_kv_dtype(KvDtype::Int8);
+        let measured = evaluate(&int8, Some(&exact), &windows, &mut |_| ()).unwrap();
+        let written =
+            windows.iter().map(|window| one_by_one(&int8, window)).sum::<f64>() / windows.len() as f64;
+        // A sum in another order may let a code fall to the other side; far less than what codes change.
+        let (apart, cost) = (measured.perplexity.ln() - written, measured.comparison.unwrap());
+        println!("{apart:.1e} apart; {cost:?}");
+        assert!(apart.abs() < 1e-6, "{apart:.1e}");
+        // A random model's tokens are all about as likely, whatever it sees.
+        assert!(cost.kl_divergence > 1e-9 && cost.kl_divergence < 1e-2, "{cost:?}");
+        let same = evaluate(&exact, Some(&exact), &windows, &mut |_| ()).unwrap().comparison.unwrap();
+        assert_eq!(same.kl_divergence, 0.0);
+    }
+}
