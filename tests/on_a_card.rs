@@ -192,10 +192,11 @@ fn a_card_has_the_logits_of_the_cpu() {
     }
 }
 
-/// A key that a card has a little differently may get the code beside the CPU's. Where it computes in 16 bits that is
-/// up to one code in ten, with an error of a step where numbers are 40 steps large: 6e-5 of the square in every layer,
-/// beside what 16 bits cost anyhow. In f32 it is one in thousands. There keys and values are decoded before they are
-/// used, as on every card before Hopper, in steps that are recorded and replayed while contexts grow.
+/// A key that a card has a little differently may get the code beside the CPU's. Where it computes in f16 that is up to
+/// one code in ten, with an error of a step where numbers are 40 steps large: 6e-5 of the square in every layer, beside
+/// what f16 costs anyhow; bf16 is eight times as coarse. In f32 it is one code in thousands. There keys and values are
+/// decoded before they are used, as on every card before Hopper, in steps that are recorded and replayed while contexts
+/// grow.
 #[test]
 fn with_an_int8_cache_a_card_has_the_logits_of_the_cpu() {
     if !there_is_a_card() {
