@@ -6,6 +6,7 @@ mod cli;
 mod golden_gptq;
 mod golden_logits;
 mod interruption;
+mod kv_cache;
 mod model_folder;
 mod on_a_card;
 mod program;

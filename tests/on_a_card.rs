@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use gptq_kernels::{Backend, Batch, Cpu, Cuda, Dtype, SequenceRows};
+use gptq_kernels::{Backend, Batch, Cpu, Cuda, Dtype, KV_BLOCK_ROWS, KvDtype, SequenceRows};
 use gptq_runtime::model::{Decoder, Model, ModelFiles};
 
 use crate::model_folder::ModelFolder;
@@ -120,47 +120,91 @@ fn activations_beyond_f16_are_reported_with_their_layer_and_stage() {
     run(&mut quantize(&dir.join("model"), &dir.join("f32"), "--device cuda --dtype f32")).ok();
 }
 
-/// Scores of a whole text, and then of one more token for each of several sequences.
-fn logits<B: Backend>(device: B, artifact: &Path, rows: usize, sequences: usize) -> [Vec<f32>; 2] {
+/// Steps after which the longest context is in its second block.
+const STEPS: usize = 9;
+
+/// Scores of a whole text, and then of the last of some more tokens for each of several sequences. With a type of
+/// cache that loses something the text goes through one.
+fn logits<B: Backend>(
+    device: B,
+    artifact: &Path,
+    (rows, sequences): (usize, usize),
+    kv_dtype: KvDtype,
+) -> [Vec<f32>; 2] {
     let model = Model::load(device.clone(), &ModelFiles::open(artifact).unwrap()).unwrap();
+    let model = model.with_kv_dtype(kv_dtype);
     let vocab = model.config.vocab_size as u32;
     let ids = |first: u32, count: usize| -> Vec<u32> {
         (0..count as u32).map(|i| (first + i * 7919) % vocab).collect()
     };
-    let scores =
-        |hidden: &B::Tensor, rows: usize| device.to_vec(&model.logits(hidden, 0..rows).unwrap()).unwrap();
-    let text = scores(&model.forward(&ids(11, rows), &Batch::fresh([rows]), None).unwrap(), rows);
-    // Contexts of different lengths, each in a block of its own.
-    let mut caches = model.kv_caches(sequences).unwrap();
-    let sequence = |i: usize, rows, context| SequenceRows { rows, context, blocks: vec![i as u32] };
+    let blocks = rows.div_ceil(KV_BLOCK_ROWS);
+    let mut caches = (kv_dtype != KvDtype::Auto).then(|| model.kv_caches(blocks).unwrap());
+    let mut batch = Batch::fresh([rows]);
+    batch.sequences[0].blocks = (0..blocks as u32).collect();
+    let hidden = model.forward(&ids(11, rows), &batch, caches.as_mut()).unwrap();
+    let text = device.to_vec(&model.logits(&hidden, 0..rows).unwrap()).unwrap();
+    // Contexts of different lengths, each in blocks of its own.
+    let mut caches = model.kv_caches(2 * sequences).unwrap();
+    let sequence = |i: usize, rows, context| {
+        let blocks = vec![(sequences + i) as u32, i as u32];
+        SequenceRows { rows, context, blocks }
+    };
     let before = Batch { sequences: (0..sequences).map(|i| sequence(i, 1 + i % 9, 0)).collect() };
     model.forward(&ids(5, before.rows()), &before, Some(&mut caches)).unwrap();
-    let step = Batch { sequences: (0..sequences).map(|i| sequence(i, 1, 1 + i % 9)).collect() };
-    let next = model.decode(&ids(3, sequences), &step, &mut caches, &mut Decoder::default()).unwrap();
-    [text, device.to_vec(&next).unwrap()]
+    let mut decoder = Decoder::default();
+    let mut next = Vec::new();
+    for new in 0..STEPS {
+        let step = Batch { sequences: (0..sequences).map(|i| sequence(i, 1, 1 + i % 9 + new)).collect() };
+        let ids = ids(3 + new as u32, sequences);
+        next = device.to_vec(&model.decode(&ids, &step, &mut caches, &mut decoder).unwrap()).unwrap();
+    }
+    [text, next]
+}
+
+/// The squares of the differences stay below this share of the CPU's.
+fn logits_agree(card: &Cuda, artifact: &Path, sizes: (usize, usize), kv_dtype: KvDtype, tolerance: f64) {
+    let got = logits(card.clone(), artifact, sizes, kv_dtype);
+    let expected = logits(Cpu::new(), artifact, sizes, kv_dtype);
+    for (what, (got, expected)) in ["text", "step"].iter().zip(got.iter().zip(&expected)) {
+        assert_eq!(got.len(), expected.len());
+        let square = |x: &f32| (*x as f64).powi(2);
+        let error: f64 = got.iter().zip(expected).map(|(a, b)| square(&(a - b))).sum();
+        let nmse = error / expected.iter().map(square).sum::<f64>();
+        let (rows, sequences) = sizes;
+        let case = format!("{}, {what}, {rows} rows, {sequences} sequences", artifact.display());
+        println!("{case}, {:?}, {kv_dtype:?} cache: nmse {nmse:.1e}", card.dtype());
+        assert!(nmse <= tolerance, "{case}, {:?}, {kv_dtype:?} cache: {nmse:.1e}", card.dtype());
+    }
 }
 
 /// One number of rows for each way that a card has of multiplying, and one that fills up a recorded step.
+const SIZES: [(usize, usize); 5] = [(5, 1), (12, 8), (40, 12), (128, 64), (200, 100)];
+
 #[test]
 fn a_card_has_the_logits_of_the_cpu() {
     if !there_is_a_card() {
         return;
     }
+    let card = Cuda::new(0, Dtype::F16, None).unwrap();
     for options in ["", "--group-size 32 --asym", "--no-act-order", "--bits 8 --group-size -1", "--bits 3"] {
-        let artifact = artifact(options);
-        for (rows, sequences) in [(5, 1), (12, 8), (40, 12), (128, 64), (200, 100)] {
-            let card = logits(Cuda::new(0, Dtype::F16, None).unwrap(), &artifact, rows, sequences);
-            let cpu = logits(Cpu::new(), &artifact, rows, sequences);
-            for (what, (got, expected)) in ["text", "step"].iter().zip(card.iter().zip(&cpu)) {
-                assert_eq!(got.len(), expected.len());
-                let square = |x: &f32| (*x as f64).powi(2);
-                let error: f64 = got.iter().zip(expected).map(|(a, b)| square(&(a - b))).sum();
-                let nmse = error / expected.iter().map(square).sum::<f64>();
-                println!("{options}, {what}, {rows} rows, {sequences} sequences: nmse {nmse:.1e}");
-                // As for every product in 16 bits.
-                assert!(nmse <= 5e-4, "{options}, {what}, {rows} rows, {sequences} sequences: {nmse:.1e}");
-            }
-        }
+        // As for every product in 16 bits.
+        SIZES.iter().for_each(|sizes| logits_agree(&card, &artifact(options), *sizes, KvDtype::Auto, 5e-4));
+    }
+}
+
+/// A key that a card has a little differently may get the code beside the CPU's. Where it computes in f16 that is up to
+/// one code in ten, with an error of a step where numbers are 40 steps large: 6e-5 of the square in every layer, beside
+/// what f16 costs anyhow; bf16 is eight times as coarse. In f32 it is one code in thousands. There keys and values are
+/// decoded before they are used, as on every card before Hopper, in steps that are recorded and replayed while contexts
+/// grow.
+#[test]
+fn with_an_int8_cache_a_card_has_the_logits_of_the_cpu() {
+    if !there_is_a_card() {
+        return;
+    }
+    for (dtype, tolerance) in [(Dtype::F16, 1e-3), (Dtype::BF16, 1e-2), (Dtype::F32, 1e-5)] {
+        let card = Cuda::new(0, dtype, None).unwrap();
+        SIZES.iter().for_each(|sizes| logits_agree(&card, &artifact(""), *sizes, KvDtype::Int8, tolerance));
     }
 }
 

@@ -31,7 +31,7 @@ pub use device::{Device, Memory};
 pub use error::{Error, Result};
 pub use host::{Dtype, HostTensor};
 pub use ops::add::Add;
-pub use ops::attention::{Attention, AttentionShape};
+pub use ops::attention::{Attention, AttentionShape, KvDtype, KvShape};
 pub use ops::embedding::Embedding;
 pub use ops::gptq_sweep::{GptqSweep, GridSpec, Grouping, Quantized};
 pub use ops::hessian::Hessian;

@@ -1,8 +1,8 @@
 //! Perplexity by the protocol of the GPTQ paper, and the distance between two models.
 
-use gptq_kernels::{Backend, Batch};
+use gptq_kernels::{Backend, Batch, KV_BLOCK_ROWS, KvDtype, SequenceRows};
 
-use crate::model::Model;
+use crate::model::{KvCaches, Model};
 use crate::{Error, Result};
 
 /// Rows whose logits exist at once: 256 rows of a vocabulary of 150,000 are 150 MB.
@@ -34,7 +34,8 @@ pub struct Comparison {
     pub top1_agreement: f64,
 }
 
-/// Evaluates `model` on windows of equal length, each on its own; `progress` is told the windows done.
+/// Evaluates `model` on windows of equal length, each on its own; `progress` is told the windows done. Keys and values
+/// are seen as the model's caches keep them.
 pub fn evaluate<B: Backend>(
     model: &Model<B>,
     baseline: Option<&Model<B>>,
@@ -52,8 +53,11 @@ pub fn evaluate<B: Backend>(
         });
     }
     let mut sums = Sums::default();
-    for group in windows.chunks((BATCH_TOKENS / ctx).max(1)) {
-        score(model, baseline, group, &mut sums)?;
+    let at_once = (BATCH_TOKENS / ctx).max(1);
+    let mut pass = Pass::new(model, at_once, ctx)?;
+    let mut reference = baseline.map(|baseline| Pass::new(baseline, at_once, ctx)).transpose()?;
+    for group in windows.chunks(at_once) {
+        score(&mut pass, reference.as_mut(), group, &mut sums)?;
         progress(group.len());
     }
     let tokens = windows.len() * (ctx - 1);
@@ -75,18 +79,48 @@ struct Sums {
     same_top1: usize,
 }
 
+/// A model, and the cache through which its keys and values go where they do not stay as they are.
+struct Pass<'a, B: Backend> {
+    model: &'a Model<B>,
+    caches: Option<KvCaches<B>>,
+    /// Blocks of a window.
+    blocks: usize,
+}
+
+impl<'a, B: Backend> Pass<'a, B> {
+    fn new(model: &'a Model<B>, windows: usize, ctx: usize) -> Result<Self> {
+        let blocks = ctx.div_ceil(KV_BLOCK_ROWS);
+        let caches = match model.kv_dtype() {
+            KvDtype::Auto => None,
+            KvDtype::Int8 => Some(model.kv_caches(windows * blocks)?),
+        };
+        Ok(Self { model, caches, blocks })
+    }
+
+    /// The last hidden states of all windows.
+    fn forward(&mut self, windows: &[Vec<u32>]) -> Result<B::Tensor> {
+        let ids = windows.concat();
+        let mut batch = Batch::fresh(windows.iter().map(Vec::len));
+        if self.caches.is_some() {
+            let of = |window: usize| (window * self.blocks) as u32..((window + 1) * self.blocks) as u32;
+            let with_blocks = |(window, sequence)| SequenceRows { blocks: of(window).collect(), ..sequence };
+            batch.sequences = batch.sequences.into_iter().enumerate().map(with_blocks).collect();
+        }
+        self.model.forward(&ids, &batch, self.caches.as_mut())
+    }
+}
+
 fn score<B: Backend>(
-    model: &Model<B>,
-    baseline: Option<&Model<B>>,
+    pass: &mut Pass<B>,
+    reference: Option<&mut Pass<B>>,
     windows: &[Vec<u32>],
     sums: &mut Sums,
 ) -> Result<()> {
-    let backend = model.backend();
+    let (model, backend) = (pass.model, pass.model.backend());
     let ids = windows.concat();
-    let batch = Batch::fresh(windows.iter().map(Vec::len));
-    let hidden = model.forward(&ids, &batch, None)?;
-    let reference = match baseline {
-        Some(baseline) => Some((baseline, baseline.forward(&ids, &batch, None)?)),
+    let hidden = pass.forward(windows)?;
+    let reference = match reference {
+        Some(reference) => Some((reference.model, reference.forward(windows)?)),
         None => None,
     };
     let ctx = windows[0].len();
@@ -111,4 +145,51 @@ fn score<B: Backend>(
 
 fn total(losses: Vec<f32>) -> f64 {
     losses.into_iter().map(f64::from).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use gptq_kernels::Cpu;
+
+    use super::*;
+    use crate::engine::tests::{folder, model};
+
+    const CTX: usize = 40;
+
+    /// Mean loss of a window that is fed token by token, as a text that is written.
+    fn one_by_one(model: &Model<Cpu>, window: &[u32]) -> f64 {
+        let blocks = CTX.div_ceil(KV_BLOCK_ROWS);
+        let mut caches = model.kv_caches(blocks).unwrap();
+        let mut loss = |context: usize| {
+            let sequence = SequenceRows { rows: 1, context, blocks: (0..blocks as u32).collect() };
+            let batch = Batch { sequences: vec![sequence] };
+            let hidden = model.forward(&window[context..=context], &batch, Some(&mut caches)).unwrap();
+            let logits = model.logits(&hidden, 0..1).unwrap();
+            total(
+                gptq_kernels::TokenLoss::token_loss(model.backend(), &logits, &[window[context + 1]])
+                    .unwrap(),
+            )
+        };
+        (0..CTX - 1).map(&mut loss).sum::<f64>() / (CTX - 1) as f64
+    }
+
+    #[test]
+    fn windows_see_keys_and_values_as_a_text_that_is_written_does() {
+        let folder = folder();
+        let windows: Vec<Vec<u32>> =
+            (0..3).map(|w| (0..CTX as u32).map(|i| (i * i + 31 * w) % 96).collect()).collect();
+        let exact = model(folder.path());
+        let int8 = model(folder.path()).with_kv_dtype(KvDtype::Int8);
+        let measured = evaluate(&int8, Some(&exact), &windows, &mut |_| ()).unwrap();
+        let written =
+            windows.iter().map(|window| one_by_one(&int8, window)).sum::<f64>() / windows.len() as f64;
+        // A sum in another order may let a code fall to the other side; far less than what codes change.
+        let (apart, cost) = (measured.perplexity.ln() - written, measured.comparison.unwrap());
+        println!("{apart:.1e} apart; {cost:?}");
+        assert!(apart.abs() < 1e-6, "{apart:.1e}");
+        // A random model's tokens are all about as likely, whatever it sees.
+        assert!(cost.kl_divergence > 1e-9 && cost.kl_divergence < 1e-2, "{cost:?}");
+        let same = evaluate(&exact, Some(&exact), &windows, &mut |_| ()).unwrap().comparison.unwrap();
+        assert_eq!(same.kl_divergence, 0.0);
+    }
 }

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::quantize::CalibrationArgs;
-use super::values::DeviceArgs;
+use super::values::{DeviceArgs, KvCacheArgs, KvDtypeArg};
 
 /// Measure this machine and how near the program comes to it
 ///
@@ -136,6 +136,9 @@ pub struct DecodeBenchArgs {
     pub batch: Vec<usize>,
 
     #[command(flatten)]
+    pub kv_cache: KvCacheArgs,
+
+    #[command(flatten)]
     pub device: DeviceArgs,
 
     /// Print the figures as JSON
@@ -152,6 +155,9 @@ pub struct PrefillBenchArgs {
     /// Lengths of the prompt, each taken in one pass
     #[arg(long, value_delimiter = ',', default_value = "512,2048", value_parser = at_least_one)]
     pub tokens: Vec<usize>,
+
+    #[command(flatten)]
+    pub kv_cache: KvCacheArgs,
 
     #[command(flatten)]
     pub device: DeviceArgs,
@@ -242,6 +248,10 @@ pub struct ServeBenchArgs {
     /// How often MODEL is measured both ways; the median counts
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
+
+    /// Type of keys and values in MODEL's KV cache
+    #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto, requires = "model")]
+    pub kv_cache_dtype: KvDtypeArg,
 
     /// MODEL's engine computes every prompt whole
     #[arg(long, requires = "model")]

@@ -17,7 +17,10 @@ pub use bench::{
 pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};
 pub use serve::{PREFILL_TOKENS, ServeArgs};
 use values::parse_size;
-pub use values::{ComputeArg, DeviceArg, DeviceArgs, DtypeArg, FormatArg, JoinArg, MethodArg, SamplingArg};
+pub use values::{
+    ComputeArg, DeviceArg, DeviceArgs, DtypeArg, FormatArg, JoinArg, KvCacheArgs, KvDtypeArg, MethodArg,
+    SamplingArg,
+};
 
 /// Quantize Llama-family checkpoints with GPTQ, measure what each branch costs, and run the result.
 ///
@@ -100,7 +103,8 @@ pub struct TableArgs {
 #[derive(Args)]
 #[command(after_help = "Examples:
   gptq eval ./Llama-2-7B-GPTQ
-  gptq eval ./q4 --baseline ./model --ctx 1024 --max-windows 64 --json")]
+  gptq eval ./q4 --baseline ./model --ctx 1024 --max-windows 64 --json
+  gptq eval ./q4 --baseline ./q4 --kv-cache-dtype int8")]
 pub struct EvalArgs {
     /// Model folder, hub id, or hub-id:branch
     pub model: String,
@@ -121,9 +125,12 @@ pub struct EvalArgs {
     #[arg(long, value_name = "N")]
     pub max_windows: Option<usize>,
 
-    /// Model to compare with: KL divergence and top-1 agreement over the same windows
+    /// Model to compare with: KL divergence and top-1 agreement over the same windows. It runs without a KV cache
     #[arg(long, value_name = "MODEL")]
     pub baseline: Option<String>,
+
+    #[command(flatten)]
+    pub kv_cache: KvCacheArgs,
 
     #[command(flatten)]
     pub device: DeviceArgs,
@@ -182,6 +189,9 @@ pub struct ChatArgs {
     pub sampling: SamplingArgs,
 
     #[command(flatten)]
+    pub kv_cache: KvCacheArgs,
+
+    #[command(flatten)]
     pub device: DeviceArgs,
 }
 
@@ -215,6 +225,9 @@ pub struct GenerateArgs {
     /// System message of the chat
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub system: Option<String>,
+
+    #[command(flatten)]
+    pub kv_cache: KvCacheArgs,
 
     #[command(flatten)]
     pub device: DeviceArgs,

@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use super::DeviceArgs;
+use super::{DeviceArgs, KvDtypeArg};
 
 /// Prompt tokens of one step, where nothing else is asked for.
 pub const PREFILL_TOKENS: usize = 512;
@@ -52,6 +52,10 @@ pub struct ServeArgs {
     /// Tokens in the KV cache (default: four times --max-total-tokens)
     #[arg(long, env = "MAX_BATCH_TOTAL_TOKENS")]
     pub max_batch_total_tokens: Option<usize>,
+
+    /// Type of keys and values in the KV cache
+    #[arg(long, env = "KV_CACHE_DTYPE", value_enum, default_value_t = KvDtypeArg::Auto)]
+    pub kv_cache_dtype: KvDtypeArg,
 
     /// Compute every prompt whole, also where others began alike
     #[arg(long, env = "NO_PREFIX_CACHE")]

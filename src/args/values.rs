@@ -59,6 +59,23 @@ pub enum ComputeArg {
     F32,
 }
 
+/// Type of a KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvDtypeArg {
+    /// As the device computes.
+    Auto,
+    /// A byte a number and a scale for every token and head: half of what 16 bits take.
+    Int8,
+}
+
+/// How keys and values are kept.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct KvCacheArgs {
+    /// Type of keys and values in the KV cache
+    #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto)]
+    pub kv_cache_dtype: KvDtypeArg,
+}
+
 pub fn parse_device(text: &str) -> Result<DeviceArg, String> {
     match text.split_once(':') {
         None if text == "auto" => Ok(DeviceArg::Auto),

@@ -7,11 +7,11 @@ use gptq_calibration::dataset::{self, Dataset, DatasetRoots, DatasetSpec, Join};
 use gptq_calibration::hub::{HubCache, ModelRef};
 use gptq_calibration::sampling::{SampleRequest, Sampling, sample};
 use gptq_calibration::tokenizer::Tokenizer;
-use gptq_kernels::{Backend, Cpu, Cuda, Dtype};
+use gptq_kernels::{Backend, Cpu, Cuda, Dtype, KvDtype};
 use gptq_quantizer::record::CalibrationRecord;
 use gptq_runtime::config::ModelConfig;
 
-use crate::args::{CalibrationArgs, ComputeArg, DeviceArg, DeviceArgs, JoinArg, SamplingArg};
+use crate::args::{CalibrationArgs, ComputeArg, DeviceArg, DeviceArgs, JoinArg, KvDtypeArg, SamplingArg};
 
 /// The folder of a model given as folder, hub id or hub-id:branch.
 pub fn model_dir(model: &str) -> Result<PathBuf> {
@@ -160,6 +160,33 @@ impl From<JoinArg> for Join {
         match arg {
             JoinArg::Paper => Self::Paper,
             JoinArg::Raw => Self::Raw,
+        }
+    }
+}
+
+impl From<KvDtypeArg> for KvDtype {
+    fn from(arg: KvDtypeArg) -> Self {
+        match arg {
+            KvDtypeArg::Auto => Self::Auto,
+            KvDtypeArg::Int8 => Self::Int8,
+        }
+    }
+}
+
+impl KvDtypeArg {
+    /// As the command line has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Int8 => "int8",
+        }
+    }
+
+    /// For titles: nothing, where the cache is as one expects it.
+    pub fn note(self) -> &'static str {
+        match self {
+            Self::Auto => "",
+            Self::Int8 => ", int8 KV cache",
         }
     }
 }

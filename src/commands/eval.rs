@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use gptq_calibration::dataset::Dataset;
 use gptq_calibration::sampling::windows;
-use gptq_kernels::Backend;
+use gptq_kernels::{Backend, KvDtype};
 use gptq_quantizer::record::QuantizeLog;
 use gptq_runtime::model::{Model, ModelFiles};
 use gptq_runtime::perplexity::{Evaluation, evaluate};
@@ -31,7 +31,9 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let protocol = Protocol { join: args.join, ctx: args.ctx, max_windows: args.max_windows };
     let windows = protocol.windows(&dataset, &dir)?;
     let baseline = args.baseline.as_ref().map(|model| common::model_dir(model)).transpose()?;
-    let work = Evaluate { dir: &dir, baseline: baseline.as_deref(), windows: &windows };
+    let kv_dtype = args.kv_cache.kv_cache_dtype;
+    let work =
+        Evaluate { dir: &dir, kv_dtype: kv_dtype.into(), baseline: baseline.as_deref(), windows: &windows };
     let config = common::model_config(&dir)?;
     let (result, device) = common::on_device(args.device, &config, work)?;
     let seconds = started.elapsed().as_secs_f64();
@@ -43,6 +45,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             }
             map.insert("dataset".into(), json!(dataset.name));
             map.insert("join".into(), json!(args.join.name()));
+            map.insert("kv_cache_dtype".into(), json!(kv_dtype.name()));
             map.insert("calibrated_on_this_text".into(), json!(calibrated_on_it));
             map.insert("seconds".into(), json!(seconds));
         }
@@ -58,7 +61,11 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         ))?;
         output::line(format_args!("top-1 agreement {:.2} %", 100.0 * comparison.top1_agreement))?;
     }
-    output::line(format_args!("protocol        {}", protocol.describe(&dataset.name, &result)))?;
+    output::line(format_args!(
+        "protocol        {}{}",
+        protocol.describe(&dataset.name, &result),
+        kv_dtype.note()
+    ))?;
     output::line(format_args!("time            {seconds:.1} s on {}", device))?;
     Ok(())
 }
@@ -66,6 +73,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
 /// The part that needs a device; returns its name too.
 struct Evaluate<'a> {
     dir: &'a Path,
+    kv_dtype: KvDtype,
     baseline: Option<&'a Path>,
     windows: &'a [Vec<u32>],
 }
@@ -75,7 +83,7 @@ impl OnDevice for Evaluate<'_> {
 
     fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<Self::Output> {
         let baseline = self.baseline.map(|dir| load(&device, dir)).transpose()?;
-        let model = load(&device, self.dir)?;
+        let model = load(&device, self.dir)?.with_kv_dtype(self.kv_dtype);
         Ok((measure("evaluating", &model, baseline.as_ref(), self.windows)?, device.name()))
     }
 }

@@ -40,7 +40,7 @@ impl OnDevice for Generate<'_> {
         let tokenizer = Tokenizer::load(dir)?;
         let (prompt, stops) = prompt(args, dir)?;
         let ids = tokenizer.encode(&prompt, !args.chat)?;
-        let model = eval::load(&device, dir)?;
+        let model = eval::load(&device, dir)?.with_kv_dtype(args.kv_cache.kv_cache_dtype.into());
         let params = GenerateParams {
             max_new_tokens: args.max_new_tokens,
             eos_token_ids: end_ids(&model, &tokenizer, &stops),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use axum::http::HeaderValue;
-use gptq_kernels::Backend;
+use gptq_kernels::{Backend, KvDtype};
 use gptq_runtime::config::ModelConfig;
 use gptq_runtime::engine::{self, EngineLimits, Inbox};
 use gptq_runtime::quant_config::QuantConfig;
@@ -51,13 +51,15 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let listening = listen(&runtime, (&args.hostname, args.port), server)?;
-    common::on_device(args.device, &config, Serve { dir: &dir, limits: limits.engine, inbox })?;
+    let serve = Serve { dir: &dir, kv_dtype: args.kv_cache_dtype.into(), limits: limits.engine, inbox };
+    common::on_device(args.device, &config, serve)?;
     runtime.block_on(listening)?.context("the server")
 }
 
 /// The part that needs a device: loads the model and runs the engine until the server ends.
 struct Serve<'a> {
     dir: &'a Path,
+    kv_dtype: KvDtype,
     limits: EngineLimits,
     inbox: Inbox,
 }
@@ -66,7 +68,7 @@ impl OnDevice for Serve<'_> {
     type Output = ();
 
     fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<()> {
-        let model = eval::load(&device, self.dir)?;
+        let model = eval::load(&device, self.dir)?.with_kv_dtype(self.kv_dtype);
         Ok(engine::run(&model, self.limits, self.inbox)?)
     }
 }

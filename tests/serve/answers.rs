@@ -31,6 +31,14 @@ fn a_batch_of_32_gives_the_tokens_of_each_alone() {
 }
 
 #[test]
+fn with_an_int8_cache_a_prompt_that_is_found_has_the_answer_of_one_that_is_computed() {
+    let server = Server::start("--kv-cache-dtype int8");
+    let ask = || server.generate(&"The old city. ".repeat(12), json!({"max_new_tokens": 24}));
+    let computed = ask();
+    assert_eq!(ask(), computed);
+}
+
+#[test]
 fn a_stream_holds_the_same_text_as_the_whole_answer() {
     let server = Server::start("");
     let body = json!({"inputs": "The city of", "parameters": {"max_new_tokens": 20, "details": true}});

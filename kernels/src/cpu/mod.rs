@@ -10,7 +10,7 @@ use faer::Par;
 use parking_lot::RwLockReadGuard;
 
 pub(crate) use linear::{RowSource, linear};
-pub(crate) use vector::{axpy, dot, exp_in_place, maximum, widen_bytes, widen_nibbles};
+pub(crate) use vector::{axpy, dot, exp_in_place, maximum, widen_bytes, widen_codes, widen_nibbles};
 
 use crate::{Batch, Device, Error, Result};
 

@@ -84,6 +84,14 @@ pub(crate) fn widen_bytes(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+/// Signed codes to f32, times their scale.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
+pub(crate) fn widen_codes(codes: &[i8], scale: f32, out: &mut [f32]) {
+    for (out, code) in out.iter_mut().zip(codes) {
+        *out = *code as f32 * scale;
+    }
+}
+
 /// `exp(x) = 2^n * exp(r)` with `n = round(x / ln 2)` and a polynomial on `|r| <= ln(2) / 2`.
 #[inline(always)]
 fn exp(x: f32) -> f32 {

@@ -54,14 +54,16 @@ const FEW_ROWS: [(&str, &str); 7] = [
     ("quant_matmul/hopper.cu", ops::quant_matmul::hopper::SOURCE),
 ];
 
-const COMMON: [(&str, &str); 17] = [
+const COMMON: [(&str, &str); 19] = [
     ("prelude.cu", include_str!("prelude.cu")),
     ("columns.cu", include_str!("columns.cu")),
     ("add.cu", ops::add::cuda::SOURCE),
     ("attention.cu", ops::attention::cuda::SOURCE),
     ("decode.cu", ops::attention::cuda::DECODE_SOURCE),
     ("hopper.cu", ops::attention::cuda::HOPPER_SOURCE),
+    ("kv_int8.cu", ops::attention::cuda_cache::SOURCE),
     ("step.cu", ops::attention::step::SOURCE),
+    ("step_int8.cu", ops::attention::step::INT8_SOURCE),
     ("embedding.cu", ops::embedding::cuda::SOURCE),
     ("gptq_sweep.cu", ops::gptq_sweep::cuda::SOURCE),
     ("inverse_cholesky.cu", ops::inverse_cholesky::cuda::SOURCE),

@@ -19,6 +19,8 @@ pub(crate) enum Arg {
     Spec([i32; 5]),
     /// `struct Batch` of the attention.
     Batch([u64; 5]),
+    /// `struct CodedCache` of the attention.
+    Codes([u64; 4]),
     /// `struct FewIds` of the embedding.
     Ids([u32; 16]),
 }
@@ -32,6 +34,7 @@ impl Arg {
             Self::Float(value) => std::ptr::from_ref(value) as *mut c_void,
             Self::Spec(values) => values.as_ptr() as *mut c_void,
             Self::Batch(values) => values.as_ptr() as *mut c_void,
+            Self::Codes(values) => values.as_ptr() as *mut c_void,
             Self::Ids(values) => values.as_ptr() as *mut c_void,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use gptq_kernels::Cpu;
+use gptq_kernels::{Cpu, KvDtype};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
@@ -246,4 +246,26 @@ fn sequences_that_give_up_their_blocks_say_the_same_tokens() {
     let mut answers: Vec<_> = events.into_iter().map(tokens).collect();
     answers.reverse();
     assert_eq!(answers, alone(&model));
+}
+
+/// Whoever attends sees codes, also of tokens of the same step: neither chunks nor a hit nor computing again shows.
+#[test]
+fn an_int8_cache_says_the_same_whether_it_finds_or_computes_and_after_preemption() {
+    let folder = folder();
+    let model = model(folder.path()).with_kv_dtype(KvDtype::Int8);
+    let expected = alone(&model);
+    let mut finds = engine(&model, 1024);
+    assert_eq!(one_by_one(&mut finds), expected);
+    assert_eq!(finds.stats.cached_tokens.load(Relaxed), 7 * 32);
+
+    let mut computes = engine(&model, 1024);
+    computes.limits.prefix_cache = false;
+    computes.scheduler = computes.limits.scheduler(1024 / KV_BLOCK_ROWS);
+    assert_eq!(one_by_one(&mut computes), expected);
+
+    let mut preempts = engine(&model, 128);
+    let events: Vec<_> = prompts().iter().rev().map(|prompt| ask(&mut preempts, prompt)).collect();
+    finish(&mut preempts);
+    assert!(preempts.stats.preemptions.load(Relaxed) > 0, "the cache was large enough for all");
+    assert_eq!(events.into_iter().rev().map(tokens).collect::<Vec<_>>(), expected);
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 pub use layer::{Layer, State};
 pub use projection::{HostProjection, Projection, dense_parts, stage_linears};
 
-use gptq_kernels::{Backend, Batch, SequenceRows};
+use gptq_kernels::{Backend, Batch, KvDtype, KvShape, SequenceRows};
 
 use rayon::prelude::*;
 
@@ -53,6 +53,8 @@ pub struct Model<B: Backend> {
     norm: B::Tensor,
     /// `None` where the embedding serves as the head.
     lm_head: Option<B::Weight>,
+    /// Of the caches that it makes.
+    kv_dtype: KvDtype,
 }
 
 /// Keys and values of every layer.
@@ -93,6 +95,7 @@ impl<B: Backend> Model<B> {
             embedding: embedding(&backend, files)?,
             norm: vector(&backend, files, "model.norm.weight", config.hidden_size)?,
             lm_head: head.transpose()?,
+            kv_dtype: KvDtype::Auto,
             layers,
             backend,
             config,
@@ -107,14 +110,24 @@ impl<B: Backend> Model<B> {
         &self.backend
     }
 
-    /// Room for `blocks` blocks of keys and values in every layer.
-    pub fn kv_caches(&self, blocks: usize) -> Result<KvCaches<B>> {
-        let width = self.config.num_key_value_heads * self.config.head_dim;
-        let layers = self.layers.iter().map(|_| self.backend.kv_cache(blocks + 1, width));
-        Ok(KvCaches { layers: layers.collect::<Result<_, _>>()?, spare: blocks as u32 })
+    /// With caches of this type from now on.
+    pub fn with_kv_dtype(self, kv_dtype: KvDtype) -> Self {
+        Self { kv_dtype, ..self }
     }
 
-    /// The last hidden states `[tokens, hidden]`, normed and ready for [`Self::logits`].
+    pub fn kv_dtype(&self) -> KvDtype {
+        self.kv_dtype
+    }
+
+    /// Room for `blocks` blocks of keys and values in every layer.
+    pub fn kv_caches(&self, blocks: usize) -> Result<KvCaches<B>> {
+        let ModelConfig { num_key_value_heads: kv_heads, head_dim, .. } = self.config;
+        let shape = KvShape { blocks: blocks + 1, kv_heads, head_dim, dtype: self.kv_dtype };
+        Ok(KvCaches { layers: self.backend.kv_caches(self.layers.len(), shape)?, spare: blocks as u32 })
+    }
+
+    /// The last hidden states `[tokens, hidden]`, normed and ready for [`Self::logits`]. Without caches every token sees
+    /// exact keys and values, whatever [`Self::kv_dtype`] is.
     pub fn forward(&self, ids: &[u32], batch: &Batch, caches: Option<&mut KvCaches<B>>) -> Result<B::Tensor> {
         self.through_layers(self.backend.embedding(&self.embedding, ids)?, batch, caches)
     }

@@ -36,20 +36,22 @@ impl OnDevice for Measure<'_> {
         let Self { args, dir, files } = self;
         let work = Workspace::new()?;
         let ceilings = Ceilings::measure(&device, kind, &files.config, work.path())?;
-        let model = eval::load(&device, dir)?;
+        let kv_dtype = args.kv_cache.kv_cache_dtype;
+        let model = eval::load(&device, dir)?.with_kv_dtype(kv_dtype.into());
         let mut figures = ceilings.figures();
         for batch in &args.batch {
             let seconds = seconds_a_step(&model, *batch, args.context, args.tokens)?;
             let rate = *batch as f64 / seconds;
-            let share = bytes_a_step(&device, files, *batch, args.context + args.tokens / 2)
-                / seconds
-                / ceilings.copy;
-            let figure = Figure::new(format!("decoding, {batch} at once"), rate, "tokens/s");
+            let read = bytes_a_step(&model, files, *batch, args.context + args.tokens / 2);
+            let share = read / seconds / ceilings.copy;
+            let what = format!("decoding, {batch} at once{}", kv_dtype.note());
+            let figure = Figure::new(what, rate, "tokens/s");
             let step = Rate { value: 1e3 * seconds, unit: "ms a step" };
             figures.push(Figure { rate: Some(step), ..figure }.share("the copy", share));
         }
         let (from, to) = (args.context, args.context + args.tokens);
-        Ok((format!("{}, contexts from {from} to {to}, on {}", args.model, device.name()), figures))
+        let note = kv_dtype.note();
+        Ok((format!("{}, contexts from {from} to {to}{note}, on {}", args.model, device.name()), figures))
     }
 }
 
@@ -78,7 +80,7 @@ fn seconds_a_step<B: Backend>(model: &Model<B>, batch: usize, context: usize, to
 }
 
 /// What a step cannot do without: every weight once, and the keys and values of all contexts.
-fn bytes_a_step<B: Backend>(device: &B, files: &ModelFiles, batch: usize, context: usize) -> f64 {
+fn bytes_a_step<B: Backend>(model: &Model<B>, files: &ModelFiles, batch: usize, context: usize) -> f64 {
     let config = &files.config;
     let tensors = match &files.quant {
         Some(quant) => layout::artifact_tensors(config, quant, false),
@@ -86,7 +88,7 @@ fn bytes_a_step<B: Backend>(device: &B, files: &ModelFiles, batch: usize, contex
     };
     // The embedding gives one row a token, unless it is the head too.
     let head = if config.tie_word_embeddings { "model.embed_tokens." } else { "lm_head." };
-    let token =
-        2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * device.element_size();
+    let (kv_heads, element) = (config.num_key_value_heads, model.backend().element_size());
+    let token = config.num_hidden_layers * model.kv_dtype().token_bytes(kv_heads, config.head_dim, element);
     tensor_bytes(&tensors, "model.layers.") + tensor_bytes(&tensors, head) + (batch * context * token) as f64
 }

@@ -72,7 +72,7 @@ fn print(json: bool, title: &str, figures: &[Figure]) -> Result<()> {
         let rate = figure.rate.map_or(String::new(), |r| format!("{:>9.2} {}", r.value, r.unit));
         let share = figure.share.map_or(String::new(), |s| format!("{:>6.1} % of {}", 100.0 * s.value, s.of));
         let line =
-            format!("{:<34} {:>10.3} {:<9} {rate:<19} {share}", figure.what, figure.value, figure.unit);
+            format!("{:<36} {:>10.3} {:<9} {rate:<19} {share}", figure.what, figure.value, figure.unit);
         output::line(format_args!("{}", line.trim_end()))?;
     }
     Ok(())

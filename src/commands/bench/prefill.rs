@@ -38,7 +38,8 @@ impl OnDevice for Measure<'_> {
         let Self { args, dir, files } = self;
         let work = Workspace::new()?;
         let ceilings = Ceilings::measure(&device, kind, &files.config, work.path())?;
-        let model = eval::load(&device, dir)?;
+        let kv_dtype = args.kv_cache.kv_cache_dtype;
+        let model = eval::load(&device, dir)?.with_kv_dtype(kv_dtype.into());
         let mut figures = ceilings.figures();
         let vocab = files.config.vocab_size as u32;
         for tokens in &args.tokens {
@@ -52,14 +53,18 @@ impl OnDevice for Measure<'_> {
                 model.logits(&hidden, tokens - 1..*tokens)
             })?;
             let flops = flops(files, *tokens);
-            let figure = Figure::new(format!("prompt of {tokens}"), *tokens as f64 / seconds, "tokens/s");
+            let figure = Figure::new(
+                format!("prompt of {tokens}{}", kv_dtype.note()),
+                *tokens as f64 / seconds,
+                "tokens/s",
+            );
             let rate = Rate { value: flops / seconds / 1e12, unit: "TFLOP/s" };
             figures.push(
                 Figure { rate: Some(rate), ..figure }
                     .share("the matrix product", flops / seconds / ceilings.matmul),
             );
         }
-        Ok((format!("{}, on {}", args.model, device.name()), figures))
+        Ok((format!("{}{}, on {}", args.model, kv_dtype.note(), device.name()), figures))
     }
 }
 

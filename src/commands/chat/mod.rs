@@ -46,7 +46,7 @@ impl OnDevice for Chat<'_> {
         let Self { args, dir } = self;
         let template = ChatTemplate::load(dir).context("chat")?;
         let tokenizer = Tokenizer::load(dir)?;
-        let model = eval::load(&device, dir)?;
+        let model = eval::load(&device, dir)?.with_kv_dtype(args.kv_cache.kv_cache_dtype.into());
         let stops: Vec<String> = template.stop_tokens().into_iter().map(String::from).collect();
         let params = GenerateParams {
             max_new_tokens: args.max_new_tokens,

@@ -1,8 +1,7 @@
-use cudarc::driver::CudaSlice;
-
-use super::{Attention, AttentionShape, check};
+use super::cuda_cache::CudaKvCache;
+use super::{Attention, AttentionShape, KvShape, check};
 use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch, Placed};
-use crate::{Batch, Device, Dtype, Error, KV_BLOCK_ROWS, Result, Rope, RopeShape};
+use crate::{Batch, Device, Dtype, Error, Result, Rope, RopeShape};
 
 pub(crate) const SOURCE: &str = include_str!("attention.cu");
 pub(crate) const DECODE_SOURCE: &str = include_str!("decode.cu");
@@ -32,19 +31,11 @@ const SPLIT: usize = 512;
 const DECODE_THREADS: u32 = 256;
 const DECODE_HEAD: usize = 256;
 
-/// Keys and values of one layer, `[blocks * KV_BLOCK_ROWS, kv_width]` each.
-pub struct CudaKvCache {
-    pub(super) k: CudaSlice<u8>,
-    pub(super) v: CudaSlice<u8>,
-    pub(super) blocks: usize,
-}
-
 impl Attention for Cuda {
     type KvCache = CudaKvCache;
 
-    fn kv_cache(&self, blocks: usize, kv_width: usize) -> Result<CudaKvCache> {
-        let length = blocks * KV_BLOCK_ROWS * kv_width * self.dtype().size();
-        Ok(CudaKvCache { k: self.zeros(length)?, v: self.zeros(length)?, blocks })
+    fn kv_caches(&self, layers: usize, shape: KvShape) -> Result<Vec<CudaKvCache>> {
+        self.new_caches(layers, shape)
     }
 
     fn attention(
@@ -55,15 +46,12 @@ impl Attention for Cuda {
         cache: Option<&mut CudaKvCache>,
     ) -> Result<CudaTensor> {
         let dims = [self.shape(q), self.shape(k), self.shape(v)];
-        check(dims, batch, shape, cache.as_ref().map(|cache| cache.blocks))?;
+        check(dims, batch, shape, cache.as_ref().map(|cache| &cache.shape))?;
         let placed = self.placed(batch)?;
         let cached = cache.is_some();
-        let (keys, values) = match cache {
-            Some(cache) => {
-                self.append(cache, [k, v], &placed)?;
-                (self.address(&cache.k), self.address(&cache.v))
-            }
-            None => (self.real(k)?, self.real(v)?),
+        let [keys, values] = match cache {
+            Some(cache) => self.append(cache, [k, v], (batch, &placed), shape)?,
+            None => [self.real(k)?, self.real(v)?],
         };
         let y = self.new_tensor(dims[0])?;
         let one_each = batch.sequences.iter().all(|s| s.rows == 1);
@@ -124,7 +112,8 @@ impl Attention for Cuda {
         cache: Option<&mut CudaKvCache>,
         order: Option<&CudaOrder>,
     ) -> Result<CudaTensor> {
-        match (cache, self.step_kernel(batch, shape)) {
+        let kernel = cache.as_ref().and_then(|cache| self.step_kernel(batch, shape, cache.shape.dtype));
+        match (cache, kernel) {
             (Some(cache), Some(kernel)) => {
                 self.attention_step(kernel, qkv, batch, (rope, shape), cache, order)
             }
@@ -161,19 +150,6 @@ fn tensor_core_kernel(head_dim: usize) -> Option<&'static str> {
 }
 
 impl Cuda {
-    fn append(&self, cache: &mut CudaKvCache, [k, v]: [&CudaTensor; 2], placed: &Placed) -> Result<()> {
-        let (rows, width) = self.shape(k);
-        let args = [
-            Arg::Address(self.address(&cache.k)),
-            Arg::Address(self.address(&cache.v)),
-            Arg::Address(self.real(k)?),
-            Arg::Address(self.real(v)?),
-            placed.slots(self),
-            Arg::Int(width as i32),
-        ];
-        self.launch("kv_append", Launch::blocks(rows, 256), &args)
-    }
-
     /// One new token a sequence.
     fn attend_one_each(
         &self,

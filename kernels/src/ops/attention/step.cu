@@ -43,6 +43,88 @@ __device__ __forceinline__ void rotate_head(real_t* target, const real_t* x, con
     }
 }
 
+/// The query of a head, and the new key and value that it shares, by a warp each.
+template <int HEAD>
+__device__ __forceinline__ void step_inputs(real_t* query, real_t* new_key, real_t* new_value, const real_t* qkv,
+                                            int sequence, int head, int kv_head, int position,
+                                            const StepShape& shape) {
+    const real_t* row = qkv + (size_t)sequence * (shape.heads + 2 * shape.kv_heads) * HEAD;
+    const real_t* key_part = row + (shape.heads + kv_head) * HEAD;
+    int warp = threadIdx.x / 32;
+    if (warp == 0) rotate_head<HEAD>(query, row + head * HEAD, shape.q_norm, shape.eps, position, shape.inv_freq);
+    if (warp == 1) rotate_head<HEAD>(new_key, key_part, shape.k_norm, shape.eps, position, shape.inv_freq);
+    if (warp == 2)
+        for (int i = threadIdx.x % 32; i < HEAD; i += 32) new_value[i] = key_part[shape.kv_heads * HEAD + i];
+}
+
+/// Joins what the groups of lanes, the warps and the blocks of a head found: a lane brings the sums of EACH features,
+/// and its group's largest score and weight.
+template <int HEAD, int EACH>
+__device__ __forceinline__ void join_step(real_t* y, float (&sum)[EACH], float largest, float total, int head,
+                                          int split, int splits, int sequence, const StepShape& shape) {
+    constexpr int SHARE = HEAD / EACH;
+    __shared__ float sums[STEP_WARPS][HEAD], largest_of[STEP_WARPS], weight_of[STEP_WARPS];
+    __shared__ float found[HEAD + 2];  // this block's sum, largest score and weight
+    int warp = threadIdx.x / 32, feature = threadIdx.x % SHARE * EACH;
+    // Warps' shares, rescaled to the largest score of all.
+    for (int offset = SHARE; offset < 32; offset <<= 1) {
+        float other = __shfl_xor_sync(FULL_WARP, largest, offset), most = fmaxf(largest, other);
+        float mine = most == -INFINITY_F ? 0.f : expf(largest - most);
+        largest = most;
+        total *= mine;
+        total += __shfl_xor_sync(FULL_WARP, total, offset);
+#pragma unroll
+        for (int j = 0; j < EACH; j++) {
+            sum[j] *= mine;
+            sum[j] += __shfl_xor_sync(FULL_WARP, sum[j], offset);
+        }
+    }
+    if (threadIdx.x % 32 == 0) largest_of[warp] = largest;
+    __syncthreads();
+    float most = -INFINITY_F;
+#pragma unroll
+    for (int w = 0; w < STEP_WARPS; w++) most = fmaxf(most, largest_of[w]);
+    float mine = largest == -INFINITY_F ? 0.f : expf(largest - most);
+    if (threadIdx.x % 32 < SHARE)
+#pragma unroll
+        for (int j = 0; j < EACH; j++) sums[warp][feature + j] = sum[j] * mine;
+    if (threadIdx.x % 32 == 0) weight_of[warp] = total * mine;
+    __syncthreads();
+    int i = threadIdx.x;
+    float value = 0.f, all = 0.f;
+#pragma unroll
+    for (int w = 0; w < STEP_WARPS; w++) all += weight_of[w], value += i < HEAD ? sums[w][i] : 0.f;
+    if (splits > 1) {
+        if (i < HEAD) found[i] = value;
+        if (i == 0) found[HEAD] = most, found[HEAD + 1] = all;
+        cluster_sync();
+        if (split == 0 && i < HEAD) {
+            float mosts[STEP_SPLITS];
+            most = -INFINITY_F, value = all = 0.f;
+#pragma unroll
+            for (int s = 0; s < STEP_SPLITS; s++) {
+                mosts[s] = s < splits ? read_of_block(found + HEAD, s) : -INFINITY_F;
+                most = fmaxf(most, mosts[s]);
+            }
+#pragma unroll
+            for (int s = 0; s < STEP_SPLITS; s++) {
+                if (mosts[s] == -INFINITY_F) continue;
+                float factor = expf(mosts[s] - most);
+                value += factor * read_of_block(found + i, s);
+                all += factor * read_of_block(found + HEAD + 1, s);
+            }
+        }
+        // Nobody ends while others read its memory.
+        cluster_sync();
+    }
+    if (split > 0 || i >= HEAD) return;
+    int column = head * HEAD + i;
+    int place = shape.place ? shape.place[column] : column;
+    size_t at = shape.panel_tokens ? panel_place(sequence, place, shape.panel_tokens)
+                                   : (size_t)sequence * shape.heads * HEAD + place;
+    y[at] = to_real(value / all);
+}
+
 /// AHEAD is how many keys a lane reads before it uses the first.
 template <int HEAD, int AHEAD>
 __device__ void attention_step(
@@ -54,8 +136,6 @@ __device__ void attention_step(
     // Lanes that share a key, eight features each; and keys that the block reads at once.
     constexpr int SHARE = HEAD / 8, GROUPS = 32 * STEP_WARPS / SHARE, AT_ONCE = GROUPS * AHEAD;
     __shared__ __align__(16) real_t query[HEAD], new_key[HEAD], new_value[HEAD];
-    __shared__ float sums[STEP_WARPS][HEAD], largest_of[STEP_WARPS], weight_of[STEP_WARPS];
-    __shared__ float found[HEAD + 2];  // this block's sum, largest score and weight
     int head = blockIdx.x, split = blockIdx.y, splits = gridDim.y, sequence = blockIdx.z;
     int kv_head = head / (shape.heads / shape.kv_heads), position = batch.context[sequence], length = position + 1;
     int group = threadIdx.x / SHARE, feature = threadIdx.x % SHARE * 8;
@@ -79,13 +159,7 @@ __device__ void attention_step(
     read(from);
     await_previous();
 
-    const real_t* row = qkv + (size_t)sequence * (shape.heads + 2 * shape.kv_heads) * HEAD;
-    const real_t* key_part = row + (shape.heads + kv_head) * HEAD;
-    int warp = threadIdx.x / 32;
-    if (warp == 0) rotate_head<HEAD>(query, row + head * HEAD, shape.q_norm, shape.eps, position, shape.inv_freq);
-    if (warp == 1) rotate_head<HEAD>(new_key, key_part, shape.k_norm, shape.eps, position, shape.inv_freq);
-    if (warp == 2)
-        for (int i = threadIdx.x % 32; i < HEAD; i += 32) new_value[i] = key_part[shape.kv_heads * HEAD + i];
+    step_inputs<HEAD>(query, new_key, new_value, qkv, sequence, head, kv_head, position, shape);
     __syncthreads();
     // One of the heads that share them writes them down.
     if (to == length && from < to && head % (shape.heads / shape.kv_heads) == 0 && threadIdx.x < HEAD / 8) {
@@ -132,63 +206,7 @@ __device__ void attention_step(
             for (int j = 0; j < 8; j++) sum[j] += weight * x[j];
         }
     }
-    // Warps' shares, rescaled to the largest score of all.
-    for (int offset = SHARE; offset < 32; offset <<= 1) {
-        float other = __shfl_xor_sync(FULL_WARP, largest, offset), most = fmaxf(largest, other);
-        float mine = most == -INFINITY_F ? 0.f : expf(largest - most);
-        largest = most;
-        total *= mine;
-        total += __shfl_xor_sync(FULL_WARP, total, offset);
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            sum[j] *= mine;
-            sum[j] += __shfl_xor_sync(FULL_WARP, sum[j], offset);
-        }
-    }
-    if (threadIdx.x % 32 == 0) largest_of[warp] = largest;
-    __syncthreads();
-    float most = -INFINITY_F;
-#pragma unroll
-    for (int w = 0; w < STEP_WARPS; w++) most = fmaxf(most, largest_of[w]);
-    float mine = largest == -INFINITY_F ? 0.f : expf(largest - most);
-    if (threadIdx.x % 32 < SHARE)
-#pragma unroll
-        for (int j = 0; j < 8; j++) sums[warp][feature + j] = sum[j] * mine;
-    if (threadIdx.x % 32 == 0) weight_of[warp] = total * mine;
-    __syncthreads();
-    int i = threadIdx.x;
-    float value = 0.f, all = 0.f;
-#pragma unroll
-    for (int w = 0; w < STEP_WARPS; w++) all += weight_of[w], value += i < HEAD ? sums[w][i] : 0.f;
-    if (splits > 1) {
-        if (i < HEAD) found[i] = value;
-        if (i == 0) found[HEAD] = most, found[HEAD + 1] = all;
-        cluster_sync();
-        if (split == 0 && i < HEAD) {
-            float mosts[STEP_SPLITS];
-            most = -INFINITY_F, value = all = 0.f;
-#pragma unroll
-            for (int s = 0; s < STEP_SPLITS; s++) {
-                mosts[s] = s < splits ? read_of_block(found + HEAD, s) : -INFINITY_F;
-                most = fmaxf(most, mosts[s]);
-            }
-#pragma unroll
-            for (int s = 0; s < STEP_SPLITS; s++) {
-                if (mosts[s] == -INFINITY_F) continue;
-                float factor = expf(mosts[s] - most);
-                value += factor * read_of_block(found + i, s);
-                all += factor * read_of_block(found + HEAD + 1, s);
-            }
-        }
-        // Nobody ends while others read its memory.
-        cluster_sync();
-    }
-    if (split > 0 || i >= HEAD) return;
-    int column = head * HEAD + i;
-    int place = shape.place ? shape.place[column] : column;
-    size_t at = shape.panel_tokens ? panel_place(sequence, place, shape.panel_tokens)
-                                   : (size_t)sequence * shape.heads * HEAD + place;
-    y[at] = to_real(value / all);
+    join_step<HEAD, 8>(y, sum, largest, total, head, split, splits, sequence, shape);
 }
 
 // With few blocks each reads far ahead; many are themselves what hides the waiting, four on a multiprocessor.

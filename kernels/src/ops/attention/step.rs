@@ -1,34 +1,44 @@
 //! One new token a sequence on Hopper: rotation, cache and attention as one kernel.
 
-use super::cuda::CudaKvCache;
-use super::{AttentionShape, check};
+use super::cuda_cache::{CudaKvCache, Kept};
+use super::{AttentionShape, KvDtype, check};
 use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
 use crate::ops::rope;
 use crate::{Batch, Device, Dtype, Result, RopeShape};
 
 pub(crate) const SOURCE: &str = include_str!("step.cu");
+pub(crate) const INT8_SOURCE: &str = include_str!("step_int8.cu");
 
 /// Threads of a block, and blocks of a head at most: as in the kernel.
 const THREADS: u32 = 256;
 const SPLITS: usize = 4;
 
 /// For few and for many blocks.
-fn kernels_for(head_dim: usize) -> Option<[&'static str; 2]> {
-    match head_dim {
-        16 => Some(["attention_step_16", "attention_steps_16"]),
-        32 => Some(["attention_step_32", "attention_steps_32"]),
-        64 => Some(["attention_step_64", "attention_steps_64"]),
-        128 => Some(["attention_step_128", "attention_steps_128"]),
+fn kernels_for(head_dim: usize, dtype: KvDtype) -> Option<[&'static str; 2]> {
+    match (head_dim, dtype) {
+        (16, KvDtype::Auto) => Some(["attention_step_16", "attention_steps_16"]),
+        (16, KvDtype::Int8) => Some(["attention_step_int8_16", "attention_steps_int8_16"]),
+        (32, KvDtype::Auto) => Some(["attention_step_32", "attention_steps_32"]),
+        (32, KvDtype::Int8) => Some(["attention_step_int8_32", "attention_steps_int8_32"]),
+        (64, KvDtype::Auto) => Some(["attention_step_64", "attention_steps_64"]),
+        (64, KvDtype::Int8) => Some(["attention_step_int8_64", "attention_steps_int8_64"]),
+        (128, KvDtype::Auto) => Some(["attention_step_128", "attention_steps_128"]),
+        (128, KvDtype::Int8) => Some(["attention_step_int8_128", "attention_steps_int8_128"]),
         _ => None,
     }
 }
 
 impl Cuda {
     /// The kernel, where there is one and every sequence has one new row.
-    pub(super) fn step_kernel(&self, batch: &Batch, shape: &AttentionShape) -> Option<&'static str> {
+    pub(super) fn step_kernel(
+        &self,
+        batch: &Batch,
+        shape: &AttentionShape,
+        dtype: KvDtype,
+    ) -> Option<&'static str> {
         let possible = self.is_hopper() && self.dtype() != Dtype::F32;
         let one_each = batch.sequences.iter().all(|sequence| sequence.rows == 1);
-        let kernels = kernels_for(shape.head_dim).filter(|_| possible && one_each)?;
+        let kernels = kernels_for(shape.head_dim, dtype).filter(|_| possible && one_each)?;
         Some(kernels[usize::from(self.many(batch, shape))])
     }
 
@@ -56,18 +66,19 @@ impl Cuda {
         rope::check(self.shape(qkv), batch, rope)?;
         let (rows, width) = (batch.rows(), shape.heads * shape.head_dim);
         let kv = (rows, shape.kv_heads * shape.head_dim);
-        check([(rows, width), kv, kv], batch, shape, Some(cache.blocks))?;
+        check([(rows, width), kv, kv], batch, shape, Some(&cache.shape))?;
         let placed = self.placed(batch)?;
         let (q_norm, k_norm, eps) = match &rope.norms {
             Some(norms) => (self.real(&norms.q)?, self.real(&norms.k)?, norms.eps),
             None => (0, 0, 0.0),
         };
         let (y, layout) = self.new_tensor_in((rows, width), order)?;
-        let args = [
-            Arg::Address(self.values(&y)?),
-            Arg::Address(self.real(qkv)?),
-            Arg::Address(self.address(&cache.k)),
-            Arg::Address(self.address(&cache.v)),
+        let mut args = vec![Arg::Address(self.values(&y)?), Arg::Address(self.real(qkv)?)];
+        match &cache.kept {
+            Kept::Real(real) => args.extend(real.addresses(self).map(Arg::Address)),
+            Kept::Codes(codes) => args.push(codes.arg(self)),
+        }
+        args.extend([
             placed.batch(self, true),
             Arg::Address(self.wide(&rope.inv_freq)?),
             Arg::Address(q_norm),
@@ -79,7 +90,7 @@ impl Cuda {
             Arg::Float(eps),
             Arg::Float(1.0 / (shape.head_dim as f32).sqrt()),
             Arg::Int(layout.panel_tokens as i32),
-        ];
+        ]);
         let splits = self.step_splits(batch, shape);
         let launch = Launch::grid(shape.heads, splits, rows, THREADS).early().mostly_shared().cluster(splits);
         self.launch(kernel, launch, &args)?;

@@ -62,6 +62,7 @@ fn limits(args: &ServeBenchArgs, config: &ModelConfig) -> Result<EngineLimits> {
 #[derive(Serialize)]
 struct Comparison {
     device: String,
+    kv_cache_dtype: &'static str,
     /// The median of all rounds.
     http_share: f64,
     /// By this share, the smallest first.
@@ -96,17 +97,17 @@ impl Round {
 }
 
 impl Comparison {
-    fn new(device: String, mut rounds: Vec<Round>) -> Self {
+    fn new(device: String, kv_cache_dtype: &'static str, mut rounds: Vec<Round>) -> Self {
         rounds.sort_by(|a, b| a.http_share.total_cmp(&b.http_share));
         let http_share = rounds.get(rounds.len() / 2).map_or(f64::NAN, |round| round.http_share);
-        Self { device, http_share, rounds }
+        Self { device, kv_cache_dtype, http_share, rounds }
     }
 
     /// The median round, and how far the others are from it.
     fn print(&self, args: &ServeBenchArgs, model: &str) -> Result<()> {
         let (first, last) = (self.rounds.first(), self.rounds.last());
         let Some(round) = self.rounds.get(self.rounds.len() / 2) else { return Ok(()) };
-        report::title(args, &format!("{model}, on {}", self.device))?;
+        report::title(args, &format!("{model}{}, on {}", args.kv_cache_dtype.note(), self.device))?;
         report::table(round.runs().map(|(name, run)| (name, &run.report)))?;
         let cached = round.runs().map(|(name, run)| format!("{name} {}", run.cached_tokens));
         let cached = cached.collect::<Vec<_>>().join("; ");
@@ -141,9 +142,10 @@ impl OnDevice for Compare<'_> {
     type Output = Comparison;
 
     fn run<B: Backend>(self, device: B, _: DeviceKind) -> Result<Comparison> {
-        let model = eval::load(&device, self.dir)?;
+        let kv_dtype = self.args.kv_cache_dtype;
+        let model = eval::load(&device, self.dir)?.with_kv_dtype(kv_dtype.into());
         let rounds = (0..self.args.rounds).map(|number| self.round(&model, number));
-        Ok(Comparison::new(device.name(), rounds.collect::<Result<_>>()?))
+        Ok(Comparison::new(device.name(), kv_dtype.name(), rounds.collect::<Result<_>>()?))
     }
 }
 

@@ -1,0 +1,137 @@
+//! A card's KV cache.
+
+use std::sync::Arc;
+
+use cudarc::driver::CudaSlice;
+
+use super::AttentionShape;
+use super::kv_cache::{KvDtype, KvShape};
+use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Placed};
+use crate::{Batch, Device, KV_BLOCK_ROWS, Result};
+
+pub(crate) const SOURCE: &str = include_str!("kv_int8.cu");
+
+/// Threads of a block that stores or decodes, and blocks that share the decoding of a sequence's head at most.
+const THREADS: u32 = 256;
+const DECODERS: usize = 32;
+
+/// Keys and values of one layer.
+pub struct CudaKvCache {
+    pub(super) shape: KvShape,
+    pub(super) kept: Kept,
+}
+
+pub(super) enum Kept {
+    Real(Real),
+    Codes(Codes),
+}
+
+/// In the compute type, `[blocks * KV_BLOCK_ROWS, kv_heads * head_dim]` each.
+pub(super) struct Real {
+    k: CudaSlice<u8>,
+    v: CudaSlice<u8>,
+}
+
+/// As bytes: `struct CodedCache` of the kernels.
+pub(super) struct Codes {
+    /// `[blocks, kv_heads, KV_BLOCK_ROWS, head_dim]`
+    k: CudaSlice<u8>,
+    v: CudaSlice<u8>,
+    /// f32 `[blocks, kv_heads, KV_BLOCK_ROWS]`
+    k_scales: CudaSlice<u8>,
+    v_scales: CudaSlice<u8>,
+    /// Where a batch's keys and values go for kernels that know no codes; every layer's in turn, block for block. Of a
+    /// fixed size, so that contexts may grow in a recorded step and no memory is asked for while serving.
+    decoded: Arc<Real>,
+}
+
+impl Cuda {
+    /// Beside the layers' own memory a cache of bytes takes that of one layer in the compute type.
+    pub(super) fn new_caches(&self, layers: usize, shape: KvShape) -> Result<Vec<CudaKvCache>> {
+        shape.check()?;
+        let places = shape.blocks * KV_BLOCK_ROWS * shape.kv_heads;
+        let real = || -> Result<Real> {
+            let length = places * shape.head_dim * self.dtype().size();
+            Ok(Real { k: self.zeros(length)?, v: self.zeros(length)? })
+        };
+        let codes = |decoded: &Arc<Real>| -> Result<Codes> {
+            let (codes, scales) = (places * shape.head_dim, places * size_of::<f32>());
+            Ok(Codes {
+                k: self.zeros(codes)?,
+                v: self.zeros(codes)?,
+                k_scales: self.zeros(scales)?,
+                v_scales: self.zeros(scales)?,
+                decoded: decoded.clone(),
+            })
+        };
+        let layers = 0..layers;
+        match shape.dtype {
+            KvDtype::Auto => layers.map(|_| Ok(CudaKvCache { shape, kept: Kept::Real(real()?) })).collect(),
+            KvDtype::Int8 => {
+                let decoded = Arc::new(real()?);
+                layers.map(|_| Ok(CudaKvCache { shape, kept: Kept::Codes(codes(&decoded)?) })).collect()
+            }
+        }
+    }
+
+    /// Stores the batch's keys and values; returns where kernels in the compute type find all that the batch sees.
+    pub(super) fn append(
+        &self,
+        cache: &mut CudaKvCache,
+        [k, v]: [&CudaTensor; 2],
+        (batch, placed): (&Batch, &Placed),
+        shape: &AttentionShape,
+    ) -> Result<[u64; 2]> {
+        let rows = self.shape(k).0;
+        let [k, v] = [Arg::Address(self.real(k)?), Arg::Address(self.real(v)?)];
+        let (kv_heads, head) = (Arg::Int(shape.kv_heads as i32), Arg::Int(shape.head_dim as i32));
+        match &cache.kept {
+            Kept::Real(real) => {
+                let [keys, values] = real.addresses(self);
+                let width = Arg::Int((shape.kv_heads * shape.head_dim) as i32);
+                let args = [Arg::Address(keys), Arg::Address(values), k, v, placed.slots(self), width];
+                self.launch("kv_append", Launch::blocks(rows, THREADS), &args)?;
+                Ok([keys, values])
+            }
+            Kept::Codes(codes) => {
+                let args = [codes.arg(self), k, v, placed.slots(self), kv_heads, head];
+                self.launch("kv_append_int8", Launch::blocks(rows, THREADS), &args)?;
+                self.decode_codes(codes, (batch, placed), shape)
+            }
+        }
+    }
+
+    /// Decodes what the batch sees. As many threads whatever the contexts are, so that a recorded step fits all.
+    fn decode_codes(
+        &self,
+        codes: &Codes,
+        (batch, placed): (&Batch, &Placed),
+        shape: &AttentionShape,
+    ) -> Result<[u64; 2]> {
+        let [keys, values] = codes.decoded.addresses(self);
+        let args = [
+            Arg::Address(keys),
+            Arg::Address(values),
+            codes.arg(self),
+            placed.batch(self, true),
+            Arg::Int(shape.kv_heads as i32),
+            Arg::Int(shape.head_dim as i32),
+            Arg::Int(shape.window.map_or(0, |window| window as i32)),
+        ];
+        let launch = Launch::grid(DECODERS, shape.kv_heads, batch.sequences.len(), THREADS);
+        self.launch("kv_decode_int8", launch, &args)?;
+        Ok([keys, values])
+    }
+}
+
+impl Real {
+    pub fn addresses(&self, card: &Cuda) -> [u64; 2] {
+        [card.address(&self.k), card.address(&self.v)]
+    }
+}
+
+impl Codes {
+    pub fn arg(&self, card: &Cuda) -> Arg {
+        Arg::Codes([&self.k, &self.v, &self.k_scales, &self.v_scales].map(|part| card.address(part)))
+    }
+}
