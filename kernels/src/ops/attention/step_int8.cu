@@ -26,7 +26,7 @@ struct __align__(4 * COUNT) Scales {
     float of[COUNT];
 };
 
-/// By one warp.  Scores of the result are to the base 2.
+/// By one warp. Scores that come of it are exponents of two.
 template <int HEAD>
 __device__ __forceinline__ void code_query(CodedStep<HEAD>& step, float scale) {
     int lane = threadIdx.x % 32;
