@@ -258,11 +258,13 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
         codes_at += STREAM_WARPS * Shares::CODES;
         if (GROUPS > 1) grids_at += STREAM_WARPS * GROUPS * 64;
     };
-    // First, since what the ring asks for keeps the memory busy for microseconds.
+    // First, since what the ring asks for keeps the memory busy for microseconds; and only one share before the
+    // input is here, since its few loads, and the last ones of the kernel before, wait behind all that was asked for.
     Staging staging(input, in);
-    for (int i = 0; i < DEPTH; i++) ask();
+    ask();
     await_previous();
     if (staged) staging.stage(here, input, rows, in);
+    for (int i = 1; i < DEPTH; i++) ask();
 
     // A lane reads for its token; where there are fewer than eight, nobody stores what the others come to.
     int token = lane / 4;
