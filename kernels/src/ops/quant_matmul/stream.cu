@@ -1,7 +1,7 @@
 // The quantized product of up to eight rows, at the speed of memory. A block stays on its multiprocessor and takes
 // tile after tile of 16 outputs; each warp streams its share of the weights through a ring in shared memory that
-// runs ahead of the arithmetic, across tiles and even across kernels: it is filled before the kernel that makes
-// the input has ended. What surrounds the product in a model is done on the way in and on the way out.
+// runs ahead of the arithmetic, across tiles and even across kernels: its first shares come before the kernel that
+// makes the input has ended. What surrounds the product in a model is done on the way in and on the way out.
 
 #if !F32
 
@@ -258,8 +258,8 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
         codes_at += STREAM_WARPS * Shares::CODES;
         if (GROUPS > 1) grids_at += STREAM_WARPS * GROUPS * 64;
     };
-    // First, since what the ring asks for keeps the memory busy for microseconds; and only one share before the
-    // input is here, since its few loads, and the last ones of the kernel before, wait behind all that was asked for.
+    // First, since what the ring asks for keeps the memory busy for microseconds; but no more than a share before the
+    // input is here, since the few loads that bring it would wait behind all that was asked for.
     Staging staging(input, in);
     ask();
     await_previous();
