@@ -36,16 +36,17 @@ __device__ __forceinline__ void multiply_group(float (&d)[64], const u32 (&a)[4]
 /// N neighbouring sums, of all blocks of the cluster, from this one's neighbour on: not all ask the same one first.
 template <int N>
 __device__ __forceinline__ void sum_cluster(float (&total)[N], const float* mine, int block, int blocks) {
+#pragma unroll
+    for (int r = 0; r < N; r++) total[r] = mine[r];
+    if (blocks == 1) return;
     float parts[HOPPER_SPLITS][N] = {};
 #pragma unroll
     for (int i = 1; i < HOPPER_SPLITS; i++)
         if (i < blocks) read_of_block(parts[i], mine, block + i < blocks ? block + i : block + i - blocks);
 #pragma unroll
-    for (int r = 0; r < N; r++) {
-        total[r] = mine[r];
+    for (int r = 0; r < N; r++)
 #pragma unroll
         for (int i = 1; i < HOPPER_SPLITS; i++) total[r] += parts[i][r];
-    }
 }
 
 /// What a stage holds: the activations of its features, then codes.
@@ -126,6 +127,11 @@ struct Grids {
     }
 };
 
+/// Warp groups multiply in turns. While the tensor cores are busy a warp waits to hand them its next product: all at
+/// once would wait together, and then make factors together while the tensor cores wait for them.
+__device__ __forceinline__ void wait_turn(int group) { asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory"); }
+__device__ __forceinline__ void pass_turn(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(1 + group) : "memory"); }
+
 /// A warp group's sums for 64 outputs over stages `begin` to `end`. Some chunks make one product, whose left factor
 /// is made while the product before is running.
 template <int BITS, int TOKENS, int GRIDS>
@@ -136,6 +142,7 @@ __device__ void sum_up(float (&sum)[TOKENS / 2], const u8* ring, u32 full, u32 e
     // As many chunks as registers allow.
     constexpr int TAKEN = TOKENS > 64 ? 1 : STAGE_CHUNKS;
     int warp = uniform_warp(), lane = threadIdx.x % 32, slot = 0, before = 0, parity = 0;
+    int group = warp / 4, next_group = (group + 1) % HOPPER_GROUPS;
     Codes<BITS> codes;
     Grids<GRIDS> grids{grids_of_tile + lane / 4, shift};
     u32 left[2][TAKEN * STEPS][4];
@@ -161,6 +168,7 @@ __device__ void sum_up(float (&sum)[TOKENS / 2], const u8* ring, u32 full, u32 e
         }
         bool last = first_chunk + TAKEN == STAGE_CHUNKS;
         if (last && n + 1 < end) grids.read(n + 1);
+        wait_turn(group);
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < TAKEN * STEPS; i++) {
@@ -168,6 +176,8 @@ __device__ void sum_up(float (&sum)[TOKENS / 2], const u8* ring, u32 full, u32 e
             multiply_group(sum, left[i], activations + (step / 4 * TOKENS * 128 + step % 4 * 32) / 16);
         }
         wgmma_commit();
+        // The last group's last turn has none after it.
+        if (next_group > 0 || !last || n + 1 < end) pass_turn(next_group);
         // The product before this one has read its registers, and the stage before if this is a stage's first.
         wgmma_wait<1>();
         if (first_chunk == 0 && n > begin && lane == 0) barrier_arrive(empty + 8 * before);
@@ -175,7 +185,9 @@ __device__ void sum_up(float (&sum)[TOKENS / 2], const u8* ring, u32 full, u32 e
         before = slot;
         if (++slot == HOPPER_STAGES) slot = 0, parity ^= 1;
     };
-    if (begin < end) grids.read(begin);
+    if (begin == end) return;
+    grids.read(begin);
+    if (next_group == 0) pass_turn(0);
     if (TAKEN < STAGE_CHUNKS) {
         for (int n = begin; n < end; n++) take(left[0], n, 0), take(left[1], n, TAKEN);
     } else {

@@ -62,7 +62,11 @@ fn splits(card: &Cuda, bits: u32, n: usize, stages: usize, grids: usize) -> Resu
     let kernel = kernel(bits, MOST_TOKENS, grids);
     let mut best = (usize::MAX, 1);
     for splits in 1..=MOST_SPLITS {
-        let at_once = card.clusters(kernel, &launch(bits, n, MOST_TOKENS, splits))?.max(1);
+        let at_once = match splits {
+            // No cluster; the driver counts none.
+            1 => card.multiprocessors(),
+            _ => card.clusters(kernel, &launch(bits, n, MOST_TOKENS, splits))?.max(1),
+        };
         let rounds = n.div_ceil(OUTPUTS).div_ceil(at_once);
         best = best.min((rounds * (stages.div_ceil(splits) + BESIDE + splits / 2), splits));
     }
