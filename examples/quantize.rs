@@ -12,7 +12,7 @@ use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::produce::{Job, Source, produce};
 use gptq_quantizer::sequential::Tiles;
 use gptq_runtime::model::{Model, ModelFiles};
-use gptq_runtime::perplexity::evaluate;
+use gptq_runtime::perplexity::{Baseline, evaluate};
 use gptq_runtime::quant_config::QuantConfig;
 
 fn main() -> anyhow::Result<()> {
@@ -57,7 +57,7 @@ fn main() -> anyhow::Result<()> {
     let windows: Vec<_> = windows(&tokens, 256, Some(8))?.into_iter().map(<[u32]>::to_vec).collect();
     let original = Model::load(device.clone(), &files)?;
     let quantized = Model::load(device, &ModelFiles::open(out)?)?;
-    let result = evaluate(&quantized, Some(&original), &windows, &mut |_| {})?;
+    let result = evaluate(&quantized, Some(Baseline::Beside(&original)), &windows, &mut |_| {})?;
     println!("{result:#?}");
     Ok(())
 }

@@ -168,6 +168,26 @@ fn a_random_checkpoint_is_the_same_for_a_seed_and_loads() {
 }
 
 #[test]
+fn eval_tells_how_far_the_device_is_from_the_cpu() {
+    let artifact = artifact("");
+    let evaluated = |options: &str| {
+        let mut command = gptq("eval");
+        command.arg(&artifact).args(["--dataset", &demo_text("test")]);
+        run(command.args(words("--join raw --ctx 256 --max-windows 2 --device cpu")).args(words(options)))
+    };
+    let with_itself = format!("--baseline {} --baseline-on-cpu", artifact.display());
+    let same = evaluated(&format!("{with_itself} --json")).json();
+    assert_eq!((&same["logit_nmse"], &same["kl_divergence"]), (&0.0.into(), &0.0.into()), "{same}");
+    assert_eq!(same["perplexity"], same["baseline_perplexity"]);
+    assert!(evaluated(&with_itself).ok().contains("in f32 on the CPU"));
+    let other = format!("--baseline {} --baseline-on-cpu --json", demo().display());
+    let quantized = evaluated(&other).json();
+    assert!(quantized["logit_nmse"].as_f64().unwrap() > 1e-4, "{quantized}");
+    let alone = evaluated("--baseline-on-cpu");
+    assert!(alone.code == Some(2) && alone.stderr.contains("--baseline <MODEL>"), "{}", alone.stderr);
+}
+
+#[test]
 fn eval_warns_where_calibration_and_evaluation_text_are_the_same() {
     let evaluated = |split: &str, options: &str| {
         let mut command = gptq("eval");

@@ -60,6 +60,16 @@ fn perplexity_does_not_depend_on_the_device() {
     let (on_cpu, on_card) = (perplexity(&by_cpu, "cpu"), perplexity(&by_cpu, "cuda"));
     println!("the CPU's artifact: {on_cpu} on the CPU, {on_card} on the card");
     assert!((on_card / on_cpu - 1.0).abs() <= 1e-3);
+    let mut command = gptq("eval");
+    command
+        .arg(&by_cpu)
+        .args(["--dataset", &demo_text("test"), "--device", "cuda", "--baseline"])
+        .arg(&by_cpu);
+    let options = "--baseline-on-cpu --join raw --ctx 256 --max-windows 16 --json";
+    let distance = run(command.args(words(options))).json();
+    println!("{distance}");
+    // As for every product in 16 bits.
+    assert!(distance["logit_nmse"].as_f64().unwrap() <= 5e-4, "{distance}");
     let other = perplexity(&by_card, "cpu");
     println!("the card's artifact: {other}");
     // Two runs that drifted apart are two draws of the same quality.

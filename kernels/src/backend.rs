@@ -34,7 +34,6 @@ impl<T> Backend for T where
         + QuantMatMul
         + TokenLoss
         + TopLogits
-        + TopLogits
         + Hessian
         + InverseCholesky
         + GptqSweep

@@ -1,6 +1,8 @@
 //! Perplexity by the protocol of the GPTQ paper, and the distance between two models.
 
-use gptq_kernels::{Backend, Batch, KV_BLOCK_ROWS, KvDtype, SequenceRows};
+use std::ops::Range;
+
+use gptq_kernels::{Backend, Batch, Cpu, Device, KV_BLOCK_ROWS, KvDtype, SequenceRows, TokenLoss};
 
 use crate::model::{KvCaches, Model};
 use crate::{Error, Result};
@@ -32,13 +34,34 @@ pub struct Comparison {
     pub kl_divergence: f64,
     /// Share of tokens where both models put the same token first.
     pub top1_agreement: f64,
+    /// Squares of the differences between both models' logits, as a share of the baseline's squares; where it ran on
+    /// the processor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logit_nmse: Option<f64>,
+}
+
+/// What a model is compared with.
+pub enum Baseline<'a, B: Backend> {
+    /// A model on the same device.
+    Beside(&'a Model<B>),
+    /// One on the processor, in f32. Where it is the same model, the distance is what the device makes of it.
+    OnCpu(&'a Model<Cpu>),
+}
+
+impl<B: Backend> Baseline<'_, B> {
+    fn vocab_size(&self) -> usize {
+        match self {
+            Self::Beside(model) => model.config.vocab_size,
+            Self::OnCpu(model) => model.config.vocab_size,
+        }
+    }
 }
 
 /// Evaluates `model` on windows of equal length, each on its own; `progress` is told the windows done. Keys and values
 /// are seen as the model's caches keep them.
 pub fn evaluate<B: Backend>(
     model: &Model<B>,
-    baseline: Option<&Model<B>>,
+    baseline: Option<Baseline<B>>,
     windows: &[Vec<u32>],
     progress: &mut dyn FnMut(usize),
 ) -> Result<Evaluation> {
@@ -46,16 +69,19 @@ pub fn evaluate<B: Backend>(
     if ctx < 2 || windows.iter().any(|w| w.len() != ctx) {
         return Err(Error::Windows { windows: windows.len(), ctx });
     }
-    if let Some(baseline) = baseline.filter(|b| b.config.vocab_size != model.config.vocab_size) {
-        return Err(Error::Vocabulary {
-            model: model.config.vocab_size,
-            baseline: baseline.config.vocab_size,
-        });
+    let vocab = model.config.vocab_size;
+    if let Some(baseline) = baseline.as_ref().map(Baseline::vocab_size).filter(|baseline| *baseline != vocab)
+    {
+        return Err(Error::Vocabulary { model: vocab, baseline });
     }
     let mut sums = Sums::default();
     let at_once = (BATCH_TOKENS / ctx).max(1);
     let mut pass = Pass::new(model, at_once, ctx)?;
-    let mut reference = baseline.map(|baseline| Pass::new(baseline, at_once, ctx)).transpose()?;
+    let mut reference = match &baseline {
+        Some(Baseline::Beside(model)) => Some(Reference::Beside(Pass::new(model, at_once, ctx)?)),
+        Some(Baseline::OnCpu(model)) => Some(Reference::OnCpu(Pass::new(model, at_once, ctx)?)),
+        None => None,
+    };
     for group in windows.chunks(at_once) {
         score(&mut pass, reference.as_mut(), group, &mut sums)?;
         progress(group.len());
@@ -66,6 +92,7 @@ pub fn evaluate<B: Backend>(
         baseline_perplexity: mean(sums.baseline_loss).exp(),
         kl_divergence: mean(sums.kl),
         top1_agreement: mean(sums.same_top1 as f64),
+        logit_nmse: sums.squares.map(|(error, of_baseline)| error / of_baseline),
     });
     let perplexity = mean(sums.loss).exp();
     Ok(Evaluation { perplexity, windows: windows.len(), ctx, tokens_scored: tokens, comparison })
@@ -77,6 +104,34 @@ struct Sums {
     baseline_loss: f64,
     kl: f64,
     same_top1: usize,
+    /// Of the differences between logits, and of the baseline's logits.
+    squares: Option<(f64, f64)>,
+}
+
+impl Sums {
+    /// Both sets of logits on one device, for the tokens that came.
+    fn compare<D: TokenLoss>(
+        &mut self,
+        device: &D,
+        expected: &D::Tensor,
+        logits: &D::Tensor,
+        targets: &[u32],
+    ) -> Result<()> {
+        self.baseline_loss += total(device.token_loss(expected, targets)?);
+        for distance in device.divergence(expected, logits)? {
+            self.kl += distance.kl as f64;
+            self.same_top1 += distance.same_top1 as usize;
+        }
+        Ok(())
+    }
+
+    fn add_squares(&mut self, expected: &[f32], logits: &[f32]) {
+        let (error, of_baseline) = self.squares.get_or_insert_default();
+        for (expected, got) in expected.iter().zip(logits) {
+            *error += (*got as f64 - *expected as f64).powi(2);
+            *of_baseline += (*expected as f64).powi(2);
+        }
+    }
 }
 
 /// A model, and the cache through which its keys and values go where they do not stay as they are.
@@ -110,19 +165,47 @@ impl<'a, B: Backend> Pass<'a, B> {
     }
 }
 
+/// The baseline's passes over the same windows.
+enum Reference<'a, B: Backend> {
+    Beside(Pass<'a, B>),
+    OnCpu(Pass<'a, Cpu>),
+}
+
+/// Adds what rows' logits are to be compared with: the rows, the model's own logits, and the tokens that came.
+type Compare<'a, T> = Box<dyn FnMut(Range<usize>, &T, &[u32], &mut Sums) -> Result<()> + 'a>;
+
+impl<B: Backend> Reference<'_, B> {
+    fn over<'a>(&'a mut self, windows: &[Vec<u32>], backend: &'a B) -> Result<Compare<'a, B::Tensor>> {
+        Ok(match self {
+            Self::Beside(pass) => {
+                let hidden = pass.forward(windows)?;
+                Box::new(move |rows, logits, targets, sums| {
+                    sums.compare(backend, &pass.model.logits(&hidden, rows)?, logits, targets)
+                })
+            }
+            Self::OnCpu(pass) => {
+                let hidden = pass.forward(windows)?;
+                Box::new(move |rows, logits, targets, sums| {
+                    let (cpu, expected) = (pass.model.backend(), pass.model.logits(&hidden, rows)?);
+                    let values = backend.to_vec(logits)?;
+                    sums.add_squares(&cpu.to_vec(&expected)?, &values);
+                    sums.compare(cpu, &expected, &cpu.tensor(values, cpu.shape(&expected))?, targets)
+                })
+            }
+        })
+    }
+}
+
 fn score<B: Backend>(
     pass: &mut Pass<B>,
-    reference: Option<&mut Pass<B>>,
+    reference: Option<&mut Reference<B>>,
     windows: &[Vec<u32>],
     sums: &mut Sums,
 ) -> Result<()> {
     let (model, backend) = (pass.model, pass.model.backend());
     let ids = windows.concat();
     let hidden = pass.forward(windows)?;
-    let reference = match reference {
-        Some(reference) => Some((reference.model, reference.forward(windows)?)),
-        None => None,
-    };
+    let mut compare = reference.map(|reference| reference.over(windows, backend)).transpose()?;
     let ctx = windows[0].len();
     for start in (0..windows.len()).map(|w| w * ctx) {
         for first in (start..start + ctx - 1).step_by(LOGIT_ROWS) {
@@ -130,13 +213,8 @@ fn score<B: Backend>(
             let targets = &ids[rows.start + 1..rows.end + 1];
             let logits = model.logits(&hidden, rows.clone())?;
             sums.loss += total(backend.token_loss(&logits, targets)?);
-            if let Some((baseline, hidden)) = &reference {
-                let expected = baseline.logits(hidden, rows)?;
-                sums.baseline_loss += total(backend.token_loss(&expected, targets)?);
-                for distance in backend.divergence(&expected, &logits)? {
-                    sums.kl += distance.kl as f64;
-                    sums.same_top1 += distance.same_top1 as usize;
-                }
+            if let Some(compare) = &mut compare {
+                compare(rows, &logits, targets, sums)?;
             }
         }
     }
@@ -180,7 +258,7 @@ mod tests {
             (0..3).map(|w| (0..CTX as u32).map(|i| (i * i + 31 * w) % 96).collect()).collect();
         let exact = model(folder.path());
         let int8 = model(folder.path()).with_kv_dtype(KvDtype::Int8);
-        let measured = evaluate(&int8, Some(&exact), &windows, &mut |_| ()).unwrap();
+        let measured = evaluate(&int8, Some(Baseline::Beside(&exact)), &windows, &mut |_| ()).unwrap();
         let written =
             windows.iter().map(|window| one_by_one(&int8, window)).sum::<f64>() / windows.len() as f64;
         // A sum in another order may let a code fall to the other side; far less than what codes change.
@@ -189,7 +267,36 @@ mod tests {
         assert!(apart.abs() < 1e-6, "{apart:.1e}");
         // A random model's tokens are all about as likely, whatever it sees.
         assert!(cost.kl_divergence > 1e-9 && cost.kl_divergence < 1e-2, "{cost:?}");
-        let same = evaluate(&exact, Some(&exact), &windows, &mut |_| ()).unwrap().comparison.unwrap();
+        let same = evaluate(&exact, Some(Baseline::Beside(&exact)), &windows, &mut |_| ())
+            .unwrap()
+            .comparison
+            .unwrap();
         assert_eq!(same.kl_divergence, 0.0);
+    }
+
+    #[test]
+    fn a_baseline_on_the_processor_is_the_one_beside_and_tells_how_far_logits_are_apart() {
+        let folder = folder();
+        let windows: Vec<Vec<u32>> = vec![(0..CTX as u32).map(|i| (i * i) % 96).collect()];
+        let exact = model(folder.path());
+        let int8 = model(folder.path()).with_kv_dtype(KvDtype::Int8);
+        let compared = |baseline| evaluate(&int8, Some(baseline), &windows, &mut |_| ()).unwrap();
+        let beside = compared(Baseline::Beside(&exact)).comparison.unwrap();
+        let on_cpu = compared(Baseline::OnCpu(&exact)).comparison.unwrap();
+        let blocks = CTX.div_ceil(KV_BLOCK_ROWS);
+        let logits = |model: &Model<Cpu>| {
+            let mut caches = model.kv_caches(blocks).unwrap();
+            let sequence = SequenceRows { rows: CTX, context: 0, blocks: (0..blocks as u32).collect() };
+            let batch = Batch { sequences: vec![sequence] };
+            let hidden = model.forward(&windows[0], &batch, Some(&mut caches)).unwrap();
+            model.backend().to_vec(&model.logits(&hidden, 0..CTX - 1).unwrap()).unwrap()
+        };
+        let (expected, got) = (logits(&exact), logits(&int8));
+        let error: f64 = expected.iter().zip(&got).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let nmse = error / expected.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+        println!("{nmse:.2e}, {on_cpu:?}");
+        let found = on_cpu.logit_nmse.unwrap();
+        assert!(nmse > 0.0 && (found / nmse - 1.0).abs() < 1e-3, "{found:.3e} for {nmse:.3e}");
+        assert_eq!(Comparison { logit_nmse: None, ..on_cpu }, beside);
     }
 }

@@ -104,7 +104,8 @@ pub struct TableArgs {
 #[command(after_help = "Examples:
   gptq eval ./Llama-2-7B-GPTQ
   gptq eval ./q4 --baseline ./model --ctx 1024 --max-windows 64 --json
-  gptq eval ./q4 --baseline ./q4 --kv-cache-dtype int8")]
+  gptq eval ./q4 --baseline ./q4 --kv-cache-dtype int8
+  gptq eval ./q4 --baseline ./q4 --baseline-on-cpu --device cuda")]
 pub struct EvalArgs {
     /// Model folder, hub id, or hub-id:branch
     pub model: String,
@@ -128,6 +129,10 @@ pub struct EvalArgs {
     /// Model to compare with: KL divergence and top-1 agreement over the same windows. It runs without a KV cache
     #[arg(long, value_name = "MODEL")]
     pub baseline: Option<String>,
+
+    /// Compute the baseline on the CPU in f32; with the same model, what the GPU makes of it. Logits are compared too
+    #[arg(long, requires = "baseline")]
+    pub baseline_on_cpu: bool,
 
     #[command(flatten)]
     pub kv_cache: KvCacheArgs,

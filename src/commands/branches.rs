@@ -12,6 +12,7 @@ use gptq_quantizer::produce::{self, Job, Source};
 use gptq_quantizer::sequential::Tiles;
 use gptq_quantizer::table::{self, Row};
 use gptq_runtime::model::{Model, ModelFiles};
+use gptq_runtime::perplexity::Baseline;
 
 use super::common::{self, Calibration, DeviceKind, OnDevice};
 use super::eval::{self, Protocol};
@@ -150,7 +151,12 @@ impl<B: Backend> Work<'_, B> {
         let mut log = quantize::make(&self.device, &job, tiles, title)?;
         if let (Some(m), Some((baseline, windows))) = (self.measurement, baseline) {
             let model = eval::load(&self.device, out)?;
-            let result = eval::measure(&format!("{title}, measuring"), &model, Some(baseline), windows)?;
+            let result = eval::measure(
+                &format!("{title}, measuring"),
+                &model,
+                Some(Baseline::Beside(baseline)),
+                windows,
+            )?;
             let evaluation = quantize::evaluation(&m.dataset.name, m.protocol.join, &result);
             quantize::record_evaluation(&mut log, out, source.files(), evaluation)?;
         }

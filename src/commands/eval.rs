@@ -6,10 +6,10 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use gptq_calibration::dataset::Dataset;
 use gptq_calibration::sampling::windows;
-use gptq_kernels::{Backend, KvDtype};
+use gptq_kernels::{Backend, Cpu, KvDtype};
 use gptq_quantizer::record::QuantizeLog;
 use gptq_runtime::model::{Model, ModelFiles};
-use gptq_runtime::perplexity::{Evaluation, evaluate};
+use gptq_runtime::perplexity::{Baseline, Evaluation, evaluate};
 use serde_json::json;
 
 use super::common::{self, DeviceKind, OnDevice};
@@ -32,8 +32,13 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let windows = protocol.windows(&dataset, &dir)?;
     let baseline = args.baseline.as_ref().map(|model| common::model_dir(model)).transpose()?;
     let kv_dtype = args.kv_cache.kv_cache_dtype;
-    let work =
-        Evaluate { dir: &dir, kv_dtype: kv_dtype.into(), baseline: baseline.as_deref(), windows: &windows };
+    let work = Evaluate {
+        dir: &dir,
+        kv_dtype: kv_dtype.into(),
+        baseline: baseline.as_deref(),
+        baseline_on_cpu: args.baseline_on_cpu,
+        windows: &windows,
+    };
     let config = common::model_config(&dir)?;
     let (result, device) = common::on_device(args.device, &config, work)?;
     let seconds = started.elapsed().as_secs_f64();
@@ -60,6 +65,11 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             comparison.kl_divergence
         ))?;
         output::line(format_args!("top-1 agreement {:.2} %", 100.0 * comparison.top1_agreement))?;
+        if let Some(nmse) = comparison.logit_nmse {
+            output::line(format_args!(
+                "logits          {nmse:.1e} of the baseline's squares, computed in f32 on the CPU"
+            ))?;
+        }
     }
     output::line(format_args!(
         "protocol        {}{}",
@@ -75,6 +85,7 @@ struct Evaluate<'a> {
     dir: &'a Path,
     kv_dtype: KvDtype,
     baseline: Option<&'a Path>,
+    baseline_on_cpu: bool,
     windows: &'a [Vec<u32>],
 }
 
@@ -82,9 +93,14 @@ impl OnDevice for Evaluate<'_> {
     type Output = (Evaluation, String);
 
     fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<Self::Output> {
-        let baseline = self.baseline.map(|dir| load(&device, dir)).transpose()?;
+        let (beside, on_cpu) = match self.baseline {
+            Some(dir) if self.baseline_on_cpu => (None, Some(load(&Cpu::new(), dir)?)),
+            Some(dir) => (Some(load(&device, dir)?), None),
+            None => (None, None),
+        };
+        let baseline = on_cpu.as_ref().map(Baseline::OnCpu).or(beside.as_ref().map(Baseline::Beside));
         let model = load(&device, self.dir)?.with_kv_dtype(self.kv_dtype);
-        Ok((measure("evaluating", &model, baseline.as_ref(), self.windows)?, device.name()))
+        Ok((measure("evaluating", &model, baseline, self.windows)?, device.name()))
     }
 }
 
@@ -125,7 +141,7 @@ pub fn load<B: Backend>(device: &B, dir: &Path) -> Result<Model<B>> {
 pub fn measure<B: Backend>(
     title: &str,
     model: &Model<B>,
-    baseline: Option<&Model<B>>,
+    baseline: Option<Baseline<B>>,
     windows: &[Vec<u32>],
 ) -> Result<Evaluation> {
     let mut progress = Progress::start(title, windows.len() as u64);

@@ -13,7 +13,7 @@ use gptq_quantizer::record::{EvaluationRecord, QuantizeLog};
 use gptq_quantizer::sequential::{Placement, Tiles};
 use gptq_runtime::layout::Stage;
 use gptq_runtime::model::{Model, ModelFiles};
-use gptq_runtime::perplexity::Evaluation;
+use gptq_runtime::perplexity::{Baseline, Evaluation};
 use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
 
 use super::common::{self, Calibration, DeviceKind, OnDevice};
@@ -74,8 +74,12 @@ impl OnDevice for Quantize<'_> {
             let protocol = Protocol { join: JoinArg::Paper, ctx: EVAL_CTX, max_windows: None };
             let windows = protocol.windows(&dataset, dir)?;
             let baseline = Model::load(device.clone(), files)?;
-            let result =
-                eval::measure("evaluating", &eval::load(&device, &args.out)?, Some(&baseline), &windows)?;
+            let result = eval::measure(
+                "evaluating",
+                &eval::load(&device, &args.out)?,
+                Some(Baseline::Beside(&baseline)),
+                &windows,
+            )?;
             record_evaluation(&mut log, &args.out, files, evaluation(&dataset.name, protocol.join, &result))?;
         }
         Ok(log)
