@@ -125,6 +125,7 @@ impl Sums {
         Ok(())
     }
 
+    /// Both sets of logits on the host.
     fn add_squares(&mut self, expected: &[f32], logits: &[f32]) {
         let (error, of_baseline) = self.squares.get_or_insert_default();
         for (expected, got) in expected.iter().zip(logits) {
@@ -171,7 +172,7 @@ enum Reference<'a, B: Backend> {
     OnCpu(Pass<'a, Cpu>),
 }
 
-/// Adds what rows' logits are to be compared with: the rows, the model's own logits, and the tokens that came.
+/// Adds up how far some rows are from the baseline: which, the model's own logits, and the tokens that came.
 type Compare<'a, T> = Box<dyn FnMut(Range<usize>, &T, &[u32], &mut Sums) -> Result<()> + 'a>;
 
 impl<B: Backend> Reference<'_, B> {

@@ -116,8 +116,12 @@ impl Cuda {
         .map_err(Error::driver(kernel))
     }
 
-    /// How many clusters of a launch run at a time.
+    /// How many clusters of a launch run at a time. Of blocks without one, which the driver does not count, there is
+    /// one on every multiprocessor at least.
     pub(crate) fn clusters(&self, kernel: &'static str, launch: &Launch) -> Result<usize> {
+        if launch.cluster == 1 {
+            return Ok(self.multiprocessors());
+        }
         let function = self.function(kernel, launch.mostly_shared)?;
         let mut attributes = self.attributes(&function, kernel, launch)?;
         let config = self.config(launch, &mut attributes);

@@ -128,7 +128,8 @@ struct Grids {
 };
 
 /// Warp groups multiply in turns. While the tensor cores are busy a warp waits to hand them its next product: all at
-/// once would wait together, and then make factors together while the tensor cores wait for them.
+/// once would wait together, and then make factors together while the tensor cores wait for them. Each group has a
+/// barrier, at which it and the group before it meet; barrier 0 is that of the block.
 __device__ __forceinline__ void wait_turn(int group) { asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory"); }
 __device__ __forceinline__ void pass_turn(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(1 + group) : "memory"); }
 
