@@ -137,6 +137,7 @@ mod tests {
             ("panels and one group", 128, 160, 4, contiguous(896, 896)),
             ("panels, one block for all features", 12, 24576, 4, scattered(128, 128)),
             ("panels, two blocks of three groups", 9, 12288, 4, scattered(1024, 256)),
+            ("panels of few rows, which a wide weight takes", 5, 12288, 4, scattered(512, 128)),
             ("panels of eight bits, two groups a stage", 64, 128, 8, scattered(576, 32)),
             ("panels of eight bits, all features one group", 31, 4096, 8, contiguous(512, 512)),
         ] {
@@ -162,22 +163,25 @@ mod tests {
     fn surroundings_conform(device: &impl QuantMatMul, tolerance: f64) {
         let scattered =
             |k: usize, size: usize| -> Vec<u32> { (0..k).map(|i| ((i * 37 % k) / size) as u32).collect() };
-        for (risk, m, n, bits, g_idx) in [
-            ("one row", 1, 96, 4, scattered(512, 128)),
-            ("more tiles than blocks", 2, 4608, 4, scattered(256, 32)),
-            ("eight rows, several rounds", 8, 4608, 4, scattered(256, 64)),
-            ("eight bits", 3, 64, 8, scattered(384, 128)),
-            ("eight bits, small groups", 1, 64, 8, scattered(384, 32)),
-            ("one group", 1, 64, 4, vec![0; 768]),
-            ("groups larger than a portion", 4, 64, 4, scattered(2048, 1024)),
-            ("no whole portions", 1, 64, 4, scattered(320, 64)),
-            ("rows for the tensor cores", 20, 64, 4, scattered(512, 128)),
-            ("panels for the next weight too", 33, 512, 4, scattered(512, 128)),
-            ("the next weight alone takes panels", 12, 256, 4, scattered(576, 64)),
-            ("panels of eight bits", 128, 768, 8, scattered(256, 64)),
-            ("many rows", 70, 64, 4, scattered(512, 128)),
-            ("more rows than panels have", 130, 512, 4, scattered(512, 128)),
-            ("three bits", 2, 64, 3, scattered(256, 64)),
+        for (risk, m, n, bits, g_idx, next_n) in [
+            ("one row", 1, 96, 4, scattered(512, 128), 32),
+            ("more tiles than blocks", 2, 4608, 4, scattered(256, 32), 32),
+            ("eight rows, several rounds", 8, 4608, 4, scattered(256, 64), 32),
+            ("four rows, normed by every block", 4, 64, 4, scattered(4096, 128), 32),
+            ("few rows of a wide weight", 7, 12288, 4, scattered(256, 128), 32),
+            ("few rows, the next weight alone is wide", 6, 256, 4, scattered(256, 64), 12288),
+            ("eight bits", 3, 64, 8, scattered(384, 128), 32),
+            ("eight bits, small groups", 1, 64, 8, scattered(384, 32), 32),
+            ("one group", 1, 64, 4, vec![0; 768], 32),
+            ("groups larger than a portion", 4, 64, 4, scattered(2048, 1024), 32),
+            ("no whole portions", 1, 64, 4, scattered(320, 64), 32),
+            ("rows for the tensor cores", 20, 64, 4, scattered(512, 128), 32),
+            ("panels for the next weight too", 33, 512, 4, scattered(512, 128), 32),
+            ("the next weight alone takes panels", 12, 256, 4, scattered(576, 64), 32),
+            ("panels of eight bits", 128, 768, 8, scattered(256, 64), 32),
+            ("many rows", 70, 64, 4, scattered(512, 128), 32),
+            ("more rows than panels have", 130, 512, 4, scattered(512, 128), 32),
+            ("three bits", 2, 64, 3, scattered(256, 64), 32),
         ] {
             let k = g_idx.len();
             let solved = solved(bits, n, g_idx);
@@ -219,8 +223,8 @@ mod tests {
             let gates = device.gated_weight(&packed, None).unwrap();
             close("gates", &device.normed_gate_up(&on_device, norm, &gates).unwrap(), &gated);
 
-            // The result goes straight into a weight with an order of its own.
-            let mut next = self::solved(bits, 32, scattered(n / 2, n / 4));
+            // The result goes straight into a weight of `next_n` outputs with an order of its own.
+            let mut next = self::solved(bits, next_n, scattered(n / 2, n / 4));
             // So that f16 holds the sums.
             next.scales.iter_mut().for_each(|scale| *scale /= 64.0);
             let next = PackedLinear::pack(&next, 1).unwrap();
@@ -229,7 +233,7 @@ mod tests {
             let gates = device.gated_weight(&packed, order.as_ref()).unwrap();
             let y = device.normed_gate_up(&on_device, norm, &gates).unwrap();
             let rounded: Vec<f32> = gated.iter().map(|x| *x as f32).collect();
-            let expected = matmul_f64(&rounded, &next.dequantized(), (m, 32, n / 2));
+            let expected = matmul_f64(&rounded, &next.dequantized(), (m, next_n, n / 2));
             close("order", &device.quant_matmul(&y, &next_weight).unwrap(), &expected);
         }
     }

@@ -1,22 +1,23 @@
 //! The product with up to eight rows, and with what surrounds it in a model, as one kernel.
 
 use super::fragments::{Around, Fragments, chunk};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Layout, PANEL_ROWS};
+use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Layout};
 use crate::ops::matmul::cuda::FEW_ROWS_OUTPUTS;
 use crate::ops::{add, rms_norm};
 use crate::{Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("stream.cu");
 
-/// Most rows: from the next on they may come in panels.
-const ROWS: usize = *PANEL_ROWS.start() - 1;
+/// Most rows.
+pub(super) const ROWS: usize = 8;
 
 /// Chunks of a portion, portions that a warp has on their way, and tiles times rows whose sums wait: as in the kernel.
 const PORTION: usize = 4;
 const DEPTH: usize = 2;
 const WAITING: usize = 16;
 
-/// A normed input lies in shared memory: at most so many bytes, and eight features a thread.
+/// A normed input lies in shared memory: at most so many bytes, on Hopper, which has more, twice as many; and eight
+/// features a thread. Every block norms all rows, so that many are normed once, by a kernel of its own.
 const NORMED_BYTES: usize = 16 << 10;
 const NORMED_FEATURES: usize = 8;
 
@@ -51,10 +52,15 @@ impl Fragments {
         let ((n, k), rows) = (self.dims, card.shape(x).0);
         let plan = plan(self.bits, k, self.groups, self.group_size).filter(|_| (1..=ROWS).contains(&rows));
         let Some((grids, shift)) = plan else { return Ok(None) };
+        let panels = |order| Layout::of(card, order, rows).panel_tokens > 0;
+        if panels(self.order.as_ref()) || panels(around.order) {
+            return Ok(None);
+        }
         let Some(kernel) = kernel(self.bits, grids) else { return Ok(None) };
         let warps = if card.is_hopper() { 20 } else { 12 };
         let here = rows * k * card.dtype().size();
-        let fused = here <= NORMED_BYTES && k <= NORMED_FEATURES * 32 * warps;
+        let fused = here <= if card.is_hopper() { 2 * NORMED_BYTES } else { NORMED_BYTES }
+            && k <= NORMED_FEATURES * 32 * warps;
         let (x, norm) = match around.norm {
             Some(norm) if fused => (x.clone(), Some(norm)),
             Some(norm) => (card.rms_norm_in_order(x, norm, self.order.as_ref())?, None),
