@@ -2,7 +2,7 @@
 
 use crate::{
     Add, Attention, Embedding, GptqSweep, Hessian, InverseCholesky, MatMul, QuantMatMul, RmsNorm, Rope,
-    SiluMul, TokenLoss, TopLogits,
+    Sample, SiluMul, TokenLoss, TopLogits,
 };
 
 /// A device that can run a model, measure it and quantize it.
@@ -17,6 +17,7 @@ pub trait Backend:
     + QuantMatMul
     + TokenLoss
     + TopLogits
+    + Sample
     + Hessian
     + InverseCholesky
     + GptqSweep
@@ -34,6 +35,7 @@ impl<T> Backend for T where
         + QuantMatMul
         + TokenLoss
         + TopLogits
+        + Sample
         + Hessian
         + InverseCholesky
         + GptqSweep

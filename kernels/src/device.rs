@@ -41,6 +41,11 @@ pub trait Device: Clone + Send + Sync + 'static {
         None
     }
 
+    /// Whether the host may ask for more before it has seen the results of what it asked for.
+    fn works_aside(&self) -> bool {
+        false
+    }
+
     /// Bytes of one element of an activation.
     fn element_size(&self) -> usize;
 

@@ -40,6 +40,7 @@ pub use ops::matmul::MatMul;
 pub use ops::quant_matmul::QuantMatMul;
 pub use ops::rms_norm::{Norm, RmsNorm};
 pub use ops::rope::{QkNorm, Rope, RopeShape};
+pub use ops::sample::{Change, Draw, Drawn, Sample};
 pub use ops::silu_mul::SiluMul;
 pub use ops::token_loss::{Divergence, TokenLoss};
 pub use ops::top_logits::{Likeliest, MOST_CANDIDATES, TopLogits, largest};

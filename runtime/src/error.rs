@@ -51,6 +51,9 @@ pub enum Error {
     #[error("prompt: expected 1 to {} tokens, got {tokens}", limit.saturating_sub(1))]
     Prompt { tokens: usize, limit: usize },
 
+    #[error("the token at place {place}: expected scores, got none that is a finite number")]
+    NoScore { place: usize },
+
     #[error("{name}: expected {expected}, got {got}")]
     Parameter { name: &'static str, expected: &'static str, got: f32 },
 

@@ -97,18 +97,6 @@ impl<'a, B: Backend> Session<'a, B> {
     }
 }
 
-/// Chooses from the few likeliest tokens where they decide, so that the scores of all stay on the device.
-/// logits: `[1, vocab]`
-fn next<B: Backend>(backend: &B, sampler: &mut Sampler, logits: &B::Tensor, seen: &[u32]) -> Result<u32> {
-    if let Some(count) = sampler.candidates(backend.shape(logits).1) {
-        let likeliest = backend.top_logits(logits, count, &[sampler.temperature()])?;
-        if let Some(id) = likeliest.first().and_then(|likeliest| sampler.choose(likeliest, seen, 0)) {
-            return Ok(id);
-        }
-    }
-    Ok(sampler.next(backend.to_vec(logits)?, seen))
-}
-
 /// A sequence and its keys and values.
 struct Sequence<'a, B: Backend> {
     model: &'a Model<B>,
@@ -143,19 +131,30 @@ impl<'a, B: Backend> Sequence<'a, B> {
         self.ids.len()
     }
 
-    /// Chooses tokens after `prompt`, the first one by `logits`, until there are `length` in all.
+    /// Chooses tokens after `prompt`, the first one by `logits`, until there are `length` in all. Where the device works
+    /// beside the host, and a token does not depend on what those before it were but by the scores, the next step is asked
+    /// for before the token of this one is known; after the last token it was in vain.
     fn go_on(
         &mut self,
         prompt: &[u32],
-        mut logits: B::Tensor,
+        logits: B::Tensor,
         length: usize,
         mut sampler: Sampler,
         eos_token_ids: &[u32],
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<FinishReason> {
+        let model = self.model;
+        let backend = model.backend();
+        let ahead = backend.works_aside() && !sampler.remembers();
         let mut seen = prompt.to_vec();
+        let mut chosen = backend.sample(&logits, &[sampler.draw(&seen, 0)])?;
         while seen.len() < length {
-            let id = next(self.model.backend(), &mut sampler, &logits, &seen)?;
+            let next = match ahead && seen.len() + 1 < length {
+                true => Some(self.decode_chosen(&chosen, &mut sampler, seen.len() + 1)?),
+                false => None,
+            };
+            let drawn = backend.chosen(&chosen)?.pop().flatten();
+            let id = drawn.ok_or(Error::NoScore { place: seen.len() })?.id;
             if eos_token_ids.contains(&id) {
                 return Ok(FinishReason::EosToken);
             }
@@ -166,24 +165,43 @@ impl<'a, B: Backend> Sequence<'a, B> {
             if seen.len() == length {
                 break;
             }
-            logits = self.decode(id)?;
+            // What is in the cache is known only now.
+            self.ids.push(id);
+            chosen = match next {
+                Some(next) => next,
+                None => {
+                    let logits = self.decode(id)?;
+                    backend.sample(&logits, &[sampler.draw(&seen, 0)])?
+                }
+            };
         }
         Ok(FinishReason::Length)
     }
 
-    /// Appends one token and returns the logits after it.
+    /// The scores after the last token of `ids`, which is not in the cache yet.
     fn decode(&mut self, id: u32) -> Result<B::Tensor> {
-        let batch = self.batch(1);
-        let logits = self.model.decode(&[id], &batch, &mut self.caches, &mut self.decoder)?;
-        self.ids.push(id);
-        Ok(logits)
+        let batch = self.batch(self.ids.len() - 1, 1);
+        self.model.decode(&[id], &batch, &mut self.caches, &mut self.decoder)
+    }
+
+    /// Asks for the token at `place`, after one that is still being chosen.
+    fn decode_chosen(
+        &mut self,
+        chosen: &B::Chosen,
+        sampler: &mut Sampler,
+        place: usize,
+    ) -> Result<B::Chosen> {
+        let batch = self.batch(place - 1, 1);
+        let logits = self.model.decode_chosen(chosen, &batch, &mut self.caches, &mut self.decoder)?;
+        Ok(self.model.backend().sample(&logits, &[sampler.draw_at(place)])?)
     }
 
     /// Appends tokens and returns the logits after the last one.
     fn feed(&mut self, ids: &[u32]) -> Result<B::Tensor> {
         let mut last = None;
         for ids in ids.chunks(PREFILL_ROWS) {
-            let hidden = self.model.forward(ids, &self.batch(ids.len()), Some(&mut self.caches))?;
+            let batch = self.batch(self.ids.len(), ids.len());
+            let hidden = self.model.forward(ids, &batch, Some(&mut self.caches))?;
             self.ids.extend_from_slice(ids);
             last = Some((hidden, ids.len() - 1));
         }
@@ -191,9 +209,9 @@ impl<'a, B: Backend> Sequence<'a, B> {
         self.model.logits(&hidden, row..row + 1)
     }
 
-    /// The next `rows` tokens.
-    fn batch(&self, rows: usize) -> Batch {
-        let sequence = SequenceRows { rows, context: self.ids.len(), blocks: self.blocks.clone() };
+    /// `rows` tokens after the first `context`.
+    fn batch(&self, context: usize, rows: usize) -> Batch {
+        let sequence = SequenceRows { rows, context, blocks: self.blocks.clone() };
         Batch { sequences: vec![sequence] }
     }
 }

@@ -1,10 +1,10 @@
-//! Choosing the next token from logits, as transformers' `generate` does: repetition penalty, temperature,
-//! top-k, top-p, then a draw.
+//! How the next token is to be chosen, as transformers' `generate` does it: repetition penalty, temperature, top-k,
+//! top-p, then a draw. Devices choose, see [`gptq_kernels::Sample`]; here it is said by what.
 
 mod probabilities;
 mod sampler;
 
-pub use probabilities::{TokenProbability, likeliest_probabilities, log_probabilities, top_probabilities};
+pub use probabilities::{TokenProbability, top_probabilities};
 pub use sampler::Sampler;
 
 use crate::{Error, Result};
@@ -39,11 +39,6 @@ impl SamplingParams {
             }
             _ => Ok(()),
         }
-    }
-
-    /// The logit of a token that was seen before.
-    fn repeated(&self, logit: f32) -> f32 {
-        if logit > 0.0 { logit / self.repetition_penalty } else { logit * self.repetition_penalty }
     }
 }
 

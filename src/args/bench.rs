@@ -135,6 +135,18 @@ pub struct DecodeBenchArgs {
     #[arg(long, value_delimiter = ',', default_value = "1", value_parser = at_least_one)]
     pub batch: Vec<usize>,
 
+    /// 0 takes the most likely token
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f32,
+
+    /// Smallest set of tokens with this much probability
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f32,
+
+    /// Keep this many tokens; 0 keeps all
+    #[arg(long, default_value_t = 0)]
+    pub top_k: usize,
+
     #[command(flatten)]
     pub kv_cache: KvCacheArgs,
 

@@ -76,7 +76,9 @@ pub struct ServeArgs {
     #[arg(long, env = "MAX_STOP_SEQUENCES", default_value_t = 4)]
     pub max_stop_sequences: usize,
 
-    #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 5)]
+    /// Most alternatives that are reported with a token, 64 or fewer
+    #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 5,
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=64))]
     pub max_top_n_tokens: usize,
 
     /// Clients must send `Authorization: Bearer KEY`

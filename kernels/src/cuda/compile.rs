@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use cudarc::nvrtc::{result as nvrtc, sys};
 
 use crate::ops::gptq_sweep::TIES_OUTWARD;
+use crate::ops::sample::{FRACTION_BITS, ID_BITS, OCTAVES, SERIES};
 use crate::{Dtype, Error, KV_BLOCK_ROWS, Result, ops};
 
 /// Kernels that are compiled together, at the first use of one of them.
@@ -54,7 +55,7 @@ const FEW_ROWS: [(&str, &str); 7] = [
     ("quant_matmul/hopper.cu", ops::quant_matmul::hopper::SOURCE),
 ];
 
-const COMMON: [(&str, &str); 19] = [
+const COMMON: [(&str, &str); 20] = [
     ("prelude.cu", include_str!("prelude.cu")),
     ("columns.cu", include_str!("columns.cu")),
     ("add.cu", ops::add::cuda::SOURCE),
@@ -74,6 +75,7 @@ const COMMON: [(&str, &str); 19] = [
     ("silu_mul.cu", ops::silu_mul::cuda::SOURCE),
     ("token_loss.cu", ops::token_loss::cuda::SOURCE),
     ("top_logits.cu", ops::top_logits::cuda::SOURCE),
+    ("sample.cu", ops::sample::cuda::SOURCE),
 ];
 
 /// Machine code of a program for a card of compute capability `arch`, from the cache where it is there.
@@ -107,6 +109,10 @@ fn options(arch: (i32, i32), dtype: Dtype) -> Vec<String> {
         format!("-DF32={}", (dtype == Dtype::F32) as u8),
         format!("-DKV_BLOCK_ROWS={KV_BLOCK_ROWS}"),
         format!("-DTIES_OUTWARD={TIES_OUTWARD:.9}f"),
+        format!("-DSAMPLE_FRACTION_BITS={FRACTION_BITS}"),
+        format!("-DSAMPLE_OCTAVES={OCTAVES}"),
+        format!("-DSAMPLE_ID_BITS={ID_BITS}"),
+        format!("-DSAMPLE_SERIES={}", SERIES.map(|x| format!("{x:e}f")).join(",")),
     ]
 }
 

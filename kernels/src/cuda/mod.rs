@@ -1,6 +1,7 @@
 //! The CUDA backend: f16, bf16 or f32 with f32 sums, cuBLAS and cuSOLVER for products and factors, our own
 //! kernels for the rest. Libraries are loaded when the program runs; nothing of CUDA is needed to build.
 
+mod answer;
 mod blas;
 mod compile;
 mod launch;
@@ -24,6 +25,7 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStrea
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+pub(crate) use answer::Answer;
 pub(crate) use blas::Operand;
 use compile::Program;
 pub(crate) use launch::{Arg, Launch};
@@ -213,6 +215,10 @@ impl Device for Cuda {
 
     fn launches(&self) -> Option<u64> {
         Some(self.inner.launches.load(Ordering::Relaxed))
+    }
+
+    fn works_aside(&self) -> bool {
+        true
     }
 
     fn element_size(&self) -> usize {

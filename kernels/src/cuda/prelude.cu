@@ -207,6 +207,16 @@ __device__ __forceinline__ float read_of_block(const float* mine, int block) {
     return x;
 }
 
+__device__ __forceinline__ u32 read_of_block(const u32* mine, int block) {
+    return __float_as_uint(read_of_block((const float*)mine, block));
+}
+__device__ __forceinline__ u64 read_of_block(const u64* mine, int block) {
+    u64 x;
+    asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %1, %2;\nld.shared::cluster.u64 %0, [there];\n}"
+                 : "=l"(x) : "r"(shared_address(mine)), "r"(block) : "memory");
+    return x;
+}
+
 /// The same of two or four neighbours.
 __device__ __forceinline__ void read_of_block(float (&x)[2], const float* mine, int block) {
     asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %2, %3;\n"

@@ -4,11 +4,10 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{
-    CudaEvent, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DeviceRepr, PinnedHostSlice,
-};
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, PinnedHostSlice};
 use rayon::prelude::*;
 
+use super::answer::Pieces;
 use super::shelf::Shelf;
 use super::{Cuda, CudaTensor};
 use crate::{Error, HostTensor, Result};
@@ -22,9 +21,6 @@ const PIECE: usize = 1 << 20;
 
 /// From here on an upload goes through pinned memory.
 const LARGE: usize = 4 << 20;
-
-/// Bytes of the pinned memory that small downloads go through.
-const FEW: usize = 64 << 10;
 
 /// Bytes on the card that may still be under way.
 pub(crate) struct Bytes {
@@ -89,8 +85,7 @@ pub(super) struct Transfers {
     pub(super) down: Arc<CudaStream>,
     /// Made at the first large upload.
     chunks: Mutex<Vec<Chunk>>,
-    /// Made at the first small download.
-    few: Mutex<Option<PinnedHostSlice<u8>>>,
+    pub(super) answers: Pieces,
     /// Pinned memory that no parked tensor uses any more.
     pub(super) pinned: Arc<Mutex<Vec<PinnedHostSlice<u8>>>>,
     /// Tensors whose memory a copy to the host still reads.
@@ -110,7 +105,7 @@ impl Transfers {
             up: another()?,
             down: another()?,
             chunks: Mutex::default(),
-            few: Mutex::default(),
+            answers: Pieces::default(),
             pinned: Arc::default(),
             leaving: Mutex::default(),
         })
@@ -150,29 +145,6 @@ impl Cuda {
         }
         self.inner.stream.synchronize().map_err(Error::driver("copy from the card"))?;
         Ok(values)
-    }
-
-    /// The same for what every token waits for: the driver copies pinned memory without a stop on the way.
-    pub(crate) fn download_few(&self, view: &CudaView<u8>) -> Result<Vec<u8>> {
-        let failed = || Error::driver("copy from the card");
-        if view.len() > FEW || view.is_empty() {
-            return self.download(view);
-        }
-        let stream = &self.inner.stream;
-        let mut few = lock(&self.inner.transfers.few);
-        let memory = match few.take() {
-            Some(memory) => memory,
-            // SAFETY: what is read of it was copied there before.
-            None => unsafe { stream.context().alloc_pinned_with_flags(FEW, 0) }.map_err(failed())?,
-        };
-        let memory = few.insert(memory);
-        let target = &mut memory.as_mut_slice().map_err(failed())?[..view.len()];
-        let (address, _guard) = view.device_ptr(stream);
-        // SAFETY: both sides have so many bytes, and nobody touches them before the stream has been waited for.
-        unsafe { cudarc::driver::result::memcpy_dtoh_async(target, address, stream.cu_stream()) }
-            .map_err(failed())?;
-        stream.synchronize().map_err(failed())?;
-        Ok(target.to_vec())
     }
 
     /// The same beside the computing that follows; only the calling thread waits.

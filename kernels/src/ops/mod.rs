@@ -10,6 +10,7 @@ pub mod matmul;
 pub mod quant_matmul;
 pub mod rms_norm;
 pub mod rope;
+pub mod sample;
 pub mod silu_mul;
 pub mod token_loss;
 pub mod top_logits;

@@ -12,12 +12,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use gptq_kernels::{Backend, KV_BLOCK_ROWS, Likeliest};
+use gptq_kernels::{Backend, KV_BLOCK_ROWS};
 
 use crate::model::Model;
-use crate::sampling::{Adjustments, SamplingParams};
+use crate::sampling::{Adjustments, SamplingParams, TokenProbability};
 use crate::{Error, Result};
-use runner::{Found, Runner, Scores};
+use runner::{Found, Runner};
 use scheduler::Scheduler;
 use sequence::Sequence;
 pub use sequence::{Event, PromptToken, Request, Task, Token};
@@ -97,12 +97,7 @@ pub fn run<B: Backend>(model: &Model<B>, limits: EngineLimits, inbox: Inbox) -> 
             got: limits.max_batch_total_tokens as f32,
         });
     }
-    let mut engine = Engine {
-        runner: Runner::new(model, blocks)?,
-        scheduler: limits.scheduler(blocks),
-        limits,
-        stats: Arc::default(),
-    };
+    let mut engine = Engine::new(Runner::new(model, blocks)?, limits, blocks);
     engine.warm_up()?;
     // The first client finds counters at zero and nothing in the cache.
     (engine.scheduler, engine.stats) = (limits.scheduler(blocks), inbox.stats);
@@ -124,9 +119,30 @@ struct Engine<'a, B: Backend> {
     scheduler: Scheduler,
     limits: EngineLimits,
     stats: Arc<EngineStats>,
+    /// Requests so far.
+    serial: u64,
+    /// Whether steps are asked for before the tokens that they begin with are known.
+    looks_ahead: bool,
+    /// Such a step.
+    ahead: Option<Asked<B>>,
 }
 
-impl<B: Backend> Engine<'_, B> {
+/// A step whose tokens are being chosen.
+struct Asked<B: Backend> {
+    /// The sequences that get one.
+    serials: Vec<u64>,
+    chosen: B::Chosen,
+    /// Alternatives to be reported with each.
+    tops: Vec<Vec<TokenProbability>>,
+}
+
+impl<'a, B: Backend> Engine<'a, B> {
+    fn new(runner: Runner<'a, B>, limits: EngineLimits, blocks: usize) -> Self {
+        let looks_ahead = runner.device().works_aside();
+        let (scheduler, stats) = (limits.scheduler(blocks), Arc::default());
+        Self { runner, scheduler, limits, stats, serial: 0, looks_ahead, ahead: None }
+    }
+
     fn serve(&mut self, requests: &Receiver<Option<Request>>) {
         loop {
             if self.scheduler.is_idle() {
@@ -181,7 +197,9 @@ impl<B: Backend> Engine<'_, B> {
     }
 
     fn accept(&mut self, request: Request) {
-        match Sequence::new(request, self.limits.max_total_tokens) {
+        self.serial += 1;
+        let limits = (self.limits.max_total_tokens, self.runner.vocab());
+        match Sequence::new(request, self.serial, limits) {
             Ok(sequence) => self.scheduler.waiting.push_back(sequence),
             Err(refused) => {
                 let (events, error) = *refused;
@@ -195,44 +213,81 @@ impl<B: Backend> Engine<'_, B> {
     fn step(&mut self) {
         let Err(error) = self.try_step() else { return };
         let message = error.to_string();
+        self.ahead = None;
         self.scheduler.running.iter().for_each(|sequence| sequence.fail(&message));
         self.scheduler.remove(&vec![true; self.scheduler.running.len()]);
         self.scheduler.blocks.forget_all();
     }
 
+    /// Asks for a step, where none is on its way, and for the one after it where that is possible already; then takes the
+    /// tokens of the first.
     fn try_step(&mut self) -> Result<()> {
         self.scheduler.drop_cancelled();
+        let asked = match self.ahead.take() {
+            Some(asked) => Some(asked),
+            None => self.ask()?,
+        };
+        self.scheduler.name_full_blocks();
+        let Some(asked) = asked else { return Ok(()) };
+        if self.looks_ahead {
+            self.ahead = self.ask_ahead(&asked)?;
+        }
+        self.take(asked)
+    }
+
+    /// The next step; `None` where it gives nobody a token.
+    fn ask(&mut self) -> Result<Option<Asked<B>>> {
         let step = self.scheduler.next();
         self.stats.cached_tokens.fetch_add(step.cached as u64, Relaxed);
         self.stats.preemptions.fetch_add(step.preempted as u64, Relaxed);
         self.report();
         if step.ids.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let Found { scores, expected } = self.runner.step(&step)?;
+        self.stats.steps.fetch_add(1, Relaxed);
+        let running = &mut self.scheduler.running;
         for ((i, _), tokens) in step.continued.iter().zip(expected) {
-            if let Some(prompt) = &mut self.scheduler.running[*i].expected {
+            if let Some(prompt) = &mut running[*i].expected {
                 prompt.extend(tokens);
             }
         }
-        self.scheduler.name_full_blocks();
+        let Some(scores) = scores else { return Ok(None) };
+        let count = step.ready.iter().map(|i| running[*i].top_n()).max().unwrap_or(0);
+        let mut tops = self.runner.likeliest(&scores, count)?;
+        tops.iter_mut().zip(&step.ready).for_each(|(top, i)| top.truncate(running[*i].top_n()));
+        let draws: Vec<_> = step.ready.iter().map(|i| running[*i].draw()).collect();
+        let serials = step.ready.iter().map(|i| running[*i].serial).collect();
+        Ok(Some(Asked { serials, chosen: self.runner.sample(&scores, &draws)?, tops }))
+    }
+
+    /// The step after one whose tokens are being chosen. What it finds for a sequence that turns out to have ended is
+    /// nobody's, and its keys lie in blocks that whoever gets them next writes anew.
+    fn ask_ahead(&mut self, asked: &Asked<B>) -> Result<Option<Asked<B>>> {
+        let Some(batch) = self.scheduler.ahead(&asked.serials) else { return Ok(None) };
+        let scores = self.runner.step_ahead(&asked.chosen, &batch)?;
         self.stats.steps.fetch_add(1, Relaxed);
-        self.stats.tokens.fetch_add(step.ready.len() as u64, Relaxed);
-        let mut done = vec![false; self.scheduler.running.len()];
-        if let Some(scores) = scores {
-            let running = &mut self.scheduler.running;
-            let likeliest = likeliest(&scores, running, &step.ready)?;
-            for (row, i) in step.ready.into_iter().enumerate() {
-                let chosen = likeliest.get(row).and_then(|likeliest| {
-                    running[i].candidates(scores.vocab()).and_then(|_| running[i].choose(likeliest))
-                });
-                done[i] = match chosen {
-                    Some(last) => last,
-                    None => running[i].advance(scores.row(row)?),
-                };
+        let draws: Vec<_> = self.scheduler.running.iter_mut().map(Sequence::draw_ahead).collect();
+        let (serials, tops) = (asked.serials.clone(), vec![Vec::new(); draws.len()]);
+        Ok(Some(Asked { serials, chosen: self.runner.sample(&scores, &draws)?, tops }))
+    }
+
+    /// Waits for the tokens and hands them out to those who are still there.
+    fn take(&mut self, asked: Asked<B>) -> Result<()> {
+        let drawn = self.runner.device().chosen(&asked.chosen)?;
+        self.stats.tokens.fetch_add(drawn.len() as u64, Relaxed);
+        let running = &mut self.scheduler.running;
+        let mut done = vec![false; running.len()];
+        for ((serial, drawn), top) in asked.serials.iter().zip(drawn).zip(asked.tops) {
+            // In order of arrival.
+            if let Ok(i) = running.binary_search_by_key(serial, |sequence| sequence.serial) {
+                done[i] = running[i].take(drawn, top);
             }
         }
         self.scheduler.remove(&done);
+        if self.scheduler.running.is_empty() {
+            self.ahead = None;
+        }
         Ok(())
     }
 
@@ -241,18 +296,4 @@ impl<B: Backend> Engine<'_, B> {
         self.stats.running.store(self.scheduler.running.len(), Relaxed);
         self.stats.used_blocks.store(self.scheduler.blocks.used(), Relaxed);
     }
-}
-
-/// The likeliest tokens of every row, as many as any sequence asks for; none where all sequences need all scores.
-fn likeliest<B: Backend>(
-    scores: &Scores<B>,
-    running: &[Sequence],
-    ready: &[usize],
-) -> Result<Vec<Likeliest>> {
-    let vocab = scores.vocab();
-    let Some(count) = ready.iter().filter_map(|i| running[*i].candidates(vocab)).max() else {
-        return Ok(Vec::new());
-    };
-    let temperatures: Vec<f32> = ready.iter().map(|i| running[*i].temperature()).collect();
-    scores.likeliest(count, &temperatures)
 }

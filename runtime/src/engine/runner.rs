@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use gptq_kernels::{Backend, Likeliest};
+use gptq_kernels::{Backend, Batch, Draw};
 
 use super::scheduler::Step;
 use super::sequence::PromptToken;
 use crate::Result;
 use crate::model::{Decoder, KvCaches, Model};
-use crate::sampling::top_probabilities;
+use crate::sampling::{TokenProbability, top_probabilities};
 
 /// Rows of a prompt whose scores exist at once: those of a vocabulary are large.
 const SCORED_ROWS: usize = 256;
@@ -30,18 +30,11 @@ pub struct Continued {
 }
 
 /// What one step found.
-pub struct Found<'a, B: Backend> {
-    /// After each of the step's `rows`, of which there may be none.
-    pub scores: Option<Scores<'a, B>>,
+pub struct Found<B: Backend> {
+    /// Scores after each of the step's `rows`, of which there may be none, `[rows, vocab]`; until the next step.
+    pub scores: Option<B::Tensor>,
     /// The tokens after the rows of each of its `continued`.
     pub expected: Vec<Vec<PromptToken>>,
-}
-
-/// The logits after some rows, still on the device; until the next step.
-pub struct Scores<'a, B: Backend> {
-    backend: &'a B,
-    /// `[rows, vocab]`
-    logits: B::Tensor,
 }
 
 impl<'a, B: Backend> Runner<'a, B> {
@@ -53,8 +46,12 @@ impl<'a, B: Backend> Runner<'a, B> {
         self.model.backend()
     }
 
+    pub fn vocab(&self) -> usize {
+        self.model.config.vocab_size
+    }
+
     /// One forward pass.
-    pub fn step(&mut self, step: &Step) -> Result<Found<'_, B>> {
+    pub fn step(&mut self, step: &Step) -> Result<Found<B>> {
         let Step { ids, batch, rows, continued, .. } = step;
         let mut expected = Vec::new();
         let decodes = batch.sequences.iter().all(|sequence| sequence.rows == 1) && rows.len() == ids.len();
@@ -71,8 +68,25 @@ impl<'a, B: Backend> Runner<'a, B> {
             let hidden = self.model.backend().gather_rows(&hidden, rows)?;
             self.model.logits(&hidden, 0..rows.len())?
         };
-        let scores = Some(Scores { backend: self.model.backend(), logits });
-        Ok(Found { scores, expected })
+        Ok(Found { scores: Some(logits), expected })
+    }
+
+    /// The scores after tokens that are still being chosen, one a sequence.
+    pub fn step_ahead(&mut self, chosen: &B::Chosen, batch: &Batch) -> Result<B::Tensor> {
+        self.model.decode_chosen(chosen, batch, &mut self.caches, &mut self.decoder)
+    }
+
+    /// Asks for a token after every row of scores.
+    pub fn sample(&self, scores: &B::Tensor, draws: &[Draw]) -> Result<B::Chosen> {
+        Ok(self.device().sample(scores, draws)?)
+    }
+
+    /// The `count` likeliest tokens after every row of scores.
+    pub fn likeliest(&self, scores: &B::Tensor, count: usize) -> Result<Vec<Vec<TokenProbability>>> {
+        match count.min(self.vocab()) {
+            0 => Ok(vec![Vec::new(); self.device().shape(scores).0]),
+            count => Ok(self.device().top_logits(scores, count)?.iter().map(top_probabilities).collect()),
+        }
     }
 
     fn expected(&self, hidden: &B::Tensor, continued: &Continued) -> Result<Vec<PromptToken>> {
@@ -82,32 +96,10 @@ impl<'a, B: Backend> Runner<'a, B> {
             let logits = self.model.logits(hidden, start..start + next.len())?;
             start += next.len();
             let losses = backend.token_loss(&logits, next)?;
-            let tops = match continued.top_n.min(backend.shape(&logits).1) {
-                0 => vec![Vec::new(); next.len()],
-                count => {
-                    let likeliest = backend.top_logits(&logits, count, &vec![1.0; next.len()])?;
-                    likeliest.iter().map(top_probabilities).collect()
-                }
-            };
+            let tops = self.likeliest(&logits, continued.top_n)?;
             let each = next.iter().zip(losses).zip(tops);
             tokens.extend(each.map(|((id, loss), top)| PromptToken { id: *id, logprob: Some(-loss), top }));
         }
         Ok(tokens)
-    }
-}
-
-impl<B: Backend> Scores<'_, B> {
-    pub fn vocab(&self) -> usize {
-        self.backend.shape(&self.logits).1
-    }
-
-    /// The `count` likeliest tokens of every row.
-    pub fn likeliest(&self, count: usize, temperatures: &[f32]) -> Result<Vec<Likeliest>> {
-        Ok(self.backend.top_logits(&self.logits, count, temperatures)?)
-    }
-
-    /// All scores of one row, `[vocab]`.
-    pub fn row(&self, row: usize) -> Result<Vec<f32>> {
-        Ok(self.backend.to_vec(&self.backend.rows(&self.logits, row..row + 1)?)?)
     }
 }

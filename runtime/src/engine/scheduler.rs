@@ -61,13 +61,13 @@ impl Scheduler {
         self.running.retain(|_| done.next() != Some(&true));
     }
 
-    /// To be called after a step: its full blocks can serve other sequences. A block without a name is never found.
+    /// To be called after a step was asked for: its full blocks can serve other sequences. A block without a name is never found.
     pub fn name_full_blocks(&mut self) {
         if !self.prefix_cache {
             return;
         }
         for sequence in &mut self.running {
-            let done = &sequence.ids[..sequence.context];
+            let done = &sequence.ids[..sequence.context.min(sequence.ids.len())];
             self.blocks.name(done, &sequence.blocks, &mut sequence.chain);
         }
     }
@@ -99,6 +99,28 @@ impl Scheduler {
             self.running.push(sequence);
         }
         step
+    }
+
+    /// The batch of a step for the tokens after those that `serials`' sequences are getting; `None` where other things
+    /// come first: somebody waits who may find room, or a sequence needs to be looked at before.
+    pub fn ahead(&mut self, serials: &[u64]) -> Option<Batch> {
+        let may_come = !self.waiting.is_empty() && self.running.len() < self.max_running;
+        let all = self.running.iter().map(|sequence| &sequence.serial).eq(serials);
+        if may_come || !all || !self.running.iter().all(Sequence::is_predictable) {
+            return None;
+        }
+        for sequence in &mut self.running {
+            // A block that was taken already is needed for the next step in any case.
+            if !self.blocks.grow(&mut sequence.blocks, sequence.context + 1) {
+                return None;
+            }
+        }
+        let rows = |sequence: &mut Sequence| {
+            let (context, blocks) = (sequence.context, sequence.blocks.clone());
+            sequence.context += 1;
+            SequenceRows { rows: 1, context, blocks }
+        };
+        Some(Batch { sequences: self.running.iter_mut().map(rows).collect() })
     }
 
     fn rows(&self, sequence: &Sequence, budget: usize) -> usize {

@@ -3,14 +3,12 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use gptq_kernels::{Likeliest, MOST_CANDIDATES};
+use gptq_kernels::{Draw, Drawn, MOST_CANDIDATES};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::blocks::Chain;
 use crate::generate::FinishReason;
-use crate::sampling::{
-    Adjustments, Sampler, SamplingParams, TokenProbability, likeliest_probabilities, log_probabilities,
-};
+use crate::sampling::{Adjustments, Sampler, SamplingParams, TokenProbability};
 use crate::{Error, Result};
 
 /// A prompt, and how to continue it.
@@ -70,9 +68,12 @@ pub struct Token {
 
 /// A request on its way through the engine.
 pub(super) struct Sequence {
+    /// No two have the same.
+    pub serial: u64,
     /// Prompt and generated ids.
     pub ids: Vec<u32>,
-    /// How many of `ids` have their keys in the cache.
+    /// How many tokens have their keys in the cache: of `ids`, and one that is still being chosen where a step was asked
+    /// for ahead.
     pub context: usize,
     pub blocks: Vec<u32>,
     pub chain: Chain,
@@ -85,17 +86,20 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
+    /// `limit`: tokens of prompt and answer at most; `vocab`: of the model.
     pub fn new(
         mut request: Request,
-        limit: usize,
+        serial: u64,
+        (limit, vocab): (usize, usize),
     ) -> std::result::Result<Self, Box<(UnboundedSender<Event>, Error)>> {
-        match Self::check(&request.task, limit) {
+        match Self::check(&request.task, limit, vocab) {
             Ok(sampler) => {
                 let ids = std::mem::take(&mut request.task.prompt);
                 let (prompt, blocks, chain) = (ids.len(), Vec::new(), Chain::default());
                 let first = PromptToken { id: ids[0], logprob: None, top: Vec::new() };
                 let expected = request.task.prompt_logprobs.then(|| vec![first]);
                 Ok(Self {
+                    serial,
                     ids,
                     context: 0,
                     blocks,
@@ -111,17 +115,18 @@ impl Sequence {
         }
     }
 
-    fn check(task: &Task, limit: usize) -> Result<Sampler> {
+    fn check(task: &Task, limit: usize, vocab: usize) -> Result<Sampler> {
         let tokens = task.prompt.len().saturating_add(task.max_new_tokens);
         if task.prompt.is_empty() || task.max_new_tokens == 0 || tokens > limit {
             return Err(Error::Prompt { tokens, limit });
         }
-        if task.prompt_logprobs && task.top_n > MOST_CANDIDATES {
-            return Err(Error::Parameter {
-                name: "alternatives of a prompt's tokens",
-                expected: "at most 64",
-                got: task.top_n as f32,
-            });
+        let (name, expected) = ("alternatives of a token", "at most 64");
+        if task.top_n > MOST_CANDIDATES {
+            return Err(Error::Parameter { name, expected, got: task.top_n as f32 });
+        }
+        let (name, expected) = ("logit_bias", "ids of the vocabulary");
+        if let Some((id, _)) = task.adjustments.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
+            return Err(Error::Parameter { name, expected, got: *id as f32 });
         }
         Sampler::adjusted(task.sampling.clone(), task.adjustments.clone())
     }
@@ -158,34 +163,29 @@ impl Sequence {
         }
     }
 
-    /// How many of the likeliest tokens are probably enough to go on; `None` where the scores of all are needed.
-    pub fn candidates(&self, vocab: usize) -> Option<usize> {
-        let count = self.sampler.candidates(vocab)?.max(self.request.task.top_n);
-        (count <= MOST_CANDIDATES.min(vocab)).then_some(count)
+    /// How the next token is drawn.
+    pub fn draw(&mut self) -> Draw {
+        self.sampler.draw(&self.ids, self.prompt)
     }
 
-    /// The temperature that the mass of all tokens is wanted for.
-    pub fn temperature(&self) -> f32 {
-        self.sampler.temperature()
+    /// How the token after the one that is being chosen is drawn; for a sequence that [`Self::is_predictable`].
+    pub fn draw_ahead(&mut self) -> Draw {
+        self.sampler.draw_at(self.ids.len() + 1)
     }
 
-    /// Chooses the next token from the likeliest ones and reports it; `None` where that takes all after all, `true`
-    /// when it is the last.
-    pub fn choose(&mut self, likeliest: &Likeliest) -> Option<bool> {
-        let id = self.sampler.choose(likeliest, &self.ids, self.prompt)?;
-        let (logprob, top) = likeliest_probabilities(likeliest, id, self.request.task.top_n)?;
-        Some(self.take(id, logprob, top))
+    /// Whether there is a token after the one that is being chosen, as far as can be known, and everything about it but
+    /// its scores is known.
+    pub fn is_predictable(&self) -> bool {
+        let more = self.ids.len() + 1 - self.prompt < self.request.task.max_new_tokens;
+        more && !self.sampler.remembers() && self.top_n() == 0
     }
 
-    /// Chooses the next token and reports it; `true` when it is the last.  logits: `[vocab]`
-    pub fn advance(&mut self, logits: Vec<f32>) -> bool {
-        let raw = logits.clone();
-        let id = self.sampler.next_after(logits, &self.ids, self.prompt);
-        let (logprob, top) = log_probabilities(&raw, id, self.request.task.top_n);
-        self.take(id, logprob, top)
-    }
-
-    fn take(&mut self, id: u32, logprob: f32, top: Vec<TokenProbability>) -> bool {
+    /// Appends and reports the next token, `None` where the model had no score; `true` when it is the last.
+    pub fn take(&mut self, drawn: Option<Drawn>, top: Vec<TokenProbability>) -> bool {
+        let Some(Drawn { id, logprob }) = drawn else {
+            self.fail(&Error::NoScore { place: self.ids.len() }.to_string());
+            return true;
+        };
         if let Some(prompt) = self.expected.take() {
             self.say(Event::Prompt(prompt));
         }

@@ -39,7 +39,7 @@ fn engine(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<'_, Cpu> 
     };
     let blocks = max_batch_total_tokens / KV_BLOCK_ROWS;
     let runner = Runner::new(model, blocks).unwrap();
-    Engine { runner, scheduler: limits.scheduler(blocks), limits, stats: Arc::default() }
+    Engine::new(runner, limits, blocks)
 }
 
 fn ask(engine: &mut Engine<'_, Cpu>, prompt: &[u32]) -> UnboundedReceiver<Event> {
@@ -268,4 +268,89 @@ fn an_int8_cache_says_the_same_whether_it_finds_or_computes_and_after_preemption
     finish(&mut preempts);
     assert!(preempts.stats.preemptions.load(Relaxed) > 0, "the cache was large enough for all");
     assert_eq!(events.into_iter().rev().map(tokens).collect::<Vec<_>>(), expected);
+}
+
+/// An engine whose device is said to work beside the host.
+fn looking_ahead(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<'_, Cpu> {
+    Engine { looks_ahead: true, ..engine(model, max_batch_total_tokens) }
+}
+
+/// What each prompt got until it ended, and how often a step was on its way while tokens were taken.
+fn said(engine: &mut Engine<'_, Cpu>, change: impl Fn(&mut Task)) -> (Vec<Vec<u32>>, usize) {
+    let events: Vec<_> = prompts().iter().map(|prompt| ask_with(engine, prompt, &change)).collect();
+    let mut ahead = 0;
+    while !engine.scheduler.is_idle() {
+        engine.try_step().unwrap();
+        ahead += usize::from(engine.ahead.is_some());
+    }
+    assert_eq!(engine.scheduler.blocks.used(), 0);
+    let ids = |mut events: UnboundedReceiver<Event>| {
+        let tokens = std::iter::from_fn(|| events.try_recv().ok());
+        tokens
+            .filter_map(|event| if let Event::Token(token) = event { Some(token.id) } else { None })
+            .collect()
+    };
+    (events.into_iter().map(ids).collect(), ahead)
+}
+
+#[test]
+fn steps_that_were_asked_for_ahead_change_no_answer() {
+    let folder = folder();
+    let model = model(folder.path());
+    let ends: Vec<u32> = alone(&model).iter().take(3).map(|answer| answer[9]).collect();
+    let warm = SamplingParams { temperature: 0.9, top_p: 0.95, top_k: 30, repetition_penalty: 1.0, seed: 4 };
+    for (risk, tokens, looks) in [("room for all", 1024, true), ("somebody is sent away", 160, false)] {
+        for (what, change) in [
+            ("to the last token", &(|_: &mut Task| ()) as &dyn Fn(&mut Task)),
+            ("some end before", &|task: &mut Task| task.eos_token_ids = ends.clone()),
+            ("drawn", &|task: &mut Task| task.sampling = warm.clone()),
+            ("of different lengths", &|task: &mut Task| task.max_new_tokens = 1 + task.prompt.len() % 9),
+        ] {
+            let (expected, never) = said(&mut engine(&model, 1024), change);
+            let (got, ahead) = said(&mut looking_ahead(&model, tokens), change);
+            assert_eq!(got, expected, "{risk}, {what}");
+            assert_eq!(never, 0, "a device that works at once");
+            assert!(ahead > 0 || !looks, "{risk}, {what}: nothing was asked for ahead");
+        }
+    }
+}
+
+#[test]
+fn what_depends_on_the_last_token_is_not_asked_for_before_it_is_known() {
+    let folder = folder();
+    let model = model(folder.path());
+    for change in [
+        &(|task: &mut Task| task.sampling.repetition_penalty = 1.3) as &dyn Fn(&mut Task),
+        &|task: &mut Task| task.adjustments.frequency_penalty = 0.7,
+        &|task: &mut Task| task.top_n = 2,
+        &|task: &mut Task| task.max_new_tokens = 1,
+    ] {
+        let (expected, _) = said(&mut engine(&model, 1024), change);
+        assert_eq!(said(&mut looking_ahead(&model, 1024), change), (expected, 0));
+    }
+}
+
+#[test]
+fn clients_come_and_go_while_a_step_is_on_its_way() {
+    let folder = folder();
+    let model = model(folder.path());
+    let expected = alone(&model);
+    let mut engine = looking_ahead(&model, 1024);
+    let stays = ask(&mut engine, &prompts()[0]);
+    let leaves = ask(&mut engine, &prompts()[1]);
+    while engine.ahead.is_none() {
+        engine.try_step().unwrap();
+    }
+    drop(leaves);
+    let comes = ask(&mut engine, &prompts()[2]);
+    engine.try_step().unwrap();
+    assert!(engine.ahead.is_none(), "who waits does not wait for a second step");
+    finish(&mut engine);
+    assert_eq!([tokens(stays), tokens(comes)], [expected[0].clone(), expected[2].clone()]);
+    // What was generated is named, and found by the next turn.
+    let long: Vec<u32> = prompts()[0].iter().chain(&expected[0]).copied().chain([5]).collect();
+    let before = engine.stats.cached_tokens.load(Relaxed);
+    let _events = ask(&mut engine, &long);
+    finish(&mut engine);
+    assert_eq!(engine.stats.cached_tokens.load(Relaxed) - before, 64);
 }

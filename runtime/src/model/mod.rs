@@ -153,40 +153,70 @@ impl<B: Backend> Model<B> {
         caches: &mut KvCaches<B>,
         decoder: &mut Decoder<B>,
     ) -> Result<B::Tensor> {
-        if decoder.plain || ids.len() > MOST_RECORDED {
+        let count = ids.len();
+        if decoder.plain || count > MOST_RECORDED {
             let hidden = self.forward(ids, batch, Some(caches))?;
-            return self.logits(&hidden, 0..ids.len());
+            return self.logits(&hidden, 0..count);
         }
-        let (mut filled, mut batch) = (ids.to_vec(), batch.clone());
-        let fill = SequenceRows { rows: 1, context: 0, blocks: vec![caches.spare] };
-        filled.resize(ids.len().next_power_of_two(), 0);
-        batch.sequences.resize(filled.len(), fill);
-        if let Some(logits) = self.replay(&filled, &batch, decoder)? {
-            return Ok(self.backend.rows(&logits, 0..ids.len())?);
+        let (mut ids, batch) = (ids.to_vec(), filled(batch, caches));
+        ids.resize(batch.sequences.len(), 0);
+        let replay = |decoder: &Decoder<B>| {
+            self.replay(&batch, decoder, |input| self.backend.embedding_into(input, &self.embedding, &ids))
+        };
+        if let Some(logits) = replay(decoder)? {
+            return Ok(self.backend.rows(&logits, 0..count)?);
         }
-        let hidden = self.backend.embedding(&self.embedding, &filled)?;
+        let hidden = self.backend.embedding(&self.embedding, &ids)?;
         let mut step = || -> Result<B::Tensor> {
             let hidden = self.through_layers(hidden.clone(), &batch, Some(&mut *caches))?;
-            self.logits(&hidden, 0..filled.len())
+            self.logits(&hidden, 0..ids.len())
         };
         match self.backend.record(&batch, &mut step)? {
-            Some(recording) => decoder.recorded.insert(filled.len(), (recording, hidden.clone())),
+            Some(recording) => decoder.recorded.insert(ids.len(), (recording, hidden.clone())),
             None => None,
         };
-        decoder.plain = !decoder.recorded.contains_key(&filled.len());
-        let logits = match self.replay(&filled, &batch, decoder)? {
+        decoder.plain = !decoder.recorded.contains_key(&ids.len());
+        let logits = match replay(decoder)? {
             Some(logits) => logits,
             None => step()?,
         };
-        Ok(self.backend.rows(&logits, 0..ids.len())?)
+        Ok(self.backend.rows(&logits, 0..count)?)
     }
 
-    /// Runs a recorded step; `None` where there is none for such a batch.
-    fn replay(&self, ids: &[u32], batch: &Batch, decoder: &Decoder<B>) -> Result<Option<B::Tensor>> {
+    /// The same for tokens that are still being chosen, one a sequence: where the step is recorded, nobody waits for
+    /// them.
+    pub fn decode_chosen(
+        &self,
+        chosen: &B::Chosen,
+        batch: &Batch,
+        caches: &mut KvCaches<B>,
+        decoder: &mut Decoder<B>,
+    ) -> Result<B::Tensor> {
+        let count = batch.sequences.len();
+        if !decoder.plain && count <= MOST_RECORDED {
+            let batch = filled(batch, caches);
+            let replayed = self.replay(&batch, decoder, |input| {
+                self.backend.embedding_of_chosen(input, &self.embedding, chosen)
+            })?;
+            if let Some(logits) = replayed {
+                return Ok(self.backend.rows(&logits, 0..count)?);
+            }
+        }
+        let ids = self.backend.chosen(chosen)?.into_iter().map(|drawn| drawn.map_or(0, |drawn| drawn.id));
+        self.decode(&ids.collect::<Vec<_>>(), batch, caches, decoder)
+    }
+
+    /// Runs a recorded step on what `embed` writes into its input; `None` where there is no step for such a batch.
+    fn replay(
+        &self,
+        batch: &Batch,
+        decoder: &Decoder<B>,
+        embed: impl FnOnce(&B::Tensor) -> gptq_kernels::Result<()>,
+    ) -> Result<Option<B::Tensor>> {
         let Some((recording, input)) = decoder.recorded.get(&batch.sequences.len()) else {
             return Ok(None);
         };
-        self.backend.embedding_into(input, &self.embedding, ids)?;
+        embed(input)?;
         Ok(self.backend.replay(recording, batch)?)
     }
 
@@ -195,6 +225,14 @@ impl<B: Backend> Model<B> {
         let hidden = self.backend.rows(hidden, rows)?;
         Ok(self.backend.logits(&hidden, self.lm_head.as_ref().unwrap_or(&self.embedding))?)
     }
+}
+
+/// The batch with as many sequences as a step is recorded for.
+fn filled<B: Backend>(batch: &Batch, caches: &KvCaches<B>) -> Batch {
+    let mut sequences = batch.sequences.clone();
+    let fill = SequenceRows { rows: 1, context: 0, blocks: vec![caches.spare] };
+    sequences.resize(sequences.len().next_power_of_two(), fill);
+    Batch { sequences }
 }
 
 /// Layers that are read at once while those before them go to the device.

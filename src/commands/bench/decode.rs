@@ -1,12 +1,14 @@
 //! `gptq bench decode`: tokens per second of one sequence and of many, beside the speed of memory.
 
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
-use gptq_kernels::{Backend, Batch, KV_BLOCK_ROWS, SequenceRows};
+use gptq_kernels::{Backend, Batch, Draw, KV_BLOCK_ROWS, SequenceRows};
 use gptq_runtime::layout;
 use gptq_runtime::model::{Decoder, Model, ModelFiles};
+use gptq_runtime::sampling::{Sampler, SamplingParams};
 
 use super::ceilings::Ceilings;
 use super::{Figure, Rate, Workspace, print, tensor_bytes};
@@ -38,9 +40,11 @@ impl OnDevice for Measure<'_> {
         let ceilings = Ceilings::measure(&device, kind, &files.config, work.path())?;
         let kv_dtype = args.kv_cache.kv_cache_dtype;
         let model = eval::load(&device, dir)?.with_kv_dtype(kv_dtype.into());
+        let DecodeBenchArgs { temperature, top_p, top_k, .. } = *args;
+        let params = SamplingParams { temperature, top_p, top_k, repetition_penalty: 1.0, seed: 0 };
         let mut figures = ceilings.figures();
         for batch in &args.batch {
-            let seconds = seconds_a_step(&model, *batch, args.context, args.tokens)?;
+            let seconds = seconds_a_step(&model, *batch, &params, args.context..args.context + args.tokens)?;
             let rate = *batch as f64 / seconds;
             let read = bytes_a_step(&model, files, *batch, args.context + args.tokens / 2);
             let share = read / seconds / ceilings.copy;
@@ -55,28 +59,42 @@ impl OnDevice for Measure<'_> {
     }
 }
 
-/// The mean time of a step in which every sequence gets a new likeliest token.
-fn seconds_a_step<B: Backend>(model: &Model<B>, batch: usize, context: usize, tokens: usize) -> Result<f64> {
-    let blocks = (context + tokens + 1).div_ceil(KV_BLOCK_ROWS);
+/// The mean time of a step in which every sequence gets a token. As in the engine the next step is asked for before the
+/// tokens of this one are known, where the device works beside the host.
+fn seconds_a_step<B: Backend>(
+    model: &Model<B>,
+    batch: usize,
+    params: &SamplingParams,
+    contexts: Range<usize>,
+) -> Result<f64> {
+    let blocks = (contexts.end + 1).div_ceil(KV_BLOCK_ROWS);
     let mut caches = model.kv_caches(batch * blocks)?;
     let mut decoder = Decoder::default();
+    let backend = model.backend();
+    let samplers = (0..batch as u64).map(|seed| Sampler::new(SamplingParams { seed, ..params.clone() }));
+    let mut samplers: Vec<Sampler> = samplers.collect::<Result<_, _>>()?;
     let of = |sequence: usize| (sequence * blocks) as u32..((sequence + 1) * blocks) as u32;
-    let mut ids = vec![1; batch];
-    let mut step = |context: usize, ids: &mut Vec<u32>| -> Result<()> {
+    let mut step = |context: usize, before: Option<&B::Chosen>| -> Result<B::Chosen> {
         let sequence = |i| SequenceRows { rows: 1, context, blocks: of(i).collect() };
         let described = Batch { sequences: (0..batch).map(sequence).collect() };
-        let logits = model.decode(ids, &described, &mut caches, &mut decoder)?;
-        let best = model.backend().top_logits(&logits, 1, &vec![1.0; batch])?;
-        *ids = best.iter().map(|best| best.candidates[0].0).collect();
-        Ok(())
+        let logits = match before {
+            Some(chosen) => model.decode_chosen(chosen, &described, &mut caches, &mut decoder)?,
+            None => model.decode(&vec![1; batch], &described, &mut caches, &mut decoder)?,
+        };
+        let draws: Vec<Draw> = samplers.iter_mut().map(|sampler| sampler.draw_at(context + 1)).collect();
+        Ok(backend.sample(&logits, &draws)?)
     };
     // The first step is recorded.
-    step(context, &mut ids)?;
-    let start = Instant::now();
-    for i in 0..tokens {
-        step(context + i, &mut ids)?;
+    let mut chosen = step(contexts.start, None)?;
+    backend.chosen(&chosen)?;
+    let (start, steps) = (Instant::now(), contexts.len());
+    for context in contexts {
+        let next = step(context, Some(&chosen))?;
+        backend.chosen(&chosen)?;
+        chosen = next;
     }
-    Ok(start.elapsed().as_secs_f64() / tokens as f64)
+    backend.chosen(&chosen)?;
+    Ok(start.elapsed().as_secs_f64() / steps as f64)
 }
 
 /// What a step cannot do without: every weight once, and the keys and values of all contexts.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
-use gptq_kernels::{Backend, Batch, SequenceRows};
+use gptq_kernels::{Backend, Batch, Draw, SequenceRows};
 use gptq_runtime::model::ModelFiles;
 
 use super::{Figure, print};
@@ -37,7 +37,7 @@ impl OnDevice for Measure<'_> {
         let loaded = self.start.elapsed().as_secs_f64();
         let batch = Batch { sequences: vec![SequenceRows { rows: 1, context: 0, blocks: vec![0] }] };
         let hidden = model.forward(&[1], &batch, Some(&mut model.kv_caches(1)?))?;
-        device.top_logits(&model.logits(&hidden, 0..1)?, 1, &[1.0])?;
+        device.chosen(&device.sample(&model.logits(&hidden, 0..1)?, &[Draw::likeliest()])?)?;
         let first = self.start.elapsed().as_secs_f64();
         let bytes: u64 = std::fs::read_dir(self.dir)?
             .filter_map(|entry| entry.ok())

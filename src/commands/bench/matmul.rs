@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use gptq_kernels::{Backend, Batch};
+use gptq_kernels::{Backend, Batch, Draw};
 use gptq_runtime::layout::{self, Stage};
 use gptq_runtime::model::{Model, ModelFiles, Projection, stage_linears};
 use serde::Serialize;
@@ -147,7 +147,7 @@ fn launches<B: Backend>(device: &B, model: &Model<B>) -> Result<Option<u64>> {
     let mut caches = model.kv_caches(1)?;
     let before = device.launches();
     let hidden = model.forward(&[1], &Batch { sequences: vec![sequence] }, Some(&mut caches))?;
-    device.top_logits(&model.logits(&hidden, 0..1)?, 1, &[1.0])?;
+    device.chosen(&device.sample(&model.logits(&hidden, 0..1)?, &[Draw::likeliest()])?)?;
     Ok(device.launches().zip(before).map(|(after, before)| after - before))
 }
 

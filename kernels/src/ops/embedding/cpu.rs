@@ -3,7 +3,7 @@ use rayon::prelude::*;
 
 use super::{Embedding, check};
 use crate::cpu::RowSource;
-use crate::{Cpu, Device, Error, MatMul, Result};
+use crate::{Cpu, Device, Error, MatMul, Result, Sample};
 
 impl Embedding for Cpu {
     fn embedding(&self, table: &<Self as MatMul>::Weight, ids: &[u32]) -> Result<Tensor> {
@@ -14,12 +14,20 @@ impl Embedding for Cpu {
         self.tensor(y, (ids.len(), hidden))
     }
 
-    fn embedding_into(
-        &self,
-        _target: &Tensor,
-        _table: &<Self as MatMul>::Weight,
-        _ids: &[u32],
-    ) -> Result<()> {
-        Err(Error::shape("embedding on the CPU", "a recorded step", "none: the CPU records nothing"))
+    fn embedding_into(&self, _: &Tensor, _: &<Self as MatMul>::Weight, _: &[u32]) -> Result<()> {
+        Err(nothing_recorded())
     }
+
+    fn embedding_of_chosen(
+        &self,
+        _: &Tensor,
+        _: &<Self as MatMul>::Weight,
+        _: &<Self as Sample>::Chosen,
+    ) -> Result<()> {
+        Err(nothing_recorded())
+    }
+}
+
+fn nothing_recorded() -> Error {
+    Error::shape("embedding on the CPU", "a recorded step", "none: the CPU records nothing")
 }

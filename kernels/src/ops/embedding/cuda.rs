@@ -1,5 +1,6 @@
 use super::{Embedding, check};
 use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
+use crate::ops::sample::cuda::CudaChosen;
 use crate::{Device, Error, MatMul, Result};
 
 pub(crate) const SOURCE: &str = include_str!("embedding.cu");
@@ -38,8 +39,32 @@ impl Embedding for Cuda {
             Arg::Address(self.arrived(table.values())?),
             Arg::Address(uploaded.as_ref().map_or(0, |ids| self.address(ids))),
             Arg::Ids(few),
+            Arg::Int(ids.len() as i32),
+            Arg::Int(vocab as i32),
             Arg::Int(hidden as i32),
         ];
         self.launch("embedding", Launch::blocks(ids.len(), 256).early(), &args)
+    }
+
+    fn embedding_of_chosen(
+        &self,
+        target: &CudaTensor,
+        table: &<Self as MatMul>::Weight,
+        chosen: &CudaChosen,
+    ) -> Result<()> {
+        let ((rows, width), (vocab, hidden)) = (self.shape(target), table.dims());
+        if rows < chosen.rows() || width != hidden {
+            return Err(Error::shape("embedding", (chosen.rows(), hidden), (rows, width)));
+        }
+        let args = [
+            Arg::Address(self.real(target)?),
+            Arg::Address(self.arrived(table.values())?),
+            Arg::Address(chosen.ids(self)?),
+            Arg::Ids([0; FEW]),
+            Arg::Int(chosen.rows() as i32),
+            Arg::Int(vocab as i32),
+            Arg::Int(hidden as i32),
+        ];
+        self.launch("embedding", Launch::blocks(rows, 256).early(), &args)
     }
 }

@@ -3,14 +3,22 @@
 mod cpu;
 pub(crate) mod cuda;
 
-use crate::{Error, MatMul, Result};
+use crate::{Error, MatMul, Result, Sample};
 
 /// `y[t] = table[ids[t]]`.  table: `[vocab, hidden]`, ids: `[tokens]`, result: `[tokens, hidden]`
-pub trait Embedding: MatMul {
+pub trait Embedding: MatMul + Sample {
     fn embedding(&self, table: &Self::Weight, ids: &[u32]) -> Result<Self::Tensor>;
 
     /// The same into a tensor that is there: the input of a recorded step.
     fn embedding_into(&self, target: &Self::Tensor, table: &Self::Weight, ids: &[u32]) -> Result<()>;
+
+    /// The same for tokens that are still being chosen. Rows beyond them, and those without a token, get that of id 0.
+    fn embedding_of_chosen(
+        &self,
+        target: &Self::Tensor,
+        table: &Self::Weight,
+        chosen: &Self::Chosen,
+    ) -> Result<()>;
 }
 
 /// The ids must be rows of the table.
@@ -24,7 +32,7 @@ pub(crate) fn check(ids: &[u32], vocab: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Cpu, Dtype, HostTensor};
+    use crate::{Cpu, Draw, Dtype, HostTensor};
     use half::f16;
 
     /// `records`: the device has recorded steps, whose input is written in place.
@@ -46,6 +54,17 @@ mod tests {
                 assert_eq!(device.to_vec(&target).unwrap(), expected);
             }
             assert!(device.embedding_into(&target, &table, &vec![1; count + 1]).is_err(), "another count");
+        }
+        if records {
+            // Tokens 2, none and 1, in a step for four.
+            let scores = vec![0., 1., 2., 0., f32::NAN, f32::NAN, f32::NAN, f32::NAN, 0., 3., 1., 0.];
+            let logits = device.wide_tensor(scores, (3, 4)).unwrap();
+            let chosen = device.sample(&logits, &[const { Draw::likeliest() }; 3]).unwrap();
+            let target = device.tensor(vec![-1.0; 12], (4, 3)).unwrap();
+            device.embedding_of_chosen(&target, &table, &chosen).unwrap();
+            assert_eq!(device.to_vec(&target).unwrap(), [6., 7., 8., 0., 1., 2., 3., 4., 5., 0., 1., 2.]);
+            let small = device.tensor(vec![-1.0; 6], (2, 3)).unwrap();
+            assert!(device.embedding_of_chosen(&small, &table, &chosen).is_err(), "fewer rows than tokens");
         }
     }
 

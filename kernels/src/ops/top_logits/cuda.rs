@@ -9,25 +9,19 @@ const PART: usize = 4096;
 const THREADS: u32 = 256;
 
 impl TopLogits for Cuda {
-    fn top_logits(&self, logits: &CudaTensor, count: usize, temperatures: &[f32]) -> Result<Vec<Likeliest>> {
+    fn top_logits(&self, logits: &CudaTensor, count: usize) -> Result<Vec<Likeliest>> {
         let (rows, vocab) = self.shape(logits);
-        check((rows, vocab), count, temperatures)?;
+        check(vocab, count)?;
         let parts = vocab.div_ceil(PART);
-        let same = temperatures.windows(2).all(|pair| pair[0] == pair[1]);
-        let uploaded = if same { None } else { Some(self.upload(temperatures)?) };
-        let of_rows = uploaded.as_ref().map_or(0, |of_rows| self.address(of_rows));
-        let temperature = temperatures.first().copied().unwrap_or(1.0);
         let keys = self.scratch(8 * rows * parts * count)?;
-        let masses = self.scratch(12 * rows * parts)?;
-        // Ids and logits of the candidates, and both totals.
-        let width = 2 * count + 2;
+        let masses = self.scratch(8 * rows * parts)?;
+        // Ids and logits of the candidates, and the total.
+        let width = 2 * count + 1;
         let best = self.scratch(4 * rows * width)?;
         let args = [
             Arg::Address(self.arrived(&keys)?),
             Arg::Address(self.arrived(&masses)?),
             Arg::Address(self.wide(logits)?),
-            Arg::Address(of_rows),
-            Arg::Float(temperature),
             Arg::Int(vocab as i32),
             Arg::Int(count as i32),
         ];
@@ -36,19 +30,15 @@ impl TopLogits for Cuda {
             Arg::Address(self.arrived(&best)?),
             Arg::Address(self.arrived(&keys)?),
             Arg::Address(self.arrived(&masses)?),
-            Arg::Address(of_rows),
-            Arg::Float(temperature),
             Arg::Int(parts as i32),
             Arg::Int(count as i32),
         ];
         let launch = Launch::blocks(rows, THREADS).shared(8 * parts * count).early();
         self.launch("top_logits_of_all", launch, &args)?;
-        let best = self.download_few(&self.view(&best, 0..4 * rows * width)?)?;
-        let best: Vec<u32> = best.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        let best = self.answer(&self.view(&best, 0..4 * rows * width)?)?.words()?;
         let row = |row: &[u32]| Likeliest {
             candidates: row[..2 * count].chunks_exact(2).map(|c| (c[0], f32::from_bits(c[1]))).collect(),
             total: f32::from_bits(row[2 * count]),
-            plain_total: f32::from_bits(row[2 * count + 1]),
         };
         Ok(best.chunks_exact(width).map(row).collect())
     }

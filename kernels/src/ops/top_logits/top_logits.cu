@@ -32,10 +32,9 @@ __device__ __forceinline__ u64 block_top(u64 key) {
 
 extern "C" __global__ void __launch_bounds__(256) top_logits_of_parts(
     u64* keys,                  // [rows, parts, count]
-    float* masses,              // [rows, parts, 3]: the largest logit, and the part's masses relative to it
+    float* masses,              // [rows, parts, 2]: the largest logit, and the part's mass relative to it
     const float* logits,        // [rows, vocab]
-    const float* temperatures,  // [rows], or null: all the same
-    float temperature, int vocab, int count) {
+    int vocab, int count) {
     int part = blockIdx.x, parts = gridDim.x, row = blockIdx.y, first = part * 256 * KEPT + threadIdx.x;
     const float* mine = logits + (size_t)row * vocab;
     float kept[KEPT];
@@ -64,29 +63,22 @@ extern "C" __global__ void __launch_bounds__(256) top_logits_of_parts(
             if (key < top && key > best) best = key;
         }
     }
-    float mass = 0.f, plain = 0.f;
-    if (temperatures) temperature = temperatures[row];
+    float mass = 0.f;
 #pragma unroll
-    for (int i = 0; i < KEPT; i++) {
-        if (first + 256 * i >= vocab) continue;
-        mass += expf((kept[i] - largest) / temperature);
-        plain += expf(kept[i] - largest);
-    }
+    for (int i = 0; i < KEPT; i++) mass += first + 256 * i < vocab ? expf(kept[i] - largest) : 0.f;
     mass = block_sum(mass);
-    plain = block_sum(plain);
-    float* found = masses + 3 * (row * parts + part);
-    if (threadIdx.x == 0) found[0] = largest, found[1] = mass, found[2] = plain;
+    float* found = masses + 2 * (row * parts + part);
+    if (threadIdx.x == 0) found[0] = largest, found[1] = mass;
 }
 
 extern "C" __global__ void __launch_bounds__(256) top_logits_of_all(
-    u32* best,                  // [rows, 2 count + 2]: ids and logits, and the masses of all
+    u32* best,                  // [rows, 2 count + 1]: ids and logits, and the mass of all
     const u64* keys,            // [rows, parts, count]
-    const float* masses,        // [rows, parts, 3]
-    const float* temperatures,  // [rows], or null: all the same
-    float temperature, int parts, int count) {
+    const float* masses,        // [rows, parts, 2]
+    int parts, int count) {
     extern __shared__ u64 found[];  // [parts * count]
     int row = blockIdx.x, total = parts * count;
-    u32* mine = best + (size_t)row * (2 * count + 2);
+    u32* mine = best + (size_t)row * (2 * count + 1);
     start_next_early();
     await_previous();
     for (int i = threadIdx.x; i < total; i += 256) found[i] = keys[(size_t)row * total + i];
@@ -101,14 +93,11 @@ extern "C" __global__ void __launch_bounds__(256) top_logits_of_all(
         if (round == 0) largest = top_logit(top);
         if (threadIdx.x == 0) mine[2 * round] = ~(u32)top, mine[2 * round + 1] = __float_as_uint(top_logit(top));
     }
-    float mass = 0.f, plain = 0.f;
-    if (temperatures) temperature = temperatures[row];
+    float mass = 0.f;
     for (int i = threadIdx.x; i < parts; i += 256) {
-        const float* of_part = masses + 3 * (row * parts + i);
-        mass += of_part[1] * expf((of_part[0] - largest) / temperature);
-        plain += of_part[2] * expf(of_part[0] - largest);
+        const float* of_part = masses + 2 * (row * parts + i);
+        mass += of_part[1] * expf(of_part[0] - largest);
     }
     mass = block_sum(mass);
-    plain = block_sum(plain);
-    if (threadIdx.x == 0) mine[2 * count] = __float_as_uint(mass), mine[2 * count + 1] = __float_as_uint(plain);
+    if (threadIdx.x == 0) mine[2 * count] = __float_as_uint(mass);
 }

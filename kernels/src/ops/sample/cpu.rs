@@ -1,0 +1,153 @@
+use std::borrow::Cow;
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::{Draw, Drawn, FRACTION_BITS, ID_BITS, OCTAVES, SERIES, Sample, check};
+use crate::cpu::View;
+use crate::{Cpu, Device, Result};
+
+impl Sample for Cpu {
+    type Chosen = Vec<Option<Drawn>>;
+
+    fn sample(&self, logits: &Tensor, draws: &[Draw]) -> Result<Self::Chosen> {
+        check(self.shape(logits), draws)?;
+        let logits = View::of(logits)?;
+        Ok(logits.par_chunks_exact(logits.columns).zip(draws).map(|(row, draw)| chosen(row, draw)).collect())
+    }
+
+    fn chosen(&self, chosen: &Self::Chosen) -> Result<Vec<Option<Drawn>>> {
+        Ok(chosen.clone())
+    }
+}
+
+fn chosen(row: &[f32], draw: &Draw) -> Option<Drawn> {
+    let largest = row[best(row)?];
+    let mass: f64 = row.iter().filter(|x| x.is_finite()).map(|x| f64::from((x - largest).exp())).sum();
+    let mut logits = Cow::Borrowed(row);
+    for change in &draw.changes {
+        let logit = &mut logits.to_mut()[change.id as usize];
+        *logit = change.of(*logit);
+    }
+    let likeliest = best(&logits)?;
+    let id = match draw.temperature {
+        0.0 => likeliest,
+        _ => drawn(&logits, logits[likeliest], draw) as usize,
+    };
+    Some(Drawn { id: id as u32, logprob: row[id] - largest - mass.ln() as f32 })
+}
+
+/// The largest finite score, the first where several are.
+fn best(logits: &[f32]) -> Option<usize> {
+    let finite = logits.iter().enumerate().filter(|(_, x)| x.is_finite());
+    finite.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(i, _)| i)
+}
+
+/// A token that can be drawn.
+#[derive(Clone, Copy)]
+struct Token {
+    /// What tokens are looked through by: smaller first.
+    order: u64,
+    id: u32,
+    /// Octaves below the likeliest.
+    shortfall: u32,
+}
+
+impl Token {
+    fn weight(&self) -> u64 {
+        weight(self.shortfall)
+    }
+
+    fn ordered(self, first: u32) -> Self {
+        Self { order: u64::from(first) << ID_BITS | u64::from(self.id), ..self }
+    }
+}
+
+fn drawn(logits: &[f32], largest: f32, draw: &Draw) -> u32 {
+    let rate = draw.rate();
+    let token = |(id, logit): (u32, &f32)| {
+        let shortfall = shortfall(largest, *logit, rate)?;
+        Some(Token { order: 0, id, shortfall }.ordered(shortfall))
+    };
+    let mut tokens: Vec<Token> = (0..).zip(logits).filter_map(token).collect();
+    if (1..tokens.len()).contains(&draw.top_k) {
+        tokens.select_nth_unstable_by_key(draw.top_k, |token| token.order);
+        tokens.truncate(draw.top_k);
+    }
+    if draw.top_p < 1.0 {
+        keep_share(&mut tokens, draw.top_p);
+    }
+    if draw.typical_p < 1.0 {
+        let expected = expected_shortfall(&tokens);
+        tokens.iter_mut().for_each(|token| *token = token.ordered(token.shortfall.abs_diff(expected)));
+        keep_share(&mut tokens, draw.typical_p);
+    }
+    tokens.iter_mut().for_each(|token| *token = token.ordered(0));
+    let place = (u128::from(draw.random) * u128::from(mass(&tokens))) >> 64;
+    reach(&mut tokens, place as u64 + 1);
+    tokens.last().map_or(0, |token| token.id)
+}
+
+fn mass(tokens: &[Token]) -> u64 {
+    tokens.iter().map(Token::weight).sum()
+}
+
+/// The mean over the weights, without their last 16 bits and in 2^15ths of an octave, so that the sum has room.
+fn expected_shortfall(tokens: &[Token]) -> u32 {
+    let coarse = FRACTION_BITS - 15;
+    let sum: u64 =
+        tokens.iter().map(|token| (token.weight() >> 16) * u64::from(token.shortfall >> coarse)).sum();
+    ((sum / (mass(tokens) >> 16)) as u32) << coarse
+}
+
+fn keep_share(tokens: &mut Vec<Token>, share: f32) {
+    let wanted = mass(tokens) as f64 * f64::from(share);
+    reach(tokens, (wanted.ceil() as u64).max(1));
+}
+
+/// Keeps the first tokens in their order, up to and including the one with which they weigh `target`; that one comes last.
+fn reach(tokens: &mut Vec<Token>, target: u64) {
+    let (mut from, mut to, mut before) = (0, tokens.len(), 0);
+    while to - from > 1 {
+        let middle = (from + to) / 2;
+        tokens[from..to].select_nth_unstable_by_key(middle - from, |token| token.order);
+        let half = mass(&tokens[from..middle]);
+        if before + half >= target {
+            to = middle;
+        } else {
+            (from, before) = (middle, before + half);
+        }
+    }
+    tokens.truncate(to);
+}
+
+/// How many octaves, in [`FRACTION_BITS`] bits after the point, a token is below the likeliest; none where it is never drawn.
+fn shortfall(largest: f32, logit: f32, rate: f32) -> Option<u32> {
+    let octaves = (largest - logit) * rate;
+    (octaves >= 0.0 && octaves < OCTAVES as f32).then(|| (octaves * (1 << FRACTION_BITS) as f32) as u32)
+}
+
+/// `2^(40 - shortfall)`. In plain products and sums, rounded one by one, as the card's kernel has them.
+fn weight(shortfall: u32) -> u64 {
+    let (whole, fraction) = (shortfall >> FRACTION_BITS, shortfall & ((1 << FRACTION_BITS) - 1));
+    let x = fraction as f32 / (1 << FRACTION_BITS) as f32 - 0.5;
+    let power = SERIES.iter().fold(0.0, |sum, coefficient| sum * x + coefficient);
+    (u64::from((power * 16_777_216.0) as u32) << 16) >> whole
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_powers_of_two() {
+        for i in 0..10_000_u32 {
+            let shortfall = i * ((OCTAVES << FRACTION_BITS) / 10_000);
+            let expected = (40.0 - f64::from(shortfall) / 2f64.powi(FRACTION_BITS as i32)).exp2();
+            // A float's precision, and one for what the integer leaves out.
+            let error = (weight(shortfall) as f64 - expected).abs();
+            assert!(error <= 2.5e-7 * expected + 1.0, "{shortfall}: {} for {expected}", weight(shortfall));
+        }
+        assert_eq!(weight((OCTAVES << FRACTION_BITS) - 1), 1, "the least likely that is drawn at all");
+    }
+}

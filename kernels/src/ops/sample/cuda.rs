@@ -1,0 +1,100 @@
+use super::{Draw, Drawn, Sample, check};
+use crate::cuda::{Answer, Arg, Bytes, Cuda, CudaTensor, Launch};
+use crate::{Device, Result};
+
+pub(crate) const SOURCE: &str = include_str!("sample.cu");
+
+/// Threads of a block, and blocks of a row at most: as in the kernel.
+const THREADS: u32 = 1024;
+const MOST_SHARES: usize = 8;
+
+/// Words of a row's `Found`.
+const FOUND: usize = 3;
+
+/// Tokens on the card and on their way to the host.
+pub struct CudaChosen {
+    /// `[rows]` ids, then what was found in each row.
+    words: Bytes,
+    rows: usize,
+    answer: Answer,
+}
+
+impl CudaChosen {
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Where the ids lie, for what runs after.
+    pub(crate) fn ids(&self, card: &Cuda) -> Result<u64> {
+        card.arrived(&self.words)
+    }
+}
+
+impl Sample for Cuda {
+    type Chosen = CudaChosen;
+
+    fn sample(&self, logits: &CudaTensor, draws: &[Draw]) -> Result<CudaChosen> {
+        let (rows, vocab) = self.shape(logits);
+        check((rows, vocab), draws)?;
+        let words = self.scratch(4 * rows * (1 + FOUND))?;
+        let (described, changes) = described(draws);
+        let described = if described.is_empty() { None } else { Some(self.upload(&described)?) };
+        let changes = if changes.is_empty() { None } else { Some(self.upload(&changes)?) };
+        let ids = self.arrived(&words)?;
+        let args = [
+            Arg::Address(ids),
+            Arg::Address(ids + 4 * rows as u64),
+            Arg::Address(self.wide(logits)?),
+            Arg::Address(described.as_ref().map_or(0, |words| self.address(words))),
+            Arg::Address(changes.as_ref().map_or(0, |words| self.address(words))),
+            Arg::Int(vocab as i32),
+        ];
+        let shares = shares(self, rows);
+        let launch = Launch::grid(rows, shares, 1, THREADS).cluster(shares).early();
+        self.launch("sample", launch, &args)?;
+        let answer = self.answer(&self.view(&words, 0..4 * rows * (1 + FOUND))?)?;
+        Ok(CudaChosen { words, rows, answer })
+    }
+
+    fn chosen(&self, chosen: &CudaChosen) -> Result<Vec<Option<Drawn>>> {
+        let words = chosen.answer.words()?;
+        let (ids, found) = words.split_at(chosen.rows);
+        let drawn = |(id, found): (&u32, &[u32])| {
+            let [logit, largest, mass] = [0, 1, 2].map(|i| f32::from_bits(found[i]));
+            (*id != u32::MAX).then(|| Drawn { id: *id, logprob: logit - largest - mass.ln() })
+        };
+        Ok(ids.iter().zip(found.chunks_exact(FOUND)).map(drawn).collect())
+    }
+}
+
+/// Blocks that share a row: all together at most one for each multiprocessor.
+fn shares(card: &Cuda, rows: usize) -> usize {
+    let most = if card.is_hopper() { MOST_SHARES } else { 1 };
+    (1..=most)
+        .rev()
+        .find(|shares| shares.is_power_of_two() && shares * rows <= card.multiprocessors())
+        .unwrap_or(1)
+}
+
+/// `struct Draw` of every row, none where all rows take the likeliest token, and `struct Change` of all rows.
+fn described(draws: &[Draw]) -> (Vec<u32>, Vec<u32>) {
+    let (mut words, mut changes) = (Vec::new(), Vec::new());
+    if draws.iter().all(|draw| draw.temperature == 0.0 && draw.changes.is_empty()) {
+        return (words, changes);
+    }
+    for draw in draws {
+        let first = changes.len() / 4;
+        let change =
+            |change: &super::Change| [change.id, change.added.to_bits(), change.repeated.to_bits(), 0];
+        changes.extend(draw.changes.iter().flat_map(change));
+        let top_k = u32::try_from(draw.top_k).unwrap_or(u32::MAX);
+        words.extend([draw.rate().to_bits(), top_k, draw.top_p.to_bits(), draw.typical_p.to_bits()]);
+        words.extend([
+            draw.random as u32,
+            (draw.random >> 32) as u32,
+            first as u32,
+            draw.changes.len() as u32,
+        ]);
+    }
+    (words, changes)
+}

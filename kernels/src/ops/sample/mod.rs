@@ -1,0 +1,124 @@
+//! Choosing the next token from scores: penalties and biases, temperature, top-k, top-p, typical-p, then a draw.
+//!
+//! After the changes, scores become weights `2^-y`, y being how many octaves a token is less likely than the likeliest:
+//! `y = (largest - logit) * log2(e) / temperature`, in [`FRACTION_BITS`] bits after the point. Weights are integers,
+//! so that sums do not depend on their order: a card with its thousands of threads draws what a processor draws. Of
+//! tokens that are equally likely in so many bits the smaller id counts as likelier. Tokens from [`OCTAVES`] on are
+//! never drawn.
+
+mod cpu;
+pub(crate) mod cuda;
+
+use crate::{Device, Error, Result};
+
+/// Bits of a shortfall after the point: as many as a float has in its fraction.
+pub(crate) const FRACTION_BITS: u32 = 24;
+
+/// A token that is so many octaves less likely than the likeliest weighs nothing.
+pub(crate) const OCTAVES: u32 = 40;
+
+/// Ids have so many bits, below the shortfall in what tokens are ordered by.
+pub(crate) const ID_BITS: u32 = 20;
+
+/// The series of `2^-(1/2 + x)` for x from -1/2 to 1/2, the highest power first: `2^-1/2 (-ln 2)^n / n!`. The rest is
+/// below 1e-8.
+#[rustfmt::skip]
+pub(crate) const SERIES: [f32; 8] = [
+    -1.078_531_2e-5, 1.089_194_1e-4, -9.428_249_4e-4, 6.801_044_3e-3,
+    -3.924_733_2e-2, 0.169_865_79, -0.490_129_07, 0.707_106_78,
+];
+
+/// How the token after one row of scores is chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draw {
+    /// 0 takes the likeliest token.
+    pub temperature: f32,
+    /// Keep this many of the likeliest; 0 keeps all.
+    pub top_k: usize,
+    /// Of those keep the fewest likeliest that have this share of their mass; 1 keeps all.
+    pub top_p: f32,
+    /// Of those keep the fewest whose surprise is nearest the expected one that have this share of their mass (Meister
+    /// et al. 2022); 1 keeps all.
+    pub typical_p: f32,
+    /// Where in the mass of what is kept, in the order of ids, the token lies: in 2^64ths.
+    pub random: u64,
+    /// Every id at most once.
+    pub changes: Vec<Change>,
+}
+
+/// What is done to a token's logit first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Change {
+    pub id: u32,
+    pub added: f32,
+    /// What is then positive is divided by this, and what is not is multiplied (Keskar et al. 2019).
+    pub repeated: f32,
+}
+
+/// A chosen token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Drawn {
+    pub id: u32,
+    /// Natural logarithm of the model's own probability, before changes and temperature.
+    pub logprob: f32,
+}
+
+/// One token for each row.  logits: `[rows, vocab]` in f32, at most 2^20 tokens, draws: one a row
+pub trait Sample: Device {
+    /// Tokens that are being chosen.
+    type Chosen: Send;
+
+    /// Asks for tokens. Where the device works beside the host this returns at once.
+    fn sample(&self, logits: &Self::Tensor, draws: &[Draw]) -> Result<Self::Chosen>;
+
+    /// Waits for the tokens that were asked for; none for a row without a finite score.
+    fn chosen(&self, chosen: &Self::Chosen) -> Result<Vec<Option<Drawn>>>;
+}
+
+impl Draw {
+    /// The likeliest token of the scores as they are.
+    pub const fn likeliest() -> Self {
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, typical_p: 1.0, random: 0, changes: Vec::new() }
+    }
+
+    /// Octaves for each unit of a logit, and 0 where the likeliest token is wanted.
+    pub(crate) fn rate(&self) -> f32 {
+        let rate = std::f32::consts::LOG2_E / self.temperature;
+        if self.temperature > 0.0 { rate.min(f32::MAX) } else { 0.0 }
+    }
+}
+
+impl Change {
+    pub(crate) fn of(&self, logit: f32) -> f32 {
+        let logit = logit + self.added;
+        match self.repeated {
+            1.0 => logit,
+            repeated if logit > 0.0 => logit / repeated,
+            repeated => logit * repeated,
+        }
+    }
+}
+
+/// A draw for every row, of a vocabulary whose ids fit; parameters that mean something; changes to ids that there are.
+pub(crate) fn check((rows, vocab): (usize, usize), draws: &[Draw]) -> Result<()> {
+    if draws.len() != rows {
+        return Err(Error::shape("sample", format!("{rows} draws"), draws.len()));
+    }
+    if vocab == 0 || vocab > 1 << ID_BITS {
+        return Err(Error::shape("sample", format!("1 to {} tokens", 1 << ID_BITS), vocab));
+    }
+    let share = |share: f32| share > 0.0 && share <= 1.0;
+    for draw in draws {
+        let means = draw.temperature >= 0.0 && draw.temperature.is_finite();
+        if !(means && share(draw.top_p) && share(draw.typical_p)) {
+            return Err(Error::shape("sample", "a temperature from 0 on and shares up to 1", draw));
+        }
+        if let Some(change) = draw.changes.iter().find(|change| change.id as usize >= vocab) {
+            return Err(Error::shape("sample", format!("changes of ids below {vocab}"), change.id));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
