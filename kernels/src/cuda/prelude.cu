@@ -199,6 +199,12 @@ __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
 
+/// The same, but not for what they have stored to arrive: so that no block ends while others read its memory. What was
+/// read must have been used, or stored, before.
+__device__ __forceinline__ void cluster_meet() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
 /// What another block of the cluster keeps at the place of `mine`.
 __device__ __forceinline__ float read_of_block(const float* mine, int block) {
     float x;

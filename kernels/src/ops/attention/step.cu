@@ -19,10 +19,25 @@ struct StepShape {
     int panel_tokens;
 };
 
+/// By how much the pairs of features of a lane are rotated: known before the features are.
+template <int HEAD>
+struct Rotation {
+    static constexpr int PAIRS = (HEAD / 2 + 31) / 32;
+    float sine[PAIRS], cosine[PAIRS];
+
+    __device__ __forceinline__ Rotation(int position, const float* inv_freq) {
+#pragma unroll
+        for (int p = 0; p < PAIRS; p++) {
+            int i = 32 * p + threadIdx.x % 32;
+            sincosf(i < HEAD / 2 ? position * inv_freq[i] : 0.f, &sine[p], &cosine[p]);
+        }
+    }
+};
+
 /// A head's features, normed where the model does so and rotated, by one warp.
 template <int HEAD>
-__device__ __forceinline__ void rotate_head(real_t* target, const real_t* x, const real_t* norm, float eps, float position,
-                                            const float* inv_freq) {
+__device__ __forceinline__ void rotate_head(real_t* target, const real_t* x, const real_t* norm, float eps,
+                                            const Rotation<HEAD>& rotation) {
     int lane = threadIdx.x % 32;
     float factor = 1.f;
     if (norm) {
@@ -30,29 +45,30 @@ __device__ __forceinline__ void rotate_head(real_t* target, const real_t* x, con
         for (int i = lane; i < HEAD; i += 32) sum += to_float(x[i]) * to_float(x[i]);
         factor = rsqrtf(warp_sum(sum) / HEAD + eps);
     }
-    for (int i = lane; i < HEAD / 2; i += 32) {
+#pragma unroll
+    for (int p = 0; p < Rotation<HEAD>::PAIRS; p++) {
+        int i = 32 * p + lane;
+        if (i >= HEAD / 2) continue;
         float a = to_float(x[i]) * factor, b = to_float(x[i + HEAD / 2]) * factor;
         if (norm) {
             a *= to_float(norm[i]);
             b *= to_float(norm[i + HEAD / 2]);
         }
-        float sine, cosine;
-        sincosf(position * inv_freq[i], &sine, &cosine);
-        target[i] = to_real(a * cosine - b * sine);
-        target[i + HEAD / 2] = to_real(b * cosine + a * sine);
+        target[i] = to_real(a * rotation.cosine[p] - b * rotation.sine[p]);
+        target[i + HEAD / 2] = to_real(b * rotation.cosine[p] + a * rotation.sine[p]);
     }
 }
 
 /// The query of a head, and the new key and value that it shares, by a warp each.
 template <int HEAD>
 __device__ __forceinline__ void step_inputs(real_t* query, real_t* new_key, real_t* new_value, const real_t* qkv,
-                                            int sequence, int head, int kv_head, int position,
+                                            int sequence, int head, int kv_head, const Rotation<HEAD>& rotation,
                                             const StepShape& shape) {
     const real_t* row = qkv + (size_t)sequence * (shape.heads + 2 * shape.kv_heads) * HEAD;
     const real_t* key_part = row + (shape.heads + kv_head) * HEAD;
     int warp = threadIdx.x / 32;
-    if (warp == 0) rotate_head<HEAD>(query, row + head * HEAD, shape.q_norm, shape.eps, position, shape.inv_freq);
-    if (warp == 1) rotate_head<HEAD>(new_key, key_part, shape.k_norm, shape.eps, position, shape.inv_freq);
+    if (warp == 0) rotate_head<HEAD>(query, row + head * HEAD, shape.q_norm, shape.eps, rotation);
+    if (warp == 1) rotate_head<HEAD>(new_key, key_part, shape.k_norm, shape.eps, rotation);
     if (warp == 2)
         for (int i = threadIdx.x % 32; i < HEAD; i += 32) new_value[i] = key_part[shape.kv_heads * HEAD + i];
 }
@@ -65,7 +81,9 @@ __device__ __forceinline__ void join_step(real_t* y, float (&sum)[EACH], float l
     constexpr int SHARE = HEAD / EACH;
     __shared__ float sums[STEP_WARPS][HEAD], largest_of[STEP_WARPS], weight_of[STEP_WARPS];
     __shared__ float found[HEAD + 2];  // this block's sum, largest score and weight
-    int warp = threadIdx.x / 32, feature = threadIdx.x % SHARE * EACH;
+    int warp = threadIdx.x / 32, feature = threadIdx.x % SHARE * EACH, i = threadIdx.x;
+    // Looked up before it is needed.
+    int column = head * HEAD + i, place = shape.place && split == 0 && i < HEAD ? shape.place[column] : column;
     // Warps' shares, rescaled to the largest score of all.
     for (int offset = SHARE; offset < 32; offset <<= 1) {
         float other = __shfl_xor_sync(FULL_WARP, largest, offset), most = fmaxf(largest, other);
@@ -90,7 +108,6 @@ __device__ __forceinline__ void join_step(real_t* y, float (&sum)[EACH], float l
         for (int j = 0; j < EACH; j++) sums[warp][feature + j] = sum[j] * mine;
     if (threadIdx.x % 32 == 0) weight_of[warp] = total * mine;
     __syncthreads();
-    int i = threadIdx.x;
     float value = 0.f, all = 0.f;
 #pragma unroll
     for (int w = 0; w < STEP_WARPS; w++) all += weight_of[w], value += i < HEAD ? sums[w][i] : 0.f;
@@ -99,30 +116,33 @@ __device__ __forceinline__ void join_step(real_t* y, float (&sum)[EACH], float l
         if (i == 0) found[HEAD] = most, found[HEAD + 1] = all;
         cluster_sync();
         if (split == 0 && i < HEAD) {
-            float mosts[STEP_SPLITS];
+            float mosts[STEP_SPLITS], values[STEP_SPLITS], weights[STEP_SPLITS];
             most = -INFINITY_F, value = all = 0.f;
+            // All asked for at once.
 #pragma unroll
             for (int s = 0; s < STEP_SPLITS; s++) {
-                mosts[s] = s < splits ? read_of_block(found + HEAD, s) : -INFINITY_F;
-                most = fmaxf(most, mosts[s]);
+                bool there = s < splits;
+                mosts[s] = there ? read_of_block(found + HEAD, s) : -INFINITY_F;
+                values[s] = there ? read_of_block(found + i, s) : 0.f;
+                weights[s] = there ? read_of_block(found + HEAD + 1, s) : 0.f;
             }
 #pragma unroll
+            for (int s = 0; s < STEP_SPLITS; s++) most = fmaxf(most, mosts[s]);
+#pragma unroll
             for (int s = 0; s < STEP_SPLITS; s++) {
-                if (mosts[s] == -INFINITY_F) continue;
-                float factor = expf(mosts[s] - most);
-                value += factor * read_of_block(found + i, s);
-                all += factor * read_of_block(found + HEAD + 1, s);
+                float factor = mosts[s] == -INFINITY_F ? 0.f : expf(mosts[s] - most);
+                value += factor * values[s];
+                all += factor * weights[s];
             }
         }
-        // Nobody ends while others read its memory.
-        cluster_sync();
     }
-    if (split > 0 || i >= HEAD) return;
-    int column = head * HEAD + i;
-    int place = shape.place ? shape.place[column] : column;
-    size_t at = shape.panel_tokens ? panel_place(sequence, place, shape.panel_tokens)
-                                   : (size_t)sequence * shape.heads * HEAD + place;
-    y[at] = to_real(value / all);
+    if (split == 0 && i < HEAD) {
+        size_t at = shape.panel_tokens ? panel_place(sequence, place, shape.panel_tokens)
+                                       : (size_t)sequence * shape.heads * HEAD + place;
+        y[at] = to_real(value / all);
+    }
+    // Nobody ends while others read its memory.
+    if (splits > 1) cluster_meet();
 }
 
 /// AHEAD is how many keys a lane reads before it uses the first.
@@ -157,9 +177,10 @@ __device__ void attention_step(
         }
     };
     read(from);
+    Rotation<HEAD> rotation(position, shape.inv_freq);
     await_previous();
 
-    step_inputs<HEAD>(query, new_key, new_value, qkv, sequence, head, kv_head, position, shape);
+    step_inputs<HEAD>(query, new_key, new_value, qkv, sequence, head, kv_head, rotation, shape);
     __syncthreads();
     // One of the heads that share them writes them down.
     if (to == length && from < to && head % (shape.heads / shape.kv_heads) == 0 && threadIdx.x < HEAD / 8) {

@@ -88,9 +88,10 @@ __device__ void attention_step_int8(real_t* y, const real_t* qkv, CodedCache cac
         read(k, k_scale, cache.keys, cache.key_scales, at);
         read(v, v_scale, cache.values, cache.value_scales, at);
     }
+    Rotation<HEAD> rotation(position, shape.inv_freq);
     await_previous();
 
-    step_inputs<HEAD>(step.query, step.new_key, step.new_value, qkv, sequence, head, kv_head, position, shape);
+    step_inputs<HEAD>(step.query, step.new_key, step.new_value, qkv, sequence, head, kv_head, rotation, shape);
     int warp = threadIdx.x / 32;
     __syncwarp();
     if (warp == 0) code_query(step, shape.scale);

@@ -82,7 +82,7 @@ fn drawn(logits: &[f32], largest: f32, draw: &Draw) -> u32 {
         tokens.iter_mut().for_each(|token| *token = token.ordered(token.shortfall.abs_diff(expected)));
         keep_share(&mut tokens, draw.typical_p);
     }
-    tokens.iter_mut().for_each(|token| *token = token.ordered(0));
+    tokens.iter_mut().for_each(|token| *token = token.ordered(token.shortfall));
     let place = (u128::from(draw.random) * u128::from(mass(&tokens))) >> 64;
     reach(&mut tokens, place as u64 + 1);
     tokens.last().map_or(0, |token| token.id)
@@ -92,12 +92,12 @@ fn mass(tokens: &[Token]) -> u64 {
     tokens.iter().map(Token::weight).sum()
 }
 
-/// The mean over the weights, without their last 16 bits and in 2^15ths of an octave, so that the sum has room.
+/// The mean over the weights, without as many of their last bits as the sum has no room for.
 fn expected_shortfall(tokens: &[Token]) -> u32 {
-    let coarse = FRACTION_BITS - 15;
-    let sum: u64 =
-        tokens.iter().map(|token| (token.weight() >> 16) * u64::from(token.shortfall >> coarse)).sum();
-    ((sum / (mass(tokens) >> 16)) as u32) << coarse
+    let mass = mass(tokens);
+    let cut = mass.ilog2().saturating_sub(32);
+    let sum: u64 = tokens.iter().map(|token| (token.weight() >> cut) * u64::from(token.shortfall)).sum();
+    (sum / (mass >> cut)) as u32
 }
 
 fn keep_share(tokens: &mut Vec<Token>, share: f32) {
@@ -105,7 +105,7 @@ fn keep_share(tokens: &mut Vec<Token>, share: f32) {
     reach(tokens, (wanted.ceil() as u64).max(1));
 }
 
-/// Keeps the first tokens in their order, up to and including the one with which they weigh `target`; that one comes last.
+/// Keeps the first tokens in their order, up to and including the one with which they weigh `target`, which comes last.
 fn reach(tokens: &mut Vec<Token>, target: u64) {
     let (mut from, mut to, mut before) = (0, tokens.len(), 0);
     while to - from > 1 {
@@ -121,10 +121,12 @@ fn reach(tokens: &mut Vec<Token>, target: u64) {
     tokens.truncate(to);
 }
 
-/// How many octaves, in [`FRACTION_BITS`] bits after the point, a token is below the likeliest; none where it is never drawn.
+/// How many octaves, in [`FRACTION_BITS`] bits after the point, a token is below the likeliest; none where it is never
+/// drawn.
 fn shortfall(largest: f32, logit: f32, rate: f32) -> Option<u32> {
     let octaves = (largest - logit) * rate;
-    (octaves >= 0.0 && octaves < OCTAVES as f32).then(|| (octaves * (1 << FRACTION_BITS) as f32) as u32)
+    let weighs = octaves >= 0.0 && octaves < OCTAVES as f32;
+    weighs.then_some((octaves * (1 << FRACTION_BITS) as f32) as u32)
 }
 
 /// `2^(40 - shortfall)`. In plain products and sums, rounded one by one, as the card's kernel has them.

@@ -24,8 +24,8 @@ pub(crate) const ID_BITS: u32 = 20;
 /// below 1e-8.
 #[rustfmt::skip]
 pub(crate) const SERIES: [f32; 8] = [
-    -1.078_531_2e-5, 1.089_194_1e-4, -9.428_249_4e-4, 6.801_044_3e-3,
-    -3.924_733_2e-2, 0.169_865_79, -0.490_129_07, 0.707_106_78,
+    -1.078_531_1e-5, 1.089_194_05e-4, -9.428_249_3e-4, 6.801_044e-3,
+    -3.924_733e-2, 0.169_865_79, -0.490_129_08, std::f32::consts::FRAC_1_SQRT_2,
 ];
 
 /// How the token after one row of scores is chosen.
@@ -40,7 +40,7 @@ pub struct Draw {
     /// Of those keep the fewest whose surprise is nearest the expected one that have this share of their mass (Meister
     /// et al. 2022); 1 keeps all.
     pub typical_p: f32,
-    /// Where in the mass of what is kept, in the order of ids, the token lies: in 2^64ths.
+    /// Where in the mass of what is kept, likeliest first, the token lies: in 2^64ths.
     pub random: u64,
     /// Every id at most once.
     pub changes: Vec<Change>,

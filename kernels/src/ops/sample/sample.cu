@@ -1,14 +1,17 @@
 // The next token of every row of scores, by the arithmetic that mod.rs describes. Up to eight blocks, a cluster, share
-// a row, each with the ids of one stretch. What is wanted is always a place in some order of the tokens: it is found
-// digit by digit, by how many tokens, or how much weight, there is for each value of the digit.
+// a row, each with the ids of one stretch. What is wanted is always a place in some order of the tokens. Where its
+// first digit leaves few tokens, every block gets all of them and goes on alone; otherwise it is found digit by digit,
+// by how many tokens, or how much weight, there is for each value of the digit.
 
 #define SAMPLE_THREADS 1024
-#define MOST_SHARES 8
 /// Scores that a thread asks for at once.
 #define SAMPLE_AHEAD 8
 #define DIGIT_BITS 10
 #define DIGITS (1 << DIGIT_BITS)
+#define KEY_DIGITS 5
 #define NO_KEY (~0ull)
+/// So many tokens are few.
+#define FEW_TOKENS 256
 
 /// As mod.rs has it for one row.
 struct Draw {
@@ -68,13 +71,31 @@ struct Share {
     }
 };
 
-/// Tokens and weight for each value of a digit, for two digits in turns: one is read while the other is cleared.
+/// Tokens and weight, a word each for its halves, for each value of a digit; for two digits in turns: one is read while
+/// the other is cleared.
 struct Tally {
-    u64 weight[2][DIGITS];
-    u32 count[2][DIGITS];
+    u32 low[2][DIGITS], high[2][DIGITS], count[2][DIGITS];
     u64 sums[32];
     u64 before;
     u32 digit, count_there;
+
+    /// Sums of 64 bits are added in a loop of tries, those of 32 are not.
+    __device__ __forceinline__ void add(int turn, u32 digit, u32 tokens, u64 weight) {
+        atomicAdd(&count[turn][digit], tokens);
+        if (!weight) return;
+        u32 part = (u32)weight, carry = atomicAdd(&low[turn][digit], part) > ~part;
+        if (u32 rest = (u32)(weight >> 32) + carry) atomicAdd(&high[turn][digit], rest);
+    }
+
+    __device__ __forceinline__ void clear(int turn) {
+        count[turn][threadIdx.x] = low[turn][threadIdx.x] = high[turn][threadIdx.x] = 0;
+    }
+};
+
+/// Tokens that every block of the row has.
+struct Few {
+    u64 keys[FEW_TOKENS], weights[FEW_TOKENS];
+    u32 count, chosen;
 };
 
 __device__ __forceinline__ bool is_finite(float x) { return fabsf(x) < INFINITY_F; }
@@ -84,8 +105,8 @@ __device__ __forceinline__ u64 warp_total(u64 x) {
     return x;
 }
 
-/// The largest key of a row, for all threads of its blocks. `slots` serve once.
-__device__ u64 largest_key(const Share& row, u64* slots) {
+/// The largest key of this block's part, for all its threads. `slot` is 0 before.
+__device__ u64 own_largest_key(const Share& row, u64* slot) {
     u64 key = 0;
     row.each([&](int id, float logit) {
         u64 next = is_finite(logit) ? top_key(logit, id) : 0;
@@ -95,31 +116,42 @@ __device__ u64 largest_key(const Share& row, u64* slots) {
         u64 other = __shfl_xor_sync(FULL_WARP, key, offset);
         key = other > key ? other : key;
     }
-    if (threadIdx.x % 32 == 0) atomicMax(slots, key);
+    if (threadIdx.x % 32 == 0) atomicMax(slot, key);
+    __syncthreads();
+    return *slot;
+}
+
+__device__ __forceinline__ float exp_of(float x) { return exp2_fast(x * 1.44269504f); }
+
+/// The largest key of the row and sum_i exp(logit[i] - largest), for all threads of its blocks.
+__device__ u64 largest_and_mass(const Share& row, u64* key_slot, float* mass_slot, float& mass) {
+    float own = top_logit(own_largest_key(row, key_slot)), sum = 0.f;
+    row.each([&](int id, float logit) { sum += is_finite(logit) ? exp_of(logit - own) : 0.f; });
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) *mass_slot = sum;
     row.meet();
-    for (int i = 0; i < row.shares; i++) {
-        u64 other = row.of(slots, i);
-        key = other > key ? other : key;
-    }
+    u64 key = 0;
+    for (int i = 0; i < row.shares; i++) key = max(key, row.of(key_slot, i));
+    mass = 0.f;
+    for (int i = 0; i < row.shares; i++)
+        if (u64 other = row.of(key_slot, i)) mass += row.of(mass_slot, i) * exp_of(top_logit(other) - top_logit(key));
     return key;
 }
 
-/// sum_i exp(logit[i] - largest) over the row, for all threads. `slot` serves once.
-__device__ float mass_of(const Share& row, float largest, float* slot) {
-    float mass = 0.f, total = 0.f;
-    row.each([&](int id, float logit) { mass += is_finite(logit) ? exp2_fast((logit - largest) * 1.44269504f) : 0.f; });
-    mass = block_sum(mass);
-    if (threadIdx.x == 0) *slot = mass;
+/// The largest key of the row, for all threads of its blocks.
+__device__ u64 largest_key(const Share& row, u64* slot) {
+    u64 key = own_largest_key(row, slot);
     row.meet();
-    for (int i = 0; i < row.shares; i++) total += row.of(slot, i);
-    return total;
+    for (int i = 0; i < row.shares; i++) key = max(key, row.of(slot, i));
+    return key;
 }
 
 /// How many octaves, as an integer, a token is below the likeliest; `none` where it is never drawn. Products and sums
 /// are rounded one by one, as on a processor.
 __device__ __forceinline__ u32 shortfall_of(float largest, float logit, float rate, u32 none) {
     float octaves = __fmul_rn(__fsub_rn(largest, logit), rate);
-    return octaves >= 0.f && octaves < (float)SAMPLE_OCTAVES ? (u32)(octaves * (float)(1 << SAMPLE_FRACTION_BITS)) : none;
+    bool weighs = octaves >= 0.f && octaves < (float)SAMPLE_OCTAVES;
+    return weighs ? (u32)(octaves * (float)(1 << SAMPLE_FRACTION_BITS)) : none;
 }
 
 /// 2^(40 - shortfall).
@@ -150,9 +182,8 @@ __device__ void tally_digit(Tally& tally, int turn, const Share& row, int shift,
         // Neighbours often go to one place: one addition instead of 32 that wait for each other.
         bool together = __all_sync(FULL_WARP, !member || digit == first);
         if (together && !COUNTED) weight = warp_total(weight);
-        if (together ? threadIdx.x % 32 != 0 : !member) return;
-        atomicAdd(&tally.count[turn][together ? first : digit], together ? __popc(members) : 1);
-        if (!COUNTED) atomicAdd(&tally.weight[turn][together ? first : digit], weight);
+        if (together ? threadIdx.x % 32 == 0 : member)
+            tally.add(turn, together ? first : digit, together ? __popc(members) : 1, weight);
     });
 }
 
@@ -174,24 +205,31 @@ __device__ u64 sum_up_to(u64 x, u64* sums) {
     return warp > 0 ? x + sums[warp - 1] : x;
 }
 
+/// Tokens and weight of the whole row for the thread's own value of the digit that was tallied.
+__device__ __forceinline__ void read_digit(Tally& tally, int& turn, const Share& row, u32& count, u64& weight) {
+    int digit = threadIdx.x;
+    row.meet();
+    count = 0, weight = 0;
+    for (int i = 0; i < row.shares; i++) {
+        count += row.of(&tally.count[turn][digit], i);
+        weight += row.of(&tally.low[turn][digit], i) + ((u64)row.of(&tally.high[turn][digit], i) << 32);
+    }
+    // All blocks have read those of the digit before.
+    turn ^= 1;
+    tally.clear(turn);
+}
+
 /// The keys below the result are the fewest first ones that together reach a target: a number of tokens where they are
-/// COUNTED, otherwise weight. `target(all)` is asked once; all keys where it is more than there is. EXACT: the
-/// result is the last key and one. Keys have `digits` digits.
+/// COUNTED, otherwise weight. `target_of(all)` is asked once; all keys where it is more than there is. EXACT: the
+/// result is the last key and one.
 template <bool COUNTED, bool EXACT, class Target, class Visit>
-__device__ u64 search(Tally& tally, int& turn, const Share& row, int digits, Target target_of, Visit visit) {
+__device__ u64 search(Tally& tally, int& turn, const Share& row, Target target_of, Visit visit) {
     u64 prefix = 0, before = 0, target = 0;
-    for (int shift = DIGIT_BITS * (digits - 1);; shift -= DIGIT_BITS) {
+    for (int shift = DIGIT_BITS * (KEY_DIGITS - 1);; shift -= DIGIT_BITS) {
+        u32 count;
+        u64 weight;
         tally_digit<COUNTED>(tally, turn, row, shift, prefix, visit);
-        row.meet();
-        u32 count = 0;
-        u64 weight = 0;
-        for (int i = 0; i < row.shares; i++) {
-            count += row.of(&tally.count[turn][threadIdx.x], i);
-            weight += row.of(&tally.weight[turn][threadIdx.x], i);
-        }
-        // All blocks have read those of the digit before.
-        turn ^= 1;
-        tally.count[turn][threadIdx.x] = 0, tally.weight[turn][threadIdx.x] = 0;
+        read_digit(tally, turn, row, count, weight);
         u64 here = COUNTED ? count : weight, up_to = sum_up_to(here, tally.sums), all = tally.sums[31];
         if (target == 0) target = target_of(all);
         if (before + all < target) return NO_KEY;
@@ -204,61 +242,156 @@ __device__ u64 search(Tally& tally, int& turn, const Share& row, int digits, Tar
     }
 }
 
-/// The mean of shortfalls over the weights of what `visit` gives a key.
-template <class Visit>
-__device__ u32 expected_shortfall(const Share& row, u64 (&slots)[2], Visit visit) {
-    u64 sum = 0, mass = 0;
+/// Gives every block the tokens up to the value of the first digit with which a target is reached, as in `search`; no
+/// tokens where those are not few.
+template <bool COUNTED, class Target, class Visit>
+__device__ u32 find_few(Few& few, Few& own, Tally& tally, int& turn, const Share& row, Target target_of, Visit visit) {
+    u32 count;
+    u64 weight;
+    if (threadIdx.x == 0) own.count = 0, tally.digit = DIGITS - 1;
+    tally_digit<COUNTED>(tally, turn, row, DIGIT_BITS * (KEY_DIGITS - 1), 0, visit);
+    read_digit(tally, turn, row, count, weight);
+    u64 here = COUNTED ? count : weight, up_to = sum_up_to(here, tally.sums), target = target_of(tally.sums[31]);
+    if (up_to >= target && up_to - here < target) tally.digit = threadIdx.x;
+    __syncthreads();
+    up_to = sum_up_to(threadIdx.x <= tally.digit ? count : 0, tally.sums);
+    u32 all = (u32)tally.sums[31];
+    if (all > FEW_TOKENS) return 0;
     row.each([&](int id, float logit) {
-        u32 shortfall = 0;
-        if (visit(id, logit, shortfall) == NO_KEY) return;
-        u64 weight = weight_of(shortfall);
-        mass += weight;
-        sum += (weight >> 16) * (shortfall >> (SAMPLE_FRACTION_BITS - 15));
+        u32 shortfall;
+        u64 key = visit(id, logit, shortfall);
+        if (key >> (DIGIT_BITS * (KEY_DIGITS - 1)) <= tally.digit) own.keys[atomicAdd(&own.count, 1)] = key;
+    });
+    row.meet();
+    for (int i = 0, first = 0; i < row.shares; i++) {
+        int there = row.of(&own.count, i);
+        for (int j = threadIdx.x; j < there; j += SAMPLE_THREADS) few.keys[first + j] = row.of(&own.keys[j], i);
+        first += there;
+    }
+    __syncthreads();
+    return all;
+}
+
+/// Bits that are cut off the weights of a mass, so that the sum of shortfalls has room.
+__device__ __forceinline__ int cut_of(u64 mass) { return max(63 - __clzll(mass) - 32, 0); }
+
+/// The sum of `value(shortfall)` over what `visit` gives a key, in all blocks of the row. `slot` is 0 before.
+template <class Visit, class Value>
+__device__ u64 sum_of(const Share& row, u64* slot, Visit visit, Value value) {
+    u64 sum = 0;
+    row.each([&](int id, float logit) {
+        u32 shortfall;
+        if (visit(id, logit, shortfall) != NO_KEY) sum += value(shortfall);
     });
     __syncwarp();
-    mass = warp_total(mass), sum = warp_total(sum);
-    if (threadIdx.x % 32 == 0) atomicAdd(&slots[0], sum), atomicAdd(&slots[1], mass);
+    sum = warp_total(sum);
+    if (threadIdx.x % 32 == 0) atomicAdd(slot, sum);
     row.meet();
-    sum = mass = 0;
-    for (int i = 0; i < row.shares; i++) sum += row.of(&slots[0], i), mass += row.of(&slots[1], i);
-    return (u32)(sum / (mass >> 16)) << (SAMPLE_FRACTION_BITS - 15);
+    sum = 0;
+    for (int i = 0; i < row.shares; i++) sum += row.of(slot, i);
+    return sum;
+}
+
+/// The weight that has to be reached for a share of `all`.
+__device__ __forceinline__ u64 part_of(u64 all, float share) {
+    return max((u64)ceil((double)all * (double)share), 1ull);
+}
+
+/// What few tokens weigh, and those that come before `own` in an order; and how many these are.
+template <class Order>
+__device__ __forceinline__ u64 weigh(const Few& few, u32 count, u64 own, u64& before, u32& rank, Order order) {
+    u64 all = 0;
+    before = 0, rank = 0;
+    __syncthreads();
+    // Those without a token wait.
+    if (threadIdx.x >= FEW_TOKENS) count = 0;
+    for (u32 i = 0; i < count; i++) {
+        u64 weight = few.weights[i];
+        bool earlier = order(few.keys[i]) < own;
+        all += weight;
+        before += earlier ? weight : 0;
+        rank += earlier;
+    }
+    __syncthreads();
+    return all;
+}
+
+/// The id that is drawn among few tokens, a thread for each.
+__device__ u32 drawn_of_few(Few& few, u32 count, const Draw& draw) {
+    u32 i = threadIdx.x, rank;
+    u64 key = i < count ? few.keys[i] : NO_KEY, before;
+    u64 weight = i < count ? weight_of((u32)(key >> SAMPLE_ID_BITS)) : 0;
+    auto keep = [&](bool kept) {
+        weight = kept ? weight : 0;
+        if (i < count) few.weights[i] = weight;
+    };
+    auto likelier = [](u64 key) { return key; };
+    keep(true);
+    weigh(few, count, key, before, rank, likelier);
+    if (draw.top_k) keep(rank < draw.top_k);
+    u64 all = weigh(few, count, key, before, rank, likelier);
+    if (draw.top_p < 1.f) keep(before < part_of(all, draw.top_p));
+    if (draw.typical_p < 1.f) {
+        __syncthreads();
+        u64 sum = 0, mass = 0;
+        for (u32 j = 0; j < count; j++) mass += few.weights[j];
+        int cut = cut_of(mass);
+        for (u32 j = 0; j < count; j++) sum += (few.weights[j] >> cut) * (few.keys[j] >> SAMPLE_ID_BITS);
+        u32 expected = (u32)(sum / (mass >> cut));
+        auto usual = [=](u64 key) {
+            u32 shortfall = (u32)(key >> SAMPLE_ID_BITS), id = (u32)key & ((1 << SAMPLE_ID_BITS) - 1);
+            return key_of(shortfall > expected ? shortfall - expected : expected - shortfall, id);
+        };
+        all = weigh(few, count, usual(key), before, rank, usual);
+        keep(before < part_of(all, draw.typical_p));
+    }
+    all = weigh(few, count, key, before, rank, likelier);
+    u64 place = __umul64hi(draw.random, all);
+    if (before <= place && place < before + weight) few.chosen = (u32)key & ((1 << SAMPLE_ID_BITS) - 1);
+    __syncthreads();
+    return few.chosen;
 }
 
 /// The id that is drawn among tokens whose largest logit is `largest`.
-__device__ u32 drawn_id(Tally& tally, u64 (&slots)[2], const Share& row, const Draw& draw, float largest) {
-    constexpr int KEY_DIGITS = 5, ID_DIGITS = 2;
+__device__ u32 drawn_id(Tally& tally, Few& few, Few& own, u64 (&slots)[2], const Share& row, const Draw& draw,
+                        float largest) {
     int turn = 0;
     u64 end = NO_KEY, typical_end = NO_KEY;
-    u32 expected = 0;
+    u32 expected = 0, count = 0;
     auto likelier = [&](int id, float logit, u32& shortfall) {
         u32 none = 0xFFFFFFFFu;
         shortfall = shortfall_of(largest, logit, draw.rate, none);
         u64 key = key_of(shortfall, id);
         return shortfall != none && key < end ? key : NO_KEY;
     };
-    auto share = [](float part) { return [=](u64 all) { return max((u64)ceil((double)all * (double)part), 1ull); }; };
-    if (draw.top_k) {
-        auto count = [&](u64) { return (u64)draw.top_k; };
-        end = search<true, false>(tally, turn, row, KEY_DIGITS, count, likelier);
-    }
+    auto tokens = [&](u64) { return (u64)draw.top_k; };
+    auto top_part = [&](u64 all) { return part_of(all, draw.top_p); };
+    if (draw.top_k) count = find_few<true>(few, own, tally, turn, row, tokens, likelier);
+    else if (draw.top_p < 1.f) count = find_few<false>(few, own, tally, turn, row, top_part, likelier);
+    if (count) return drawn_of_few(few, count, draw);
+
+    if (draw.top_k) end = search<true, false>(tally, turn, row, tokens, likelier);
     // Below what top_k left: the smaller of two ends.
-    if (draw.top_p < 1.f) end = min(end, search<false, false>(tally, turn, row, KEY_DIGITS, share(draw.top_p), likelier));
+    if (draw.top_p < 1.f) end = min(end, search<false, false>(tally, turn, row, top_part, likelier));
     auto usual = [&](int id, float logit, u32& shortfall) {
         if (likelier(id, logit, shortfall) == NO_KEY) return NO_KEY;
-        u64 key = key_of(shortfall > expected ? shortfall - expected : expected - shortfall, id);
-        return key < typical_end ? key : NO_KEY;
+        return key_of(shortfall > expected ? shortfall - expected : expected - shortfall, id);
     };
-    bool typical = draw.typical_p < 1.f;
-    if (typical) {
-        expected = expected_shortfall(row, slots, likelier);
-        typical_end = search<false, false>(tally, turn, row, KEY_DIGITS, share(draw.typical_p), usual);
+    if (draw.typical_p < 1.f) {
+        u64 mass = sum_of(row, &slots[0], likelier, weight_of);
+        int cut = cut_of(mass);
+        auto part_of_sum = [=](u32 shortfall) { return (weight_of(shortfall) >> cut) * shortfall; };
+        expected = (u32)(sum_of(row, &slots[1], likelier, part_of_sum) / (mass >> cut));
+        auto part = [&](u64 all) { return part_of(all, draw.typical_p); };
+        typical_end = search<false, false>(tally, turn, row, part, usual);
     }
-    auto in_order = [&](int id, float logit, u32& shortfall) {
-        u64 key = typical ? usual(id, logit, shortfall) : likelier(id, logit, shortfall);
-        return key == NO_KEY ? NO_KEY : (u64)id;
+    auto kept = [&](int id, float logit, u32& shortfall) {
+        bool is = typical_end == NO_KEY || usual(id, logit, shortfall) < typical_end;
+        return is ? likelier(id, logit, shortfall) : NO_KEY;
     };
     auto place = [&](u64 all) { return __umul64hi(draw.random, all) + 1; };
-    return (u32)search<false, true>(tally, turn, row, ID_DIGITS, place, in_order) - 1;
+    u64 past = search<false, true>(tally, turn, row, place, kept);
+    return (u32)(past - 1) & ((1 << SAMPLE_ID_BITS) - 1);
 }
 
 /// A logit after its change.
@@ -286,30 +419,37 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(
     Change* changes,    // those of all rows
     int vocab) {
     __shared__ Tally tally;
+    __shared__ Few few, own;
     __shared__ u64 keys[2], means[2];
     __shared__ float mass_slot;
     int number = blockIdx.x, shares = gridDim.y, share = blockIdx.y;
     Share row{logits + (size_t)number * vocab, (int)((long long)vocab * share / shares),
               (int)((long long)vocab * (share + 1) / shares), share, shares};
-    for (int turn = 0; turn < 2; turn++) tally.count[turn][threadIdx.x] = 0, tally.weight[turn][threadIdx.x] = 0;
+    for (int turn = 0; turn < 2; turn++) tally.clear(turn);
     if (threadIdx.x < 2) keys[threadIdx.x] = means[threadIdx.x] = 0;
     __syncthreads();
     start_next_early();
     await_previous();
     Draw draw = draws ? draws[number] : Draw{};
-    u64 key = largest_key(row, &keys[0]);
-    float largest = top_logit(key), mass = mass_of(row, largest, &mass_slot);
+    float mass;
+    u64 key = largest_and_mass(row, &keys[0], &mass_slot, mass);
+    float largest = top_logit(key);
     // Every block changes its own ids, and puts back what was there.
-    for_own(row, draw, changes, [](Change& change, float& logit) { change.logit = logit, logit = changed(logit, change); });
+    for_own(row, draw, changes, [](Change& change, float& logit) {
+        change.logit = logit;
+        logit = changed(logit, change);
+    });
     if (key && draw.changes) key = largest_key(row, &keys[1]);
     u32 id = key ? ~(u32)key : 0xFFFFFFFFu;
-    if (key && draw.rate > 0.f) id = drawn_id(tally, means, row, draw, top_logit(key));
+    if (key && draw.rate > 0.f) id = drawn_id(tally, few, own, means, row, draw, top_logit(key));
     for_own(row, draw, changes, [](Change& change, float& logit) { logit = change.logit; });
     bool here = key != 0 ? (int)id >= row.from && (int)id < row.to : share == 0;
     if (here && threadIdx.x == 0) {
         ids[number] = id;
         if (key) found[number] = Found{row.logits[id], largest, mass};
     }
+#if HOPPER
     // Nobody ends while others read its memory.
-    row.meet();
+    if (shares > 1) cluster_meet();
+#endif
 }

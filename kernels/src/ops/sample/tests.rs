@@ -11,8 +11,8 @@ fn places(seed: u64, count: usize) -> Vec<u64> {
     random(seed, count).iter().map(|x| ((f64::from(*x) + 1.0) / 2.0 * 2f64.powi(64)) as u64).collect()
 }
 
-/// The tokens that can be drawn and their shares, by id, in f64 and by sorting; and how near any decision was, as a share
-/// of the mass: what is nearer than rounding may go either way.
+/// The tokens that can be drawn and their shares, likeliest first, in f64 and by sorting; and how near any decision was,
+/// as a share of the mass: what is nearer than rounding may go either way.
 fn shares(row: &[f32], draw: &Draw) -> (Vec<(u32, f64)>, f64) {
     let mut logits: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
     for change in &draw.changes {
@@ -35,7 +35,7 @@ fn shares(row: &[f32], draw: &Draw) -> (Vec<(u32, f64)>, f64) {
         tokens.sort_by(|a, b| (a.1 - mean).abs().total_cmp(&(b.1 - mean).abs()).then(a.0.cmp(&b.0)));
         nearest = nearest.min(keep(&mut tokens, draw.typical_p));
     }
-    tokens.sort_by_key(|token| token.0);
+    tokens.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
     let total: f64 = tokens.iter().map(|token| token.2).sum();
     (tokens.iter().map(|token| (token.0, token.2 / total)).collect(), nearest)
 }
@@ -73,6 +73,8 @@ fn conforms(device: &impl Sample) {
         ("top k of all", 50, 3.0, Draw { top_k: 50, ..draw(1.0) }),
         ("top k beyond what weighs anything", 500, 60.0, Draw { top_k: 400, ..draw(0.5) }),
         ("top p", 32_000, 8.0, Draw { top_p: 0.9, ..draw(1.0) }),
+        ("top p of few", 32_000, 40.0, Draw { top_p: 0.9, ..draw(1.0) }),
+        ("typical of few", 152_064, 30.0, Draw { top_k: 20, top_p: 0.9, typical_p: 0.5, ..draw(1.2) }),
         ("hardly any top p", 700, 3.0, Draw { top_p: 1e-6, ..draw(1.0) }),
         ("top p of top k", 152_064, 12.0, Draw { top_k: 50, top_p: 0.8, ..draw(1.5) }),
         ("typical", 900, 4.0, Draw { typical_p: 0.4, ..draw(1.0) }),
@@ -129,7 +131,7 @@ fn keeps_to_its_word(device: &impl Sample) {
         drawn.into_iter().map(|drawn| drawn.map(|drawn| drawn.id)).collect::<Vec<_>>()
     };
     let likeliest = Draw::likeliest();
-    assert_eq!(sample(vec![1.0, 3.0, 3.0, f32::NAN], 4, &[likeliest.clone()]), [Some(1)]);
+    assert_eq!(sample(vec![1.0, 3.0, 3.0, f32::NAN], 4, std::slice::from_ref(&likeliest)), [Some(1)]);
     assert_eq!(sample(vec![-5.0, f32::NEG_INFINITY, f32::INFINITY], 3, &[draw(1.0)]), [Some(0)]);
     assert_eq!(sample(vec![1.0, 1.0 + 1e-6], 2, &[draw(1e-44)]), [Some(1)], "temperatures near zero");
     let nothing = vec![f32::NAN, f32::NEG_INFINITY, 1.0, 2.0];
