@@ -189,6 +189,8 @@ impl Sequence {
         if let Some(prompt) = self.expected.take() {
             self.say(Event::Prompt(prompt));
         }
+        // Two sums of the same masses may differ in the last place; who sees both wants to see one number.
+        let logprob = top.iter().find(|top| top.id == id).map_or(logprob, |top| top.logprob);
         let task = &self.request.task;
         self.ids.push(id);
         let finish = match () {

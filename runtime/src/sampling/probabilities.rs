@@ -12,8 +12,8 @@ pub struct TokenProbability {
 /// The likeliest tokens with their probabilities among all.
 pub fn top_probabilities(likeliest: &Likeliest) -> Vec<TokenProbability> {
     let largest = likeliest.candidates.first().map_or(0.0, |best| best.1);
-    let normal = largest + likeliest.total.ln();
-    let of = |(id, logit): &(u32, f32)| TokenProbability { id: *id, logprob: logit - normal };
+    let total = likeliest.total.ln();
+    let of = |(id, logit): &(u32, f32)| TokenProbability { id: *id, logprob: logit - largest - total };
     likeliest.candidates.iter().map(of).collect()
 }
 

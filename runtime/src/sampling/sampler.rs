@@ -1,6 +1,6 @@
 //! One sequence's choices: its parameters and what it has said so far, as what a device draws by.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use gptq_kernels::{Change, Draw};
 use rand::{RngCore, SeedableRng};
@@ -14,10 +14,19 @@ pub struct Sampler {
     params: SamplingParams,
     adjustments: Adjustments,
     rng: ChaCha12Rng,
-    /// Every id that was seen, and how often it was generated.
-    seen: BTreeMap<u32, usize>,
-    /// Tokens of the sequence that are counted in `seen`.
+    /// Biases and penalties so far: a token changes one of them.
+    changes: Vec<Change>,
+    places: HashMap<u32, Place>,
+    /// Tokens of the sequence that are counted in `changes`.
     counted: usize,
+}
+
+/// Where an id stands in the changes.
+struct Place {
+    at: usize,
+    bias: f32,
+    /// How often it was generated.
+    times: usize,
 }
 
 impl Sampler {
@@ -29,7 +38,16 @@ impl Sampler {
         params.check()?;
         adjustments.check()?;
         let rng = ChaCha12Rng::seed_from_u64(params.seed);
-        Ok(Self { rng, params, adjustments, seen: BTreeMap::new(), counted: 0 })
+        let (changes, places) = (Vec::new(), HashMap::new());
+        let mut sampler = Self { rng, params, adjustments, changes, places, counted: 0 };
+        for (id, bias) in sampler.adjustments.logit_bias.clone() {
+            let at = sampler.place(id);
+            sampler.changes[at].added += bias;
+            if let Some(place) = sampler.places.get_mut(&id) {
+                place.bias += bias;
+            }
+        }
+        Ok(sampler)
     }
 
     /// Whether a token depends on those before it by more than the scores.
@@ -46,7 +64,7 @@ impl Sampler {
     pub fn draw(&mut self, ids: &[u32], prompt: usize) -> Draw {
         if self.remembers() {
             for (place, id) in ids.iter().enumerate().skip(self.counted) {
-                *self.seen.entry(*id).or_default() += usize::from(place >= prompt);
+                self.see(*id, place >= prompt);
             }
             self.counted = ids.len();
         }
@@ -56,7 +74,7 @@ impl Sampler {
     /// How the token at a place is drawn, whatever came before it where [`Self::remembers`] is false.
     pub fn draw_at(&mut self, place: usize) -> Draw {
         let SamplingParams { temperature, top_k, top_p, .. } = self.params;
-        let (random, changes) = (self.random(place), self.changes());
+        let (random, changes) = (self.random(place), self.changes.clone());
         Draw { temperature, top_k, top_p, typical_p: self.adjustments.typical_p, random, changes }
     }
 
@@ -67,21 +85,27 @@ impl Sampler {
         self.rng.next_u64()
     }
 
-    /// Biases, and penalties on what was seen.
-    fn changes(&self) -> Vec<Change> {
+    /// Counts a token of the sequence.
+    fn see(&mut self, id: u32, generated: bool) {
         let repeated = self.params.repetition_penalty;
-        let mut changes: BTreeMap<u32, Change> = BTreeMap::new();
-        for (id, bias) in &self.adjustments.logit_bias {
-            let change = changes.entry(*id).or_insert(Change { id: *id, added: 0.0, repeated: 1.0 });
-            change.added += bias;
+        if repeated == 1.0 && !generated {
+            return;
         }
-        let penalised = self.seen.iter().filter(|(_, times)| repeated != 1.0 || **times > 0);
-        for (id, times) in penalised {
-            let change = changes.entry(*id).or_insert(Change { id: *id, added: 0.0, repeated: 1.0 });
-            change.added -= if *times > 0 { self.adjustments.taken_off(*times) } else { 0.0 };
-            change.repeated = repeated;
+        let at = self.place(id);
+        self.changes[at].repeated = repeated;
+        if let Some(place) = self.places.get_mut(&id).filter(|_| generated) {
+            place.times += 1;
+            self.changes[at].added = place.bias - self.adjustments.taken_off(place.times);
         }
-        changes.into_values().collect()
+    }
+
+    /// Where an id stands in the changes from now on.
+    fn place(&mut self, id: u32) -> usize {
+        let place = self.places.entry(id).or_insert_with(|| {
+            self.changes.push(Change { id, added: 0.0, repeated: 1.0 });
+            Place { at: self.changes.len() - 1, bias: 0.0, times: 0 }
+        });
+        place.at
     }
 }
 
@@ -141,7 +165,7 @@ mod tests {
         let changes = sampler.draw(&[1, 0, 0, 2], 1).changes;
         let change = |id, added, repeated| Change { id, added, repeated };
         let expected =
-            [change(0, -1.75, 2.0), change(1, 0.0, 2.0), change(2, -1.0, 2.0), change(3, 0.5, 1.0)];
+            [change(0, -1.75, 2.0), change(3, 0.5, 1.0), change(1, 0.0, 2.0), change(2, -1.0, 2.0)];
         assert_eq!(changes, expected);
     }
 

@@ -1,4 +1,4 @@
-use super::{Draw, Drawn, Sample, check};
+use super::{Change, Draw, Drawn, Sample, check};
 use crate::cuda::{Answer, Arg, Bytes, Cuda, CudaTensor, Launch};
 use crate::{Device, Result};
 
@@ -39,7 +39,13 @@ impl Sample for Cuda {
         let words = self.scratch(4 * rows * (1 + FOUND))?;
         let (described, changes) = described(draws);
         let described = if described.is_empty() { None } else { Some(self.upload(&described)?) };
-        let changes = if changes.is_empty() { None } else { Some(self.upload(&changes)?) };
+        // What logits were before, one for each change.
+        let before = self.scratch(4 * changes.len())?;
+        let changes = if changes.is_empty() {
+            None
+        } else {
+            Some(self.upload(bytemuck::cast_slice::<_, u32>(&changes))?)
+        };
         let ids = self.arrived(&words)?;
         let args = [
             Arg::Address(ids),
@@ -47,6 +53,7 @@ impl Sample for Cuda {
             Arg::Address(self.wide(logits)?),
             Arg::Address(described.as_ref().map_or(0, |words| self.address(words))),
             Arg::Address(changes.as_ref().map_or(0, |words| self.address(words))),
+            Arg::Address(self.arrived(&before)?),
             Arg::Int(vocab as i32),
         ];
         let shares = shares(self, rows);
@@ -76,17 +83,15 @@ fn shares(card: &Cuda, rows: usize) -> usize {
         .unwrap_or(1)
 }
 
-/// `struct Draw` of every row, none where all rows take the likeliest token, and `struct Change` of all rows.
-fn described(draws: &[Draw]) -> (Vec<u32>, Vec<u32>) {
+/// `struct Draw` of every row, none where all rows take the likeliest token; and the changes of all rows.
+fn described(draws: &[Draw]) -> (Vec<u32>, Vec<Change>) {
     let (mut words, mut changes) = (Vec::new(), Vec::new());
     if draws.iter().all(|draw| draw.temperature == 0.0 && draw.changes.is_empty()) {
         return (words, changes);
     }
     for draw in draws {
-        let first = changes.len() / 4;
-        let change =
-            |change: &super::Change| [change.id, change.added.to_bits(), change.repeated.to_bits(), 0];
-        changes.extend(draw.changes.iter().flat_map(change));
+        let first = changes.len();
+        changes.extend_from_slice(&draw.changes);
         let top_k = u32::try_from(draw.top_k).unwrap_or(u32::MAX);
         words.extend([draw.rate().to_bits(), top_k, draw.top_p.to_bits(), draw.typical_p.to_bits()]);
         words.extend([

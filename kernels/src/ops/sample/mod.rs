@@ -47,7 +47,8 @@ pub struct Draw {
 }
 
 /// What is done to a token's logit first.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::NoUninit)]
+#[repr(C)]
 pub struct Change {
     pub id: u32,
     pub added: f32,

@@ -25,7 +25,6 @@ struct Draw {
 struct Change {
     u32 id;
     float added, repeated;
-    float logit;  // what it was before
 };
 
 /// What the host makes a log-probability of.
@@ -401,22 +400,23 @@ __device__ __forceinline__ float changed(float logit, const Change& change) {
     return logit > 0.f ? __fdiv_rn(logit, change.repeated) : __fmul_rn(logit, change.repeated);
 }
 
-/// `each(change, logit)` for the changes to ids of this block; then all of it see what was done.
+/// `each(change, logit, before)` for the changes to ids of this block; then all of it see what was done.
 template <class Each>
-__device__ void for_own(const Share& row, const Draw& draw, Change* changes, Each each) {
-    for (u32 i = threadIdx.x; i < draw.changes; i += SAMPLE_THREADS) {
-        Change& change = changes[draw.first_change + i];
-        if ((int)change.id >= row.from && (int)change.id < row.to) each(change, row.logits[change.id]);
+__device__ void for_own(const Share& row, const Draw& draw, const Change* changes, float* before, Each each) {
+    for (u32 i = draw.first_change + threadIdx.x; i < draw.first_change + draw.changes; i += SAMPLE_THREADS) {
+        const Change& change = changes[i];
+        if ((int)change.id >= row.from && (int)change.id < row.to) each(change, row.logits[change.id], before[i]);
     }
     __syncthreads();
 }
 
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(
-    u32* ids,           // [rows]: the largest number where no score is finite
-    Found* found,       // [rows]
-    float* logits,      // [rows, vocab]: as they were in the end
-    const Draw* draws,  // [rows], or null: the likeliest everywhere
-    Change* changes,    // those of all rows
+    u32* ids,               // [rows]: the largest number where no score is finite
+    Found* found,           // [rows]
+    float* logits,          // [rows, vocab]: as they were in the end
+    const Draw* draws,      // [rows], or null: the likeliest everywhere
+    const Change* changes,  // those of all rows
+    float* before,          // the logits that they change
     int vocab) {
     __shared__ Tally tally;
     __shared__ Few few, own;
@@ -435,14 +435,14 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(
     u64 key = largest_and_mass(row, &keys[0], &mass_slot, mass);
     float largest = top_logit(key);
     // Every block changes its own ids, and puts back what was there.
-    for_own(row, draw, changes, [](Change& change, float& logit) {
-        change.logit = logit;
+    for_own(row, draw, changes, before, [](const Change& change, float& logit, float& before) {
+        before = logit;
         logit = changed(logit, change);
     });
     if (key && draw.changes) key = largest_key(row, &keys[1]);
     u32 id = key ? ~(u32)key : 0xFFFFFFFFu;
     if (key && draw.rate > 0.f) id = drawn_id(tally, few, own, means, row, draw, top_logit(key));
-    for_own(row, draw, changes, [](Change& change, float& logit) { logit = change.logit; });
+    for_own(row, draw, changes, before, [](const Change&, float& logit, float& before) { logit = before; });
     bool here = key != 0 ? (int)id >= row.from && (int)id < row.to : share == 0;
     if (here && threadIdx.x == 0) {
         ids[number] = id;
