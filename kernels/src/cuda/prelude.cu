@@ -92,6 +92,10 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
+/// The warp's number, in a way that tells the compiler that all lanes have the same: what it reads from shared memory is
+/// then found without detours.
+__device__ __forceinline__ int uniform_warp() { return __shfl_sync(FULL_WARP, threadIdx.x / 32, 0); }
+
 __device__ __forceinline__ float warp_sum(float x) {
     for (int offset = 16; offset > 0; offset >>= 1) x += __shfl_xor_sync(FULL_WARP, x, offset);
     return x;
@@ -243,10 +247,6 @@ __device__ __forceinline__ void read_of_block(float (&x)[4], const float* mine, 
 #else
 #define PAIR "f16.f16"
 #endif
-
-/// The warp's number, in a way that tells the compiler that all lanes have the same: what `wgmma` reads from shared
-/// memory is then found without detours.
-__device__ __forceinline__ int uniform_warp() { return __shfl_sync(FULL_WARP, threadIdx.x / 32, 0); }
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
