@@ -17,22 +17,40 @@ __device__ __forceinline__ void prefetch_words(const void* words, int width) {
     for (int i = 32 * threadIdx.x; words && i < width; i += 32 * blockDim.x) prefetch((const u32*)words + i);
 }
 
-/// Stores a token's row, which all threads of the block see in shared memory: feature order[i] at place i of a row,
-/// or of panels with room for `panel_tokens`.
-__device__ void store_row(real_t* y, const real_t* row, const u32* order, int token, int width, int panel_tokens) {
+#if !F32
+/// The features that go to eight neighbouring places.
+struct Places {
+    uint4 low, high;
+
+    __device__ __forceinline__ void read(const u32* order) {
+        low = ((const uint4*)order)[0], high = ((const uint4*)order)[1];
+    }
+
+    /// Stores them, from the token's row, at place `i` of a row of `width` or of panels.
+    __device__ __forceinline__ void store(real_t* y, const real_t* row, int token, int i, int width,
+                                          int panel_tokens) const {
+        size_t place = panel_tokens ? panel_place(token, i, panel_tokens) : (size_t)token * width + i;
+        *(uint4*)(y + place) = make_uint4(row[low.x] | (u32)row[low.y] << 16, row[low.z] | (u32)row[low.w] << 16,
+                                          row[high.x] | (u32)row[high.y] << 16, row[high.z] | (u32)row[high.w] << 16);
+    }
+};
+#endif
+
+/// Stores a token's row from place `from` on, which all threads of the block see in shared memory: feature order[i] at
+/// place i of a row, or of panels with room for `panel_tokens`.
+__device__ void store_row(real_t* y, const real_t* row, const u32* order, int token, int from, int width,
+                          int panel_tokens) {
 #if !F32
     if (width % 8 == 0) {
-        for (int i = 8 * threadIdx.x; i < width; i += 8 * blockDim.x) {
-            uint4 low = ((const uint4*)(order + i))[0], high = ((const uint4*)(order + i))[1];
-            size_t place = panel_tokens ? panel_place(token, i, panel_tokens) : (size_t)token * width + i;
-            *(uint4*)(y + place) =
-                make_uint4(row[low.x] | (u32)row[low.y] << 16, row[low.z] | (u32)row[low.w] << 16,
-                           row[high.x] | (u32)row[high.y] << 16, row[high.z] | (u32)row[high.w] << 16);
+        for (int i = from + 8 * threadIdx.x; i < width; i += 8 * blockDim.x) {
+            Places places;
+            places.read(order + i);
+            places.store(y, row, token, i, width, panel_tokens);
         }
         return;
     }
 #endif
-    for (int i = threadIdx.x; i < width; i += blockDim.x) y[(size_t)token * width + i] = row[order[i]];
+    for (int i = from + threadIdx.x; i < width; i += blockDim.x) y[(size_t)token * width + i] = row[order[i]];
 }
 
 /// Rows of x in another order; one block a row, which it keeps in shared memory meanwhile.
@@ -44,5 +62,5 @@ extern "C" __global__ void order_columns(real_t* y, const real_t* x, const u32* 
     const real_t* from = x + (size_t)blockIdx.x * width;
     for (int i = threadIdx.x; i < width; i += blockDim.x) row[i] = from[i];
     __syncthreads();
-    store_row(y, row, order, blockIdx.x, width, panel_tokens);
+    store_row(y, row, order, blockIdx.x, 0, width, panel_tokens);
 }

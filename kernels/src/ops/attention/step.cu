@@ -19,13 +19,14 @@ struct StepShape {
     int panel_tokens;
 };
 
-/// By how much the pairs of features of a lane are rotated: known before the features are.
+/// By how much the pairs of features of a lane are rotated, in the warps that rotate: known before the features are.
 template <int HEAD>
 struct Rotation {
     static constexpr int PAIRS = (HEAD / 2 + 31) / 32;
     float sine[PAIRS], cosine[PAIRS];
 
     __device__ __forceinline__ Rotation(int position, const float* inv_freq) {
+        if (threadIdx.x >= 64) return;
 #pragma unroll
         for (int p = 0; p < PAIRS; p++) {
             int i = 32 * p + threadIdx.x % 32;

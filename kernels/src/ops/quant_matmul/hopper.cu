@@ -1,7 +1,8 @@
 // The quantized product of up to 128 rows on Hopper. A block makes 64 outputs with each of its warp groups, for all
-// tokens. One warp copies codes, grids and activations into a ring of stages; the warp groups turn codes into the
-// left factor of `wgmma`, in registers, while the product before is running. Where there are few outputs, the
-// blocks of a cluster divide the features among them and add up what they found.
+// tokens. A ring of stages holds codes and activations on their way: each warp asks for the codes of its own tile, one
+// warp more for the activations. The warp groups turn codes into the left factor of `wgmma`, in registers, while the
+// product before is running. Where there are few outputs, the blocks of a cluster divide the features among them and
+// add up what they found.
 
 #if HOPPER && !F32
 
@@ -71,30 +72,30 @@ struct Ending {
     int panel_tokens;        // of y, or 0
 };
 
-/// The warp that copies: stages `begin` to `end` of the features for the tiles of 16 outputs from `first` on.
-template <typename S>
+/// The warp that copies activations, and says what a stage waits for: of stages `begin` to `end` of the features, for
+/// the tiles of 16 outputs from `first` on. Each other warp copies the codes of its own tile.
+/// `before_input` is called while the kernels before this one may still run.
+template <typename S, typename Before>
 __device__ void fill_ring(u32 ring, u32 full, u32 empty, const u8* panels, Weight weight, int first,
-                          int begin, int end) {
-    int lane = threadIdx.x % 32, tiles = min(S::TILES, weight.out / 16 - first), all = weight.in / S::FEATURES;
-    auto ask_weights = [&](int n, int slot) {
-        u32 barrier = full + 8 * slot, target = ring + slot * S::BYTES + S::ACTIVATIONS;
-        if (lane == 0) barrier_expect(barrier, S::ACTIVATIONS + tiles * S::CODES);
-        __syncwarp();
-        if (lane < tiles)
-            copy_bulk(target + lane * S::CODES, weight.codes + ((size_t)(first + lane) * all + n) * S::CODES, S::CODES, barrier);
+                          int begin, int end, Before before_input) {
+    int lane = threadIdx.x % 32, tiles = min(S::TILES, weight.out / 16 - first);
+    // Codes may have come before they are expected: a barrier counts below zero too.
+    auto expect = [&](int slot) {
+        if (lane == 0) barrier_expect(full + 8 * slot, S::ACTIVATIONS + tiles * S::CODES);
     };
-    auto ask_activations = [&](int n, int slot) {
+    auto ask = [&](int n, int slot) {
         if (lane == 0)
             copy_bulk(ring + slot * S::BYTES, panels + (size_t)n * S::ACTIVATIONS, S::ACTIVATIONS, full + 8 * slot);
     };
     int ahead = min(HOPPER_STAGES, end - begin), slot = 0, parity = 0;
-    for (int i = 0; i < ahead; i++) ask_weights(begin + i, i);
+    for (int i = 0; i < ahead; i++) expect(i);
+    before_input();
     await_previous();
-    for (int i = 0; i < ahead; i++) ask_activations(begin + i, i);
+    for (int i = 0; i < ahead; i++) ask(begin + i, i);
     for (int n = begin + ahead; n < end; n++) {
         barrier_wait(empty + 8 * slot, parity);
-        ask_weights(n, slot);
-        ask_activations(n, slot);
+        expect(slot);
+        ask(n, slot);
         if (++slot == HOPPER_STAGES) slot = 0, parity ^= 1;
     }
     // Not before: the next kernel's blocks would crowd where this one has none.
@@ -136,8 +137,8 @@ __device__ __forceinline__ void pass_turn(int group) { asm volatile("bar.arrive 
 /// A warp group's sums for 64 outputs over stages `begin` to `end`. Some chunks make one product, whose left factor
 /// is made while the product before is running.
 template <int BITS, int TOKENS, int GRIDS>
-__device__ void sum_up(float (&sum)[TOKENS / 2], const u8* ring, u32 full, u32 empty, const uint2* grids_of_tile, int shift,
-                       int begin, int end) {
+__device__ void sum_up(float (&sum)[TOKENS / 2], const u8* ring, u32 full, u32 empty, const u8* codes_of_tile,
+                       const uint2* grids_of_tile, int shift, int begin, int end) {
     typedef Stage<BITS, TOKENS> S;
     constexpr int STEPS = LANE_FEATURES(BITS) / 4;
     // As many chunks as registers allow.
@@ -147,6 +148,14 @@ __device__ void sum_up(float (&sum)[TOKENS / 2], const u8* ring, u32 full, u32 e
     Codes<BITS> codes;
     Grids<GRIDS> grids{grids_of_tile + lane / 4, shift};
     u32 left[2][TAKEN * STEPS][4];
+    u32 own_codes = shared_address(ring) + S::ACTIVATIONS + warp * S::CODES;
+    auto ask = [&](int n, int slot) {
+        if (codes_of_tile)
+            copy_bulk(own_codes + slot * S::BYTES, codes_of_tile + (size_t)n * S::CODES, S::CODES, full + 8 * slot);
+    };
+    if (lane == 0)
+        for (int i = 0; i < min(HOPPER_STAGES, end - begin); i++) ask(begin + i, i);
+    __syncwarp();
     auto take = [&](u32(&left)[TAKEN * STEPS][4], int n, int first_chunk) {
         if (first_chunk == 0) barrier_wait(full + 8 * slot, parity);
         const u8* stage = ring + slot * S::BYTES;
@@ -183,6 +192,8 @@ __device__ void sum_up(float (&sum)[TOKENS / 2], const u8* ring, u32 full, u32 e
         wgmma_wait<1>();
         if (first_chunk == 0 && n > begin && lane == 0) barrier_arrive(empty + 8 * before);
         if (!last) return;
+        // Every lane has its codes of this stage: they became what the products take.
+        if (lane == 0 && n + HOPPER_STAGES < end) ask(n + HOPPER_STAGES, slot);
         before = slot;
         if (++slot == HOPPER_STAGES) slot = 0, parity ^= 1;
     };
@@ -200,25 +211,70 @@ __device__ void sum_up(float (&sum)[TOKENS / 2], const u8* ring, u32 full, u32 e
     wgmma_wait<0>();
 }
 
-/// Outputs of tokens `from` to `to`, four a thread.
-template <int STRIDE>
-__device__ void store_plain(real_t* y, const float* sums, Ending ending, int from, int to, int out, int split, int splits) {
-    constexpr int UNITS = HOPPER_OUTPUTS / 4;
-    for (int i = threadIdx.x; i < (to - from) * UNITS; i += blockDim.x) {
-        int token = from + i / UNITS, n = i % UNITS * 4, column = blockIdx.x * HOPPER_OUTPUTS + n;
-        if (column >= out) continue;
-        size_t at = (size_t)token * out + column;
-        uint2 more = ending.residual ? *(const uint2*)(ending.residual + at) : make_uint2(0, 0);
-        float total[4];
-        sum_cluster(total, sums + token * STRIDE + n, split, splits);
+/// A block's share of the residual comes nearer. What is fetched is not looked at, so that it does not matter which
+/// kernel writes it.
+__device__ __forceinline__ void prefetch_residual(const real_t* residual, int rows, int out, int split, int splits) {
+    constexpr int LINE = 128 / sizeof(real_t), LINES = HOPPER_OUTPUTS / LINE;
+    int from = rows * split / splits, to = rows * (split + 1) / splits;
+    if (!residual) return;
+    for (int i = threadIdx.x % 32; i < (to - from) * LINES; i += 32) {
+        int column = blockIdx.x * HOPPER_OUTPUTS + i % LINES * LINE;
+        if (column < out) prefetch(residual + (size_t)(from + i / LINES) * out + column);
+    }
+}
+
+/// Where a block of the cluster keeps what this one has at `mine`.
+__device__ __forceinline__ const float4* of_block(const float* mine, int block) {
+    u64 there;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(mine), "r"(block));
+    return (const float4*)there;
+}
+
+/// The sums of the cluster's blocks for this one's share of the tokens: a thread takes four outputs of every
+/// TOGETHER-th. All that it needs is on its way before it adds up any of it.
+template <int TOKENS, int SPLITS, int STRIDE>
+__device__ __forceinline__ void store_plain(real_t* y, const float* sums, Ending ending, int rows, int out, int split) {
+    constexpr int UNITS = HOPPER_OUTPUTS / 4, TOGETHER = 128 * HOPPER_GROUPS / UNITS;
+    constexpr int TURNS = ((TOKENS + SPLITS - 1) / SPLITS + TOGETHER - 1) / TOGETHER;
+    int n = threadIdx.x % UNITS * 4, column = blockIdx.x * HOPPER_OUTPUTS + n;
+    int token = rows * split / SPLITS + threadIdx.x / UNITS, to = rows * (split + 1) / SPLITS;
+    if (threadIdx.x >= TOGETHER * UNITS || column >= out) to = 0;
+    size_t at = (size_t)token * out + column;
+    int step = TOGETHER * out;
+    uint2 more[TURNS] = {}, bias = {};
+    if (ending.residual)
+#pragma unroll
+        for (int t = 0; t < TURNS; t++)
+            if (token + t * TOGETHER < to) more[t] = *(const uint2*)(ending.residual + at + t * step);
+    if (ending.bias && token < to) bias = *(const uint2*)(ending.bias + column);
+    if (SPLITS > 1) cluster_sync();
+    else __syncthreads();
+
+    const float* mine = sums + token * STRIDE + n;
+    float4 parts[SPLITS][TURNS];
+#pragma unroll
+    for (int i = 0; i < SPLITS; i++) {
+        const float4* there = i ? of_block(mine, split + i < SPLITS ? split + i : split + i - SPLITS) : (const float4*)mine;
+#pragma unroll
+        for (int t = 0; t < TURNS; t++)
+            if (token + t * TOGETHER < to) parts[i][t] = there[t * TOGETHER * STRIDE / 4];
+    }
+#pragma unroll
+    for (int t = 0; t < TURNS; t++) {
+        if (token + t * TOGETHER >= to) break;
+        float total[4] = {parts[0][t].x, parts[0][t].y, parts[0][t].z, parts[0][t].w};
+#pragma unroll
+        for (int i = 1; i < SPLITS; i++)
+            total[0] += parts[i][t].x, total[1] += parts[i][t].y, total[2] += parts[i][t].z, total[3] += parts[i][t].w;
 #pragma unroll
         for (int r = 0; r < 4; r++) {
-            if (ending.bias) total[r] += to_float(ending.bias[column + r]);
+            int shift = r % 2 * 16;
+            if (ending.bias) total[r] += to_float((real_t)((r < 2 ? bias.x : bias.y) >> shift));
             // Rounded where the plain products would be, so that both give the same.
             if (ending.residual)
-                total[r] = to_float(to_real(total[r])) + to_float((real_t)((r < 2 ? more.x : more.y) >> (r % 2 * 16)));
+                total[r] = to_float(to_real(total[r])) + to_float((real_t)((r < 2 ? more[t].x : more[t].y) >> shift));
         }
-        *(uint2*)(y + at) = make_uint2(pack2(total[0], total[1]), pack2(total[2], total[3]));
+        *(uint2*)(y + at + t * step) = make_uint2(pack2(total[0], total[1]), pack2(total[2], total[3]));
     }
 }
 
@@ -256,6 +312,54 @@ __device__ void store_gated(real_t* y, const float* sums, Ending ending, int fro
     }
 }
 
+/// What a block makes of gates and what they gate where no other has a part of their sums: a row of 16-bit products
+/// for each token, two to a word, in the order in which they are stored.
+template <int TOKENS>
+struct Products {
+    static constexpr int UNITS = HOPPER_OUTPUTS / 8, STRIDE = 2 * UNITS + 8, TOGETHER = 128 * HOPPER_GROUPS / UNITS;
+    u32 pairs[TOKENS * STRIDE];
+
+    /// A lane has the sums of a gate and of what it gates, for a quarter of the tokens.
+    __device__ __forceinline__ void make(const float (&sum)[TOKENS / 2], Ending ending, int out) {
+        int warp = uniform_warp(), lane = threadIdx.x % 32, output = lane / 4, shift = ending.lane_shift;
+        int row = (blockIdx.x * 4 * HOPPER_GROUPS + warp) * 16 + output;
+        float bias[2] = {};
+        if (ending.bias && row < out) bias[0] = to_float(ending.bias[row]), bias[1] = to_float(ending.bias[row + 8]);
+        // Of two lanes with neighbouring outputs each takes both for one of two tokens.
+        int pair = warp * 4 + output / 2, inside = pair & ((1 << shift) - 1), half = inside >> (shift - 1);
+        int unit = (pair >> shift << (shift - 1)) + inside - (half << (shift - 1));
+        u32 choice = output % 2 ? 0x3276 : 0x5410;
+        u32* to = pairs + (lane % 4 * 2 + output % 2) * STRIDE + 2 * unit + half;
+#pragma unroll
+        for (int t = 0; t < TOKENS / 8; t++) {
+            float product[2];
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                float gate = to_float(to_real(sum[4 * t + r] + bias[0])), gated = sum[4 * t + 2 + r] + bias[1];
+                product[r] = __fdividef(gate, 1.f + __expf(-gate)) * to_float(to_real(gated));
+            }
+            u32 mine = pack2(product[0], product[1]);
+            to[8 * t * STRIDE] = __byte_perm(mine, __shfl_xor_sync(FULL_WARP, mine, 4), choice);
+        }
+    }
+
+    /// Four products a thread: those that lie side by side where they are stored, of every TOGETHER-th token. Pieces
+    /// of panels are permuted alike for these.
+    __device__ __forceinline__ void store(real_t* y, Ending ending, int rows, int out) const {
+        static_assert(TOGETHER % 8 == 0, "");
+        int unit = threadIdx.x % UNITS, token = threadIdx.x / UNITS, shift = ending.lane_shift, turn = unit >> (shift - 1);
+        int place = blockIdx.x * (HOPPER_OUTPUTS / 2) + (turn << (shift + 1)) + (unit - (turn << (shift - 1))) * 2;
+        if (token >= TOGETHER || place >= out / 2) return;
+        size_t at = ending.panel_tokens ? panel_place(token, panel_column(place, shift), ending.panel_tokens)
+                                        : (size_t)token * (out / 2) + place;
+        int step = TOGETHER * (ending.panel_tokens ? 64 : out / 2);
+#pragma unroll
+        for (int i = 0; i < TOKENS / TOGETHER; i++)
+            if (token + i * TOGETHER < rows)
+                *(uint2*)(y + at + i * step) = *(const uint2*)(pairs + (token + i * TOGETHER) * STRIDE + 2 * unit);
+    }
+};
+
 /// y = x w^T (+ bias, + residual), or of gates and what they gate the products.
 template <int BITS, int TOKENS, int GRIDS>
 __device__ void hopper_quant(real_t* y, const u8* panels, Weight weight, Ending ending, int rows) {
@@ -278,14 +382,26 @@ __device__ void hopper_quant(real_t* y, const u8* panels, Weight weight, Ending 
 
     float sum[TOKENS / 2] = {};
     if (warp == S::TILES) {
-        fill_ring<S>(shared_address(ring), full, empty, panels, weight, blockIdx.x * S::TILES, begin, end);
+        fill_ring<S>(shared_address(ring), full, empty, panels, weight, blockIdx.x * S::TILES, begin, end,
+                     [&]() { prefetch_residual(ending.residual, rows, weight.out, split, splits); });
     } else {
         // Beyond the last output the last grids serve: nobody stores what comes of them.
-        size_t tile = min(blockIdx.x * S::TILES + warp, weight.out / 16 - 1);
+        int wanted = blockIdx.x * S::TILES + warp, last = weight.out / 16 - 1;
+        size_t tile = min(wanted, last);
+        const u8* codes = wanted > last ? nullptr : weight.codes + tile * (weight.in / S::FEATURES) * S::CODES;
         const uint2* grids = (const uint2*)weight.grids + tile * weight.groups * 8;
-        sum_up<BITS, TOKENS, GRIDS>(sum, ring, full, empty, grids, weight.group_shift, begin, end);
+        sum_up<BITS, TOKENS, GRIDS>(sum, ring, full, empty, codes, grids, weight.group_shift, begin, end);
     }
 
+    if (ending.lane_shift && splits == 1) {
+        // In memory of their own: a warp group that is through makes them while others still multiply.
+        __shared__ __align__(16) Products<TOKENS> products;
+        if (warp < S::TILES) products.make(sum, ending, weight.out);
+        __syncthreads();
+        await_previous();
+        products.store(y, ending, rows, weight.out);
+        return;
+    }
     // Sums over the stages' memory: nobody reads those any more.
     __syncthreads();
     await_previous();
@@ -294,13 +410,27 @@ __device__ void hopper_quant(real_t* y, const u8* panels, Weight weight, Ending 
 #pragma unroll
         for (int i = 0; i < TOKENS / 2; i++)
             sums[(i / 4 * 8 + lane % 4 * 2 + i % 2) * STRIDE + warp * 16 + lane / 4 + i / 2 % 2 * 8] = sum[i];
-    if (splits > 1) cluster_sync();
-    else __syncthreads();
-    int from = rows * split / splits, to = rows * (split + 1) / splits;
-    if (ending.lane_shift) store_gated<STRIDE>(y, sums, ending, from, to, weight.out, split, splits);
-    else store_plain<STRIDE>(y, sums, ending, from, to, weight.out, split, splits);
+    if (ending.lane_shift) {
+        if (splits > 1) cluster_sync();
+        else __syncthreads();
+        int from = rows * split / splits, to = rows * (split + 1) / splits;
+        store_gated<STRIDE>(y, sums, ending, from, to, weight.out, split, splits);
+    } else {
+#define STORE_PLAIN(SPLITS) \
+    case SPLITS: store_plain<TOKENS, SPLITS, STRIDE>(y, sums, ending, rows, weight.out, split); break;
+        switch (splits) {
+            STORE_PLAIN(1)
+            STORE_PLAIN(2)
+            STORE_PLAIN(3)
+            STORE_PLAIN(4)
+            STORE_PLAIN(5)
+            STORE_PLAIN(6)
+            STORE_PLAIN(7)
+            STORE_PLAIN(8)
+        }
+    }
     // Nobody ends while others read its memory.
-    if (splits > 1) cluster_sync();
+    if (splits > 1) cluster_meet();
 }
 
 #define HOPPER_QUANT(BITS, TOKENS, GRIDS)                                                                               \

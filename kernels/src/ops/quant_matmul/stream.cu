@@ -6,13 +6,19 @@
 #if !F32
 
 #if HOPPER
-#define STREAM_WARPS 20
+#define STREAM_WARPS 16
 #else
 #define STREAM_WARPS 12
 #endif
-/// Chunks that a warp takes at a time, its share, and how many of these are on their way at once.
-#define PORTION 4
+/// Shares of a warp that are on their way at once.
 #define DEPTH 2
+/// Chunks that a warp takes at a time, its share.
+#define PORTION 4
+/// Rows of the input that are normed at once.
+#define NORMED_ROWS 4
+/// Features of a gap behind each portion of a normed input. Features that are stored at once often have about the
+/// same place in different groups, and would all go to a few banks of shared memory.
+#define GAP 8
 /// Bytes of the next weight that a warp asks for at a time.
 #define NEXT_BYTES 2048
 /// Tiles, times rows, whose sums wait to be stored together.
@@ -37,23 +43,27 @@ struct Finish {
     const real_t* bias;      // [out] or null
     const real_t* residual;  // [rows, out] or null: added
     int gated;               // outputs g and g + 8 of a tile are a gate and what it gates
+
+    /// The logarithm of a tile's outputs.
+    __device__ __forceinline__ int shift() const { return gated ? 3 : 4; }
 };
 
 /// Shares of a warp on their way from memory, DEPTH of them at once; every lane sees a share once it is there.
 template <int GROUPS>
 struct Ring {
     static constexpr int CODES = 512 * PORTION, SHARE = CODES + 64 * GROUPS, BYTES = STREAM_WARPS * DEPTH * SHARE;
-    u8* memory;
-    u64* barriers;
+    const u8* memory;
+    u32 target, barriers;  // the same in shared memory's own addresses, and the same for all lanes
     int asked = 0, taken = 0, parity = 0;
 
     __device__ Ring(u8* rings, u64* all_barriers) {
-        int warp = threadIdx.x / 32;
+        int warp = uniform_warp();
         memory = rings + warp * DEPTH * SHARE;
-        barriers = all_barriers + warp * DEPTH;
+        target = shared_address(rings) + warp * DEPTH * SHARE;
+        barriers = shared_address(all_barriers) + 8 * warp * DEPTH;
 #if HOPPER
         if (threadIdx.x % 32 == 0) {
-            for (int i = 0; i < DEPTH; i++) barrier_init(shared_address(barriers + i), 1);
+            for (int i = 0; i < DEPTH; i++) barrier_init(barriers + 8 * i, 1);
             publish();
         }
         __syncwarp();
@@ -61,20 +71,20 @@ struct Ring {
     }
 
     __device__ __forceinline__ void ask(const u8* codes, const u8* grids, bool more) {
-        u32 target = shared_address(memory + asked * SHARE);
+        u32 here = target + asked * SHARE;
 #if HOPPER
         if (more && threadIdx.x % 32 == 0) {
-            u32 barrier = shared_address(barriers + asked);
+            u32 barrier = barriers + 8 * asked;
             barrier_expect(barrier, SHARE);
-            copy_bulk(target, codes, CODES, barrier);
-            copy_bulk(target + CODES, grids, SHARE - CODES, barrier);
+            copy_bulk(here, codes, CODES, barrier);
+            copy_bulk(here + CODES, grids, SHARE - CODES, barrier);
         }
 #else
         int lane = threadIdx.x % 32;
         if (more) {
 #pragma unroll
-            for (int c = 0; c < PORTION; c++) copy_async(target + 512 * c + 16 * lane, codes + 512 * c + 16 * lane, true);
-            if (lane < 4 * GROUPS) copy_async(target + CODES + 16 * lane, grids + 16 * lane, true);
+            for (int c = 0; c < PORTION; c++) copy_async(here + 512 * c + 16 * lane, codes + 512 * c + 16 * lane, true);
+            if (lane < 4 * GROUPS) copy_async(here + CODES + 16 * lane, grids + 16 * lane, true);
         }
         copy_commit();
 #endif
@@ -83,7 +93,7 @@ struct Ring {
 
     __device__ __forceinline__ const u8* take() {
 #if HOPPER
-        barrier_wait(shared_address(barriers + taken), parity);
+        barrier_wait(barriers + 8 * taken, parity);
 #else
         copy_wait<DEPTH - 1>();
         __syncwarp();
@@ -99,86 +109,143 @@ struct Ring {
     }
 };
 
-/// Eight features of a thread on their way into shared memory: what is known before the input is.
+/// Eight features of a thread, of up to NORMED_ROWS rows, on their way into shared memory.
 struct Staging {
-    uint4 weights, places[2];
+    uint4 weights, places[2], values[NORMED_ROWS];
+    float per_feature;
 
+    /// What is known before the input is.
     __device__ Staging(Input input, int in) {
         int i = 8 * threadIdx.x;
+        per_feature = 1.f / in;
         if (!input.norm || i >= in) return;
         weights = *(const uint4*)(input.norm + i);
         if (!input.place) return;
         places[0] = ((const uint4*)(input.place + i))[0], places[1] = ((const uint4*)(input.place + i))[1];
     }
 
-    /// The rows as they are, or rms_norm of them with the features where the weight wants them, for which a row
-    /// must not have more than eight for each thread.
-    __device__ void stage(real_t* target, Input input, int rows, int in) {
+    /// Asks for rows from `first` on.
+    __device__ __forceinline__ void load(Input input, int first, int rows, int in) {
         int i = 8 * threadIdx.x;
-        if (!input.norm)
-            for (int j = i; j < rows * in; j += 8 * blockDim.x) *(uint4*)(target + j) = *(const uint4*)(input.x + j);
-        for (int t = 0; input.norm && t < rows; t++) {
-            float values[8] = {}, scales[8], sum = 0.f;
-            if (i < in) load8(values, input.x + (size_t)t * in + i);
 #pragma unroll
-            for (int j = 0; j < 8; j++) sum += values[j] * values[j];
-            float factor = rsqrtf(block_sum(sum) / in + input.eps);
-            if (i >= in) continue;
-            load8(scales, (const real_t*)&weights);
+        for (int t = 0; t < NORMED_ROWS; t++) {
+            values[t] = make_uint4(0, 0, 0, 0);
+            if (first + t < rows && i < in) values[t] = *(const uint4*)(input.x + (size_t)(first + t) * in + i);
+        }
+    }
+
+    /// rms_norm of the rows, of which the first are loaded, with the features where the weight wants them. A row must
+    /// not have more than eight for each thread.
+    template <int SPAN>
+    __device__ __forceinline__ void stage(real_t* target, Input input, int rows, int in, int stride) {
+        // Of each warp, summed by all: a barrier instead of two for each row.
+        __shared__ __align__(16) float squares[8][STREAM_WARPS];
+        for (int first = 0; first < rows; first += NORMED_ROWS) {
+            if (first > 0) load(input, first, rows, in);
 #pragma unroll
-            for (int j = 0; j < 8; j++) values[j] *= factor * scales[j];
-            if (!input.place) {
-                store8(target + t * in + i, values);
-                continue;
+            for (int t = 0; t < NORMED_ROWS; t++) {
+                if (first + t >= rows) break;
+                float sum = warp_sum(square(values[t]));
+                if (threadIdx.x % 32 == 0) squares[first + t][threadIdx.x / 32] = sum;
             }
-            u32 to[8] = {places[0].x, places[0].y, places[0].z, places[0].w,
-                         places[1].x, places[1].y, places[1].z, places[1].w};
+            __syncthreads();
 #pragma unroll
-            for (int j = 0; j < 8; j++) target[t * in + to[j]] = to_real(values[j]);
+            for (int t = 0; t < NORMED_ROWS; t++) {
+                if (first + t >= rows || 8 * threadIdx.x >= in) break;
+                float factor = rsqrtf(total(squares[first + t]) * per_feature + input.eps);
+                place<SPAN>(target + (first + t) * stride, values[t], factor, input.place);
+            }
         }
         __syncthreads();
     }
+
+    __device__ __forceinline__ static float square(const uint4& bits) {
+        float x[8];
+        load8(x, (const real_t*)&bits);
+        float sum[2] = {};
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum[j % 2] += x[j] * x[j];
+        return sum[0] + sum[1];
+    }
+
+    __device__ __forceinline__ static float total(const float* of_warps) {
+        float4 sum = *(const float4*)of_warps;
+#pragma unroll
+        for (int w = 4; w < STREAM_WARPS; w += 4) {
+            float4 more = *(const float4*)(of_warps + w);
+            sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+        }
+        return (sum.x + sum.y) + (sum.z + sum.w);
+    }
+
+    template <int SPAN>
+    __device__ __forceinline__ void place(real_t* target, const uint4& bits, float factor, const u32* place) const {
+        float x[8], scales[8];
+        load8(x, (const real_t*)&bits);
+        load8(scales, (const real_t*)&weights);
+#pragma unroll
+        for (int j = 0; j < 8; j++) x[j] *= factor * scales[j];
+        if (!place) {
+            store8(target + 8 * threadIdx.x + 8 * threadIdx.x / SPAN * GAP, x);
+            return;
+        }
+        u32 to[8] = {places[0].x, places[0].y, places[0].z, places[0].w,
+                     places[1].x, places[1].y, places[1].z, places[1].w};
+#pragma unroll
+        for (int j = 0; j < 8; j++) target[to[j] + to[j] / SPAN * GAP] = to_real(x[j]);
+    }
 };
+
+/// a / b of small numbers, without the many steps of a division.
+__device__ __forceinline__ int quotient(int a, int b) { return (int)__fdividef(a + 0.5f, (float)b); }
 
 /// One output of a thread, of those that are stored together.
 struct Output {
+    int n, token, turn;
     bool mine;
-    int part, column;
-    size_t row;
-    float bias[2], residual;
+    size_t at;
+    // As they lie in memory: who made floats of them at once would wait for them.
+    real_t bias[2], residual;
 
-    /// Looks up what is known before the sums are, for `count` tiles from `tile` on.
-    __device__ Output(Finish finish, int tile, int count, int rows, int out) {
-        int each = finish.gated ? 8 : 16, width = finish.gated ? out / 2 : out, i = threadIdx.x;
-        int n = i % each, token = i / each % rows, turn = i / each / rows;
-        mine = turn < count;
+    /// Finds the sums that a thread adds up, which can be done before the input is here.
+    __device__ Output(Finish finish, int rows) {
+        int row = threadIdx.x >> finish.shift();
+        n = threadIdx.x - (row << finish.shift()), turn = quotient(row, rows), token = row - turn * rows;
+    }
+
+    /// Asks for what is known before the sums are, for `together` tiles from `tile` on.
+    __device__ __forceinline__ void look_up(Finish finish, int tile, int together, int out) {
+        tile += turn * gridDim.x;
+        mine = turn < together && tile < out / 16;
         if (!mine) return;
-        part = (turn * rows + token) * STREAM_WARPS * 16 + n;
-        column = (tile + turn * gridDim.x) * each + n;
-        row = (size_t)token * width;
+        at = (size_t)token * (finish.gated ? out / 2 : out) + (tile << finish.shift()) + n;
         // One for every row of a tile, as the codes are.
-        int of_tile = finish.gated ? column / 8 * 16 + n : column;
-        bias[0] = finish.bias ? to_float(finish.bias[of_tile]) : 0.f;
-        bias[1] = finish.bias && finish.gated ? to_float(finish.bias[of_tile + 8]) : 0.f;
-        residual = finish.residual ? to_float(finish.residual[row + column]) : 0.f;
+        if (finish.bias) bias[0] = finish.bias[tile * 16 + n];
+        if (finish.bias && finish.gated) bias[1] = finish.bias[tile * 16 + n + 8];
+        if (finish.residual) residual = finish.residual[at];
+    }
+
+    __device__ __forceinline__ static float total(const float* parts) {
+        // Four sums in turn: an addition waits for the one before it.
+        float sum[4] = {};
+#pragma unroll
+        for (int w = 0; w < STREAM_WARPS; w++) sum[w % 4] += parts[w * 16];
+        return (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
 
     __device__ __forceinline__ void store(real_t* y, const float* parts, Finish finish) const {
         if (!mine) return;
-        float sum[2] = {bias[0], bias[1]};
-#pragma unroll
-        for (int w = 0; w < STREAM_WARPS; w++) sum[0] += parts[part + w * 16];
-        if (finish.gated)
-#pragma unroll
-            for (int w = 0; w < STREAM_WARPS; w++) sum[1] += parts[part + w * 16 + 8];
-        float value = sum[0];
+        parts += (threadIdx.x >> finish.shift()) * STREAM_WARPS * 16 + n;
+        float value = total(parts);
+        if (finish.bias) value += to_float(bias[0]);
         // Rounded where the plain products would be, so that both give the same.
         if (finish.gated) {
-            float gate = to_float(to_real(value));
-            value = __fdividef(gate, 1.f + __expf(-gate)) * to_float(to_real(sum[1]));
+            float gate = to_float(to_real(value)), gated = total(parts + 8);
+            if (finish.bias) gated += to_float(bias[1]);
+            value = __fdividef(gate, 1.f + __expf(-gate)) * to_float(to_real(gated));
         }
-        if (finish.residual) value = to_float(to_real(value)) + residual;
-        y[row + column] = to_real(value);
+        if (finish.residual) value = to_float(to_real(value)) + to_float(residual);
+        y[at] = to_real(value);
     }
 };
 
@@ -225,14 +292,17 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
                              int out, int groups, int group_shift, int staged, Next next) {
     constexpr int CHUNK = CHUNK_FEATURES(BITS), FEATURES = LANE_FEATURES(BITS);
     constexpr bool ON_WEIGHTS = GROUPS > PORTION;
+    constexpr int SPAN = PORTION * CHUNK;
     constexpr int PARTS = ON_WEIGHTS ? PORTION : GROUPS, CHUNKS = PORTION / PARTS;
     typedef Ring<GROUPS> Shares;
     extern __shared__ __align__(128) u8 stream_memory[];
     float* parts = (float*)(stream_memory + Shares::BYTES);         // [WAITING][warps][16]
-    real_t* here = (real_t*)(parts + WAITING * STREAM_WARPS * 16);  // [rows, in] where the input is staged
+    real_t* here = (real_t*)(parts + WAITING * STREAM_WARPS * 16);  // rows of the input, where it is staged
     __shared__ u64 barriers[STREAM_WARPS * DEPTH];
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int warp = uniform_warp(), lane = threadIdx.x % 32;
     int tiles = out / 16, portions = in / (CHUNK * PORTION);
+    // An odd number of gaps: eight lanes that read for two rows find them in different banks.
+    int row = in + GAP * (portions | 1);
     start_next_early();
 
     // Portions are dealt to warps in turn, on through all tiles of the block.
@@ -262,36 +332,54 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
     // input is here, since the few loads that bring it would wait behind all that was asked for.
     Staging staging(input, in);
     ask();
-    await_previous();
-    if (staged) staging.stage(here, input, rows, in);
-    for (int i = 1; i < DEPTH; i++) ask();
-
+    Output output(finish, rows);
+    int blocks = gridDim.x, together = quotient(WAITING, rows);
     // A lane reads for its token; where there are fewer than eight, nobody stores what the others come to.
     int token = lane / 4;
-    const real_t* features_at = (staged ? here : input.x) + (size_t)token * in + lane % 4 * FEATURES;
-    u32 features[CHUNKS][FEATURES / 2] = {};
+    int apart = staged ? SPAN + GAP : SPAN;
+    const real_t* features_at = (staged ? here + token * row : input.x + (size_t)token * in) + lane % 4 * FEATURES;
+    u32 features[PARTS][CHUNKS][FEATURES / 2] = {};
+    // The portion whose features are in registers: those of the next are read as soon as these have been multiplied,
+    // or stay where a warp has the same portion of every tile.
+    int at = ask_portion - STREAM_WARPS, step = STREAM_WARPS;
+    while (step >= portions) step -= portions;
+    auto read = [&]() {
+#pragma unroll
+        for (int i = 0; i < PORTION; i++)
+            if (token < rows) read_words(features[i / CHUNKS][i % CHUNKS], features_at + at * apart + i * CHUNK);
+    };
+    await_previous();
+    // The rows first, then what keeps the memory busy while they are normed.
+    if (staged) staging.load(input, 0, rows, in);
+    else read();
+    for (int i = 1; i < DEPTH; i++) ask();
+    if (staged) {
+        staging.stage<SPAN>(here, input, rows, in, row);
+        read();
+    }
+
     Codes<BITS> codes;
-    int portion = warp, together = WAITING / rows * gridDim.x;
-    for (int first = blockIdx.x; first < tiles; first += together) {
-        int count = (min(first + together, tiles) - first + gridDim.x - 1) / gridDim.x;
-        Output output(finish, first, count, rows, out);
+    int portion = warp;
+    for (int first = blockIdx.x, last; first < tiles; first = last) {
+        last = first + together * blocks;
+        output.look_up(finish, first, together, out);
         float* part = parts + (lane % 4 * 2 * STREAM_WARPS + warp) * 16 + lane / 4;
-        for (int turn = 0; turn < count; turn++, part += rows * STREAM_WARPS * 16) {
+        for (int tile = first; tile < min(last, tiles); tile += blocks, part += rows * STREAM_WARPS * 16) {
             float sum[4] = {};
             for (; portion < portions; portion += STREAM_WARPS) {
                 const u8* share = ring.take() + 16 * lane;
+                at += step;
+                if (at >= portions) at -= portions;
 #pragma unroll
                 for (int p = 0; p < PARTS; p++) {
                     uint4 now[CHUNKS];
 #pragma unroll
-                    for (int c = 0; c < CHUNKS; c++) {
-                        now[c] = *(const uint4*)(share + (p * CHUNKS + c) * 512);
-                        if (token < rows) read_words(features[c], features_at + (portion * PORTION + p * CHUNKS + c) * CHUNK);
-                    }
+                    for (int c = 0; c < CHUNKS; c++) now[c] = *(const uint4*)(share + (p * CHUNKS + c) * 512);
                     const u8* grid_at = share - 16 * lane + Shares::CODES + lane / 4 * 8;
                     uint2 grid = *(const uint2*)(grid_at + 64 * (ON_WEIGHTS ? 2 * p + lane % 4 / 2 : p));
-                    multiply<BITS, ON_WEIGHTS>(sum, codes, now, grid, features);
+                    multiply<BITS, ON_WEIGHTS>(sum, codes, now, grid, features[p]);
                 }
+                if (step > 0) read();
                 ring.free();
                 ask();
             }
@@ -302,7 +390,7 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
         }
         __syncthreads();
         output.store(y, parts, finish);
-        __syncthreads();
+        if (last < tiles) __syncthreads();
     }
 }
 

@@ -21,6 +21,9 @@ const WAITING: usize = 16;
 const NORMED_BYTES: usize = 16 << 10;
 const NORMED_FEATURES: usize = 8;
 
+/// Features of a gap behind each portion of a normed input, as in the kernel.
+const GAP: usize = 8;
+
 /// Grids of a portion, and the logarithm of the portions that share one where there is only one.
 fn plan(bits: u32, k: usize, groups: usize, group_size: usize) -> Option<(usize, i32)> {
     let (portion, per_group) = (PORTION * chunk(bits), group_size / chunk(bits));
@@ -57,7 +60,7 @@ impl Fragments {
             return Ok(None);
         }
         let Some(kernel) = kernel(self.bits, grids) else { return Ok(None) };
-        let warps = if card.is_hopper() { 20 } else { 12 };
+        let warps = if card.is_hopper() { 16 } else { 12 };
         let here = rows * k * card.dtype().size();
         let fused = here <= if card.is_hopper() { 2 * NORMED_BYTES } else { NORMED_BYTES }
             && k <= NORMED_FEATURES * 32 * warps;
@@ -98,9 +101,10 @@ impl Fragments {
         ];
         let rings = warps * DEPTH * (512 * PORTION + 64 * grids);
         let sums = 4 * WAITING * warps * FEW_ROWS_OUTPUTS;
+        let gaps = GAP * (k / (PORTION * chunk(self.bits)) | 1) * card.dtype().size();
         let blocks = (n / FEW_ROWS_OUTPUTS).min(card.multiprocessors());
         let launch = Launch::blocks(blocks, 32 * warps as u32)
-            .shared(rings + sums + if norm.is_some() { here } else { 0 })
+            .shared(rings + sums + if norm.is_some() { here + rows * gaps } else { 0 })
             .early()
             .mostly_shared();
         card.launch(kernel, launch, &args)?;

@@ -70,16 +70,28 @@ struct Share {
     }
 };
 
-/// Tokens and weight, a word each for its halves, for each value of a digit; for two digits in turns: one is read while
-/// the other is cleared.
+/// Something that is looked for in the order of keys: those before have less than is wanted, and with the ones that
+/// begin with `prefix` it is reached.
+struct Place {
+    int shift;  // of the prefix's last digit
+    u32 count;  // tokens that begin so
+    u64 prefix, before, target;
+    u64 one;  // where there is one token, its key
+
+    __device__ __forceinline__ static Place anywhere() { return {DIGIT_BITS * KEY_DIGITS, ~0u, 0, 0, 0, 0}; }
+};
+
+/// Tokens, weight, a word each for its halves, and one of the keys for each value of a digit; for two digits in turns:
+/// one is read while the other is cleared.
 struct Tally {
+    u64 key[2][DIGITS];
     u32 low[2][DIGITS], high[2][DIGITS], count[2][DIGITS];
     u64 sums[32];
-    u64 before;
-    u32 digit, count_there;
+    Place place;
 
     /// Sums of 64 bits are added in a loop of tries, those of 32 are not.
-    __device__ __forceinline__ void add(int turn, u32 digit, u32 tokens, u64 weight) {
+    __device__ __forceinline__ void add(int turn, u32 digit, u64 some_key, u32 tokens, u64 weight) {
+        key[turn][digit] = some_key;
         atomicAdd(&count[turn][digit], tokens);
         if (!weight) return;
         u32 part = (u32)weight, carry = atomicAdd(&low[turn][digit], part) > ~part;
@@ -94,7 +106,8 @@ struct Tally {
 /// Tokens that every block of the row has.
 struct Few {
     u64 keys[FEW_TOKENS], weights[FEW_TOKENS];
-    u32 count, chosen;
+    u64 own[FEW_TOKENS];  // those of this block
+    u32 own_count, chosen;
 };
 
 __device__ __forceinline__ bool is_finite(float x) { return fabsf(x) < INFINITY_F; }
@@ -181,8 +194,12 @@ __device__ void tally_digit(Tally& tally, int turn, const Share& row, int shift,
         // Neighbours often go to one place: one addition instead of 32 that wait for each other.
         bool together = __all_sync(FULL_WARP, !member || digit == first);
         if (together && !COUNTED) weight = warp_total(weight);
-        if (together ? threadIdx.x % 32 == 0 : member)
-            tally.add(turn, together ? first : digit, together ? __popc(members) : 1, weight);
+        u64 first_key = __shfl_sync(FULL_WARP, key, __ffs(members) - 1);
+        if (together) {
+            if (threadIdx.x % 32 == 0) tally.add(turn, first, first_key, __popc(members), weight);
+        } else if (member) {
+            tally.add(turn, digit, key, 1, weight);
+        }
     });
 }
 
@@ -204,67 +221,67 @@ __device__ u64 sum_up_to(u64 x, u64* sums) {
     return warp > 0 ? x + sums[warp - 1] : x;
 }
 
-/// Tokens and weight of the whole row for the thread's own value of the digit that was tallied.
-__device__ __forceinline__ void read_digit(Tally& tally, int& turn, const Share& row, u32& count, u64& weight) {
-    int digit = threadIdx.x;
+/// Finds the next digit of a place, tokens being counted where they are COUNTED and weighed otherwise: `count` is how
+/// many have the thread's own value of it. `target_of(all)` is asked first; false where that is more than there is.
+template <bool COUNTED, class Target, class Visit>
+__device__ bool next_digit(Tally& tally, int& turn, const Share& row, Place& place, u32& count, Target target_of,
+                           Visit visit) {
+    int digit = threadIdx.x, shift = place.shift - DIGIT_BITS;
+    tally_digit<COUNTED>(tally, turn, row, shift, place.prefix, visit);
     row.meet();
-    count = 0, weight = 0;
+    u64 weight = 0, key = 0;
+    count = 0;
     for (int i = 0; i < row.shares; i++) {
-        count += row.of(&tally.count[turn][digit], i);
+        u32 there = row.of(&tally.count[turn][digit], i);
+        if (there) key = row.of(&tally.key[turn][digit], i);
+        count += there;
         weight += row.of(&tally.low[turn][digit], i) + ((u64)row.of(&tally.high[turn][digit], i) << 32);
     }
     // All blocks have read those of the digit before.
     turn ^= 1;
     tally.clear(turn);
-}
-
-/// The keys below the result are the fewest first ones that together reach a target: a number of tokens where they are
-/// COUNTED, otherwise weight. `target_of(all)` is asked once; all keys where it is more than there is. EXACT: the
-/// result is the last key and one.
-template <bool COUNTED, bool EXACT, class Target, class Visit>
-__device__ u64 search(Tally& tally, int& turn, const Share& row, Target target_of, Visit visit) {
-    u64 prefix = 0, before = 0, target = 0;
-    for (int shift = DIGIT_BITS * (KEY_DIGITS - 1);; shift -= DIGIT_BITS) {
-        u32 count;
-        u64 weight;
-        tally_digit<COUNTED>(tally, turn, row, shift, prefix, visit);
-        read_digit(tally, turn, row, count, weight);
-        u64 here = COUNTED ? count : weight, up_to = sum_up_to(here, tally.sums), all = tally.sums[31];
-        if (target == 0) target = target_of(all);
-        if (before + all < target) return NO_KEY;
-        if (before + up_to >= target && before + up_to - here < target)
-            tally.digit = threadIdx.x, tally.before = before + up_to - here, tally.count_there = count;
-        __syncthreads();
-        prefix = prefix << DIGIT_BITS | tally.digit;
-        before = tally.before;
-        if (shift == 0 || (!EXACT && tally.count_there == 1)) return (prefix + 1) << shift;
-    }
-}
-
-/// Gives every block the tokens up to the value of the first digit with which a target is reached, as in `search`; no
-/// tokens where those are not few.
-template <bool COUNTED, class Target, class Visit>
-__device__ u32 find_few(Few& few, Few& own, Tally& tally, int& turn, const Share& row, Target target_of, Visit visit) {
-    u32 count;
-    u64 weight;
-    if (threadIdx.x == 0) own.count = 0, tally.digit = DIGITS - 1;
-    tally_digit<COUNTED>(tally, turn, row, DIGIT_BITS * (KEY_DIGITS - 1), 0, visit);
-    read_digit(tally, turn, row, count, weight);
-    u64 here = COUNTED ? count : weight, up_to = sum_up_to(here, tally.sums), target = target_of(tally.sums[31]);
-    if (up_to >= target && up_to - here < target) tally.digit = threadIdx.x;
+    u64 here = COUNTED ? count : weight, up_to = sum_up_to(here, tally.sums), all = tally.sums[31];
+    if (!place.target) place.target = target_of(all);
+    if (place.before + all < place.target) return false;
+    up_to += place.before;
+    if (up_to >= place.target && up_to - here < place.target)
+        tally.place = Place{shift, count, place.prefix << DIGIT_BITS | digit, up_to - here, place.target, key};
     __syncthreads();
-    up_to = sum_up_to(threadIdx.x <= tally.digit ? count : 0, tally.sums);
+    place = tally.place;
+    return true;
+}
+
+/// The keys below the result are the fewest first ones that together reach a target, the largest of them being one
+/// less; all keys where it is more than there is.
+template <bool COUNTED, class Target, class Visit>
+__device__ u64 search(Tally& tally, int& turn, const Share& row, Place place, Target target_of, Visit visit) {
+    u32 count;
+    while (place.shift > 0 && place.count > 1)
+        if (!next_digit<COUNTED>(tally, turn, row, place, count, target_of, visit)) return NO_KEY;
+    return (place.count == 1 ? place.one : place.prefix) + 1;
+}
+
+/// Gives every block the tokens up to the value of the first digit with which a target is reached; no tokens where
+/// those are not few.
+template <bool COUNTED, class Target, class Visit>
+__device__ u32 find_few(Few& few, Tally& tally, int& turn, const Share& row, Place& place, Target target_of,
+                        Visit visit) {
+    if (threadIdx.x == 0) few.own_count = 0;
+    u32 count;
+    bool reached = next_digit<COUNTED>(tally, turn, row, place, count, target_of, visit);
+    u32 digit = reached ? (u32)place.prefix : DIGITS - 1;
+    sum_up_to(threadIdx.x <= digit ? count : 0, tally.sums);
     u32 all = (u32)tally.sums[31];
     if (all > FEW_TOKENS) return 0;
     row.each([&](int id, float logit) {
         u32 shortfall;
         u64 key = visit(id, logit, shortfall);
-        if (key >> (DIGIT_BITS * (KEY_DIGITS - 1)) <= tally.digit) own.keys[atomicAdd(&own.count, 1)] = key;
+        if (key >> (DIGIT_BITS * (KEY_DIGITS - 1)) <= digit) few.own[atomicAdd(&few.own_count, 1)] = key;
     });
     row.meet();
     for (int i = 0, first = 0; i < row.shares; i++) {
-        int there = row.of(&own.count, i);
-        for (int j = threadIdx.x; j < there; j += SAMPLE_THREADS) few.keys[first + j] = row.of(&own.keys[j], i);
+        int there = row.of(&few.own_count, i);
+        for (int j = threadIdx.x; j < there; j += SAMPLE_THREADS) few.keys[first + j] = row.of(&few.own[j], i);
         first += there;
     }
     __syncthreads();
@@ -315,8 +332,9 @@ __device__ __forceinline__ u64 weigh(const Few& few, u32 count, u64 own, u64& be
     return all;
 }
 
-/// The id that is drawn among few tokens, a thread for each.
-__device__ u32 drawn_of_few(Few& few, u32 count, const Draw& draw) {
+/// The id that is drawn among few tokens, a thread for each. `target`: the weight that top_p wants where there is no
+/// top_k.
+__device__ u32 drawn_of_few(Few& few, u32 count, const Draw& draw, u64 target) {
     u32 i = threadIdx.x, rank;
     u64 key = i < count ? few.keys[i] : NO_KEY, before;
     u64 weight = i < count ? weight_of((u32)(key >> SAMPLE_ID_BITS)) : 0;
@@ -326,10 +344,13 @@ __device__ u32 drawn_of_few(Few& few, u32 count, const Draw& draw) {
     };
     auto likelier = [](u64 key) { return key; };
     keep(true);
-    weigh(few, count, key, before, rank, likelier);
-    if (draw.top_k) keep(rank < draw.top_k);
     u64 all = weigh(few, count, key, before, rank, likelier);
-    if (draw.top_p < 1.f) keep(before < part_of(all, draw.top_p));
+    if (draw.top_k) {
+        keep(rank < draw.top_k);
+        all = weigh(few, count, key, before, rank, likelier);
+        target = part_of(all, draw.top_p);
+    }
+    if (draw.top_p < 1.f) keep(before < target);
     if (draw.typical_p < 1.f) {
         __syncthreads();
         u64 sum = 0, mass = 0;
@@ -352,11 +373,11 @@ __device__ u32 drawn_of_few(Few& few, u32 count, const Draw& draw) {
 }
 
 /// The id that is drawn among tokens whose largest logit is `largest`.
-__device__ u32 drawn_id(Tally& tally, Few& few, Few& own, u64 (&slots)[2], const Share& row, const Draw& draw,
-                        float largest) {
+__device__ u32 drawn_id(Tally& tally, Few& few, u64 (&slots)[2], const Share& row, const Draw& draw, float largest) {
     int turn = 0;
     u64 end = NO_KEY, typical_end = NO_KEY;
     u32 expected = 0, count = 0;
+    Place place = Place::anywhere();
     auto likelier = [&](int id, float logit, u32& shortfall) {
         u32 none = 0xFFFFFFFFu;
         shortfall = shortfall_of(largest, logit, draw.rate, none);
@@ -365,13 +386,16 @@ __device__ u32 drawn_id(Tally& tally, Few& few, Few& own, u64 (&slots)[2], const
     };
     auto tokens = [&](u64) { return (u64)draw.top_k; };
     auto top_part = [&](u64 all) { return part_of(all, draw.top_p); };
-    if (draw.top_k) count = find_few<true>(few, own, tally, turn, row, tokens, likelier);
-    else if (draw.top_p < 1.f) count = find_few<false>(few, own, tally, turn, row, top_part, likelier);
-    if (count) return drawn_of_few(few, count, draw);
+    if (draw.top_k) count = find_few<true>(few, tally, turn, row, place, tokens, likelier);
+    else if (draw.top_p < 1.f) count = find_few<false>(few, tally, turn, row, place, top_part, likelier);
+    if (count) return drawn_of_few(few, count, draw, place.target);
 
-    if (draw.top_k) end = search<true, false>(tally, turn, row, tokens, likelier);
+    if (draw.top_k) {
+        end = search<true>(tally, turn, row, place, tokens, likelier);
+        place = Place::anywhere();
+    }
     // Below what top_k left: the smaller of two ends.
-    if (draw.top_p < 1.f) end = min(end, search<false, false>(tally, turn, row, top_part, likelier));
+    if (draw.top_p < 1.f) end = min(end, search<false>(tally, turn, row, place, top_part, likelier));
     auto usual = [&](int id, float logit, u32& shortfall) {
         if (likelier(id, logit, shortfall) == NO_KEY) return NO_KEY;
         return key_of(shortfall > expected ? shortfall - expected : expected - shortfall, id);
@@ -382,14 +406,14 @@ __device__ u32 drawn_id(Tally& tally, Few& few, Few& own, u64 (&slots)[2], const
         auto part_of_sum = [=](u32 shortfall) { return (weight_of(shortfall) >> cut) * shortfall; };
         expected = (u32)(sum_of(row, &slots[1], likelier, part_of_sum) / (mass >> cut));
         auto part = [&](u64 all) { return part_of(all, draw.typical_p); };
-        typical_end = search<false, false>(tally, turn, row, part, usual);
+        typical_end = search<false>(tally, turn, row, Place::anywhere(), part, usual);
     }
     auto kept = [&](int id, float logit, u32& shortfall) {
         bool is = typical_end == NO_KEY || usual(id, logit, shortfall) < typical_end;
         return is ? likelier(id, logit, shortfall) : NO_KEY;
     };
-    auto place = [&](u64 all) { return __umul64hi(draw.random, all) + 1; };
-    u64 past = search<false, true>(tally, turn, row, place, kept);
+    auto drawn = [&](u64 all) { return __umul64hi(draw.random, all) + 1; };
+    u64 past = search<false>(tally, turn, row, Place::anywhere(), drawn, kept);
     return (u32)(past - 1) & ((1 << SAMPLE_ID_BITS) - 1);
 }
 
@@ -419,7 +443,7 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(
     float* before,          // the logits that they change
     int vocab) {
     __shared__ Tally tally;
-    __shared__ Few few, own;
+    __shared__ Few few;
     __shared__ u64 keys[2], means[2];
     __shared__ float mass_slot;
     int number = blockIdx.x, shares = gridDim.y, share = blockIdx.y;
@@ -441,7 +465,7 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(
     });
     if (key && draw.changes) key = largest_key(row, &keys[1]);
     u32 id = key ? ~(u32)key : 0xFFFFFFFFu;
-    if (key && draw.rate > 0.f) id = drawn_id(tally, few, own, means, row, draw, top_logit(key));
+    if (key && draw.rate > 0.f) id = drawn_id(tally, few, means, row, draw, top_logit(key));
     for_own(row, draw, changes, before, [](const Change&, float& logit, float& before) { logit = before; });
     bool here = key != 0 ? (int)id >= row.from && (int)id < row.to : share == 0;
     if (here && threadIdx.x == 0) {
