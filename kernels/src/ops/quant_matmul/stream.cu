@@ -70,10 +70,11 @@ struct Ring {
 #endif
     }
 
-    __device__ __forceinline__ void ask(const u8* codes, const u8* grids, bool more) {
+    /// `asker` is the lane that asks on Hopper.
+    __device__ __forceinline__ void ask(const u8* codes, const u8* grids, bool more, int asker) {
         u32 here = target + asked * SHARE;
 #if HOPPER
-        if (more && threadIdx.x % 32 == 0) {
+        if (more && threadIdx.x % 32 == asker) {
             u32 barrier = barriers + 8 * asked;
             barrier_expect(barrier, SHARE);
             copy_bulk(here, codes, CODES, barrier);
@@ -296,8 +297,8 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
     constexpr int PARTS = ON_WEIGHTS ? PORTION : GROUPS, CHUNKS = PORTION / PARTS;
     typedef Ring<GROUPS> Shares;
     extern __shared__ __align__(128) u8 stream_memory[];
-    float* parts = (float*)(stream_memory + Shares::BYTES);         // [WAITING][warps][16]
-    real_t* here = (real_t*)(parts + WAITING * STREAM_WARPS * 16);  // rows of the input, where it is staged
+    float* parts = (float*)(stream_memory + Shares::BYTES);             // [2][WAITING][warps][16]
+    real_t* here = (real_t*)(parts + 2 * WAITING * STREAM_WARPS * 16);  // rows of the input, where it is staged
     __shared__ u64 barriers[STREAM_WARPS * DEPTH];
     int warp = uniform_warp(), lane = threadIdx.x % 32;
     int tiles = out / 16, portions = in / (CHUNK * PORTION);
@@ -311,7 +312,7 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
     const u8* codes_at = fragments + ((size_t)ask_tile * portions + ask_portion) * Shares::CODES;
     const u8* grids_at = grids + ((size_t)ask_tile * groups + (GROUPS > 1 ? ask_portion * GROUPS : 0)) * 64;
     u64 next_at = (blockIdx.x * STREAM_WARPS + warp) * NEXT_BYTES;
-    auto ask = [&]() {
+    auto ask = [&](int asker) {
         while (ask_portion >= portions) {
             ask_portion -= portions;
             ask_tile += gridDim.x;
@@ -323,7 +324,7 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
             if (lane == 0 && next_at < next.bytes) prefetch_bulk(next.codes + next_at, NEXT_BYTES);
             next_at += (u64)gridDim.x * STREAM_WARPS * NEXT_BYTES;
         }
-        ring.ask(codes_at, GROUPS > 1 ? grids_at : grids_at + (ask_portion >> group_shift) * 64, ask_tile < tiles);
+        ring.ask(codes_at, GROUPS > 1 ? grids_at : grids_at + (ask_portion >> group_shift) * 64, ask_tile < tiles, asker);
         ask_portion += STREAM_WARPS;
         codes_at += STREAM_WARPS * Shares::CODES;
         if (GROUPS > 1) grids_at += STREAM_WARPS * GROUPS * 64;
@@ -331,7 +332,7 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
     // First, since what the ring asks for keeps the memory busy for microseconds; but no more than a share before the
     // input is here, since the few loads that bring it would wait behind all that was asked for.
     Staging staging(input, in);
-    ask();
+    ask(0);
     Output output(finish, rows);
     int blocks = gridDim.x, together = quotient(WAITING, rows);
     // A lane reads for its token; where there are fewer than eight, nobody stores what the others come to.
@@ -352,7 +353,7 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
     // The rows first, then what keeps the memory busy while they are normed.
     if (staged) staging.load(input, 0, rows, in);
     else read();
-    for (int i = 1; i < DEPTH; i++) ask();
+    for (int i = 1; i < DEPTH; i++) ask(0);
     if (staged) {
         staging.stage<SPAN>(here, input, rows, in, row);
         read();
@@ -360,28 +361,42 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
 
     Codes<BITS> codes;
     int portion = warp;
+    // Two places in turn: the next sums need not wait until these are stored.
+    float* waiting = parts;
     for (int first = blockIdx.x, last; first < tiles; first = last) {
         last = first + together * blocks;
         output.look_up(finish, first, together, out);
-        float* part = parts + (lane % 4 * 2 * STREAM_WARPS + warp) * 16 + lane / 4;
+        float* part = waiting + (lane % 4 * 2 * STREAM_WARPS + warp) * 16 + lane / 4;
         for (int tile = first; tile < min(last, tiles); tile += blocks, part += rows * STREAM_WARPS * 16) {
             float sum[4] = {};
             for (; portion < portions; portion += STREAM_WARPS) {
                 const u8* share = ring.take() + 16 * lane;
                 at += step;
                 if (at >= portions) at -= portions;
+                const u8* grids_here = share - 16 * lane + Shares::CODES + lane / 4 * 8;
+                uint4 now[PARTS][CHUNKS];
+                uint2 grid[PARTS];
 #pragma unroll
                 for (int p = 0; p < PARTS; p++) {
-                    uint4 now[CHUNKS];
 #pragma unroll
-                    for (int c = 0; c < CHUNKS; c++) now[c] = *(const uint4*)(share + (p * CHUNKS + c) * 512);
-                    const u8* grid_at = share - 16 * lane + Shares::CODES + lane / 4 * 8;
-                    uint2 grid = *(const uint2*)(grid_at + 64 * (ON_WEIGHTS ? 2 * p + lane % 4 / 2 : p));
-                    multiply<BITS, ON_WEIGHTS>(sum, codes, now, grid, features[p]);
+                    for (int c = 0; c < CHUNKS; c++) now[p][c] = *(const uint4*)(share + (p * CHUNKS + c) * 512);
+                    grid[p] = *(const uint2*)(grids_here + 64 * (ON_WEIGHTS ? 2 * p + lane % 4 / 2 : p));
                 }
-                if (step > 0) read();
+                // The next share can come while this one is multiplied, once all of it is in registers: a number
+                // that depends on it, 0 as a grid has no third dimension, says who asks.
+                u32 arrived = 0;
+#pragma unroll
+                for (int p = 0; p < PARTS; p++) {
+#pragma unroll
+                    for (int c = 0; c < CHUNKS; c++) arrived |= now[p][c].x;
+                    arrived |= grid[p].x;
+                }
                 ring.free();
-                ask();
+                ask(arrived & (gridDim.z - 1));
+#pragma unroll
+                for (int p = 0; p < PARTS; p++)
+                    multiply<BITS, ON_WEIGHTS>(sum, codes, now[p], grid[p], features[p]);
+                if (step > 0) read();
             }
             portion -= portions;
 #pragma unroll
@@ -389,8 +404,8 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
                 if (lane % 4 * 2 + r % 2 < rows) part[r % 2 * STREAM_WARPS * 16 + r / 2 * 8] = sum[r];
         }
         __syncthreads();
-        output.store(y, parts, finish);
-        if (last < tiles) __syncthreads();
+        output.store(y, waiting, finish);
+        waiting = waiting == parts ? parts + WAITING * STREAM_WARPS * 16 : parts;
     }
 }
 

@@ -100,8 +100,9 @@ impl Fragments {
             Arg::Long(next_bytes as u64),
         ];
         let rings = warps * DEPTH * (512 * PORTION + 64 * grids);
-        let sums = 4 * WAITING * warps * FEW_ROWS_OUTPUTS;
-        let gaps = GAP * (k / (PORTION * chunk(self.bits)) | 1) * card.dtype().size();
+        // In two places.
+        let sums = 2 * 4 * WAITING * warps * FEW_ROWS_OUTPUTS;
+        let gaps = GAP * ((k / (PORTION * chunk(self.bits))) | 1) * card.dtype().size();
         let blocks = (n / FEW_ROWS_OUTPUTS).min(card.multiprocessors());
         let launch = Launch::blocks(blocks, 32 * warps as u32)
             .shared(rings + sums + if norm.is_some() { here + rows * gaps } else { 0 })
