@@ -1,5 +1,6 @@
 //! The order in which a weight wants its input, and how that lies in memory.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use cudarc::driver::CudaSlice;
@@ -7,8 +8,8 @@ use cudarc::driver::CudaSlice;
 use super::Cuda;
 use crate::Result;
 
-/// Most rows that go into panels, for weights that can take them so.
-pub(crate) const MOST_PANEL_ROWS: usize = 128;
+/// Rows that go into panels, for weights that can take them so.
+pub(crate) const PANEL_ROWS: RangeInclusive<usize> = 9..=128;
 
 /// Fewest tokens that a panel has room for, always a power of two.
 const PANEL_TOKENS: usize = 16;
@@ -27,16 +28,6 @@ struct Forms {
     panels: Option<Tables>,
     /// The logarithm of a lane's neighbouring features there.
     lane_shift: usize,
-    /// From how many rows on they go into panels.
-    panels_from: usize,
-}
-
-/// What a weight that takes panels is like.
-#[derive(Clone, Copy)]
-pub(crate) struct Panels {
-    pub bits: u32,
-    /// Fewest rows that it wants so.
-    pub from: usize,
 }
 
 struct Tables {
@@ -60,16 +51,15 @@ pub(crate) struct Layout {
 }
 
 impl CudaOrder {
-    /// `features[place]`: every feature once. `panels`: of a weight that takes them. `None`
+    /// `features[place]`: every feature once. `panels` is the number of bits of a weight that takes panels. `None`
     /// where rows may come as they are.
-    pub(crate) fn new(card: &Cuda, features: Vec<u32>, panels: Option<Panels>) -> Result<Option<Self>> {
+    pub(crate) fn new(card: &Cuda, features: Vec<u32>, panels: Option<u32>) -> Result<Option<Self>> {
         let in_order = features.iter().zip(0..).all(|(feature, place)| *feature == place);
         let plain = (!in_order).then(|| Tables::new(card, &features)).transpose()?;
-        let lane_shift = panels.map_or(1, |panels| (64 / panels.bits).ilog2() as usize);
-        let panels_from = panels.map_or(usize::MAX, |panels| panels.from);
+        let lane_shift = panels.map_or(1, |bits| (64 / bits).ilog2() as usize);
         let panels = panels.map(|_| Tables::new(card, &panel_features(&features, lane_shift))).transpose()?;
         let nothing = plain.is_none() && panels.is_none();
-        Ok((!nothing).then(|| Self(Arc::new(Forms { features, plain, panels, lane_shift, panels_from }))))
+        Ok((!nothing).then(|| Self(Arc::new(Forms { features, plain, panels, lane_shift }))))
     }
 
     /// Feature at each place of a row.
@@ -84,8 +74,7 @@ impl CudaOrder {
 
     /// How `rows` rows lie.
     pub(crate) fn layout(&self, card: &Cuda, rows: usize) -> Layout {
-        let panels =
-            self.0.panels.as_ref().filter(|_| (self.0.panels_from..=MOST_PANEL_ROWS).contains(&rows));
+        let panels = self.0.panels.as_ref().filter(|_| PANEL_ROWS.contains(&rows));
         let tables = panels.or(self.0.plain.as_ref());
         Layout {
             features: tables.map_or(0, |tables| card.address(&tables.features)),

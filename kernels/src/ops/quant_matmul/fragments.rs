@@ -6,7 +6,7 @@ use cudarc::driver::CudaSlice;
 
 use super::cuda::StoredWeight;
 use super::{check, hopper};
-use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch, Layout, Panels};
+use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch, Layout};
 use crate::ops::matmul::cuda::{CudaWeight, FEW_ROWS_OUTPUTS};
 use crate::packing::PackedLinear;
 use crate::{Add, Device, Dtype, MatMul, Norm, Result};
@@ -117,7 +117,7 @@ impl Fragments {
         Ok(Some(Self {
             codes: Arc::new(codes),
             grids,
-            order: CudaOrder::new(card, order, panels.map(|plan| Panels { bits, from: plan.from }))?,
+            order: CudaOrder::new(card, order, panels.map(|_| bits))?,
             bias: bias.map(|bias| card.tensor(bias, (1, n))).transpose()?,
             bits,
             dims: (n, k),

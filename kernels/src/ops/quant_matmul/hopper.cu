@@ -1,4 +1,4 @@
-// The quantized product of up to 128 rows on Hopper. A block makes 64 outputs with each of its warp groups, for all
+// The quantized product of 9 to 128 rows on Hopper. A block makes 64 outputs with each of its warp groups, for all
 // tokens. A ring of stages holds codes and activations on their way: each warp asks for the codes of its own tile, one
 // warp more for the activations. The warp groups turn codes into the left factor of `wgmma`, in registers, while the
 // product before is running. Where there are few outputs, the blocks of a cluster divide the features among them and

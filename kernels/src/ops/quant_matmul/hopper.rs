@@ -1,8 +1,7 @@
-//! The product with some to 128 rows on Hopper, from fragments and panels of activations.
+//! The product with 9 to 128 rows on Hopper, from fragments and panels of activations.
 
 use super::fragments::{Around, Fragments, chunk};
-use super::stream;
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Layout, MOST_PANEL_ROWS};
+use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Layout, PANEL_ROWS};
 use crate::ops::add;
 use crate::{Device, Result};
 
@@ -15,7 +14,7 @@ const OUTPUTS: usize = 192;
 const THREADS: u32 = 416;
 
 /// The most that the kernel takes, with which it needs the most memory.
-const MOST_TOKENS: usize = MOST_PANEL_ROWS;
+const MOST_TOKENS: usize = *PANEL_ROWS.end();
 
 /// What aligning a block's shared memory may cost.
 const ALIGNMENT: usize = 1024;
@@ -23,10 +22,6 @@ const ALIGNMENT: usize = 1024;
 /// Most blocks of a cluster on every card of the kind, and the stages whose time a block's start and end take.
 const MOST_SPLITS: usize = 8;
 const BESIDE: usize = 6;
-
-/// Fewest rows of a weight of four bits with outputs for a third of the multiprocessors: with fewer, and with eight
-/// bits, the kernel for few rows is as fast.
-const WIDE_FROM: usize = 5;
 
 /// How the kernel goes through a weight.
 #[derive(Clone, Copy, Debug)]
@@ -37,8 +32,6 @@ pub(super) struct Plan {
     shift: i32,
     /// Blocks that divide the features of the same outputs.
     splits: usize,
-    /// Fewest rows for which this is the fastest way.
-    pub from: usize,
 }
 
 impl Plan {
@@ -62,9 +55,7 @@ impl Plan {
         let kernel = kernel(bits, MOST_TOKENS, grids);
         let at_once = |splits| card.clusters(kernel, &launch(bits, n, MOST_TOKENS, splits));
         let splits = splits(n, k / (STAGE_CHUNKS * chunk(bits)), at_once)?;
-        let wide = bits == 4 && 3 * n.div_ceil(OUTPUTS) >= card.multiprocessors();
-        let from = if wide { WIDE_FROM } else { stream::ROWS + 1 };
-        Ok(Some(Self { grids, shift, splits, from }))
+        Ok(Some(Self { grids, shift, splits }))
     }
 }
 

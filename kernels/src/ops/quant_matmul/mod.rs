@@ -137,7 +137,7 @@ mod tests {
             ("panels and one group", 128, 160, 4, contiguous(896, 896)),
             ("panels, one block for all features", 12, 24576, 4, scattered(128, 128)),
             ("panels, two blocks of three groups", 9, 12288, 4, scattered(1024, 256)),
-            ("panels of few rows, which a wide weight takes", 5, 12288, 4, scattered(512, 128)),
+            ("few rows of a wide weight", 5, 12288, 4, scattered(512, 128)),
             ("panels of eight bits, two groups a stage", 64, 128, 8, scattered(576, 32)),
             ("panels of eight bits, all features one group", 31, 4096, 8, contiguous(512, 512)),
         ] {

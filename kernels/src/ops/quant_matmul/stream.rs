@@ -1,15 +1,15 @@
 //! The product with up to eight rows, and with what surrounds it in a model, as one kernel.
 
 use super::fragments::{Around, Fragments, chunk};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Layout};
+use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Layout, PANEL_ROWS};
 use crate::ops::matmul::cuda::FEW_ROWS_OUTPUTS;
 use crate::ops::{add, rms_norm};
 use crate::{Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("stream.cu");
 
-/// Most rows.
-pub(super) const ROWS: usize = 8;
+/// Most rows: from the next on they may come in panels.
+const ROWS: usize = *PANEL_ROWS.start() - 1;
 
 /// Chunks of a portion, portions that a warp has on their way, and tiles times rows whose sums wait: as in the kernel.
 const PORTION: usize = 4;
@@ -55,10 +55,6 @@ impl Fragments {
         let ((n, k), rows) = (self.dims, card.shape(x).0);
         let plan = plan(self.bits, k, self.groups, self.group_size).filter(|_| (1..=ROWS).contains(&rows));
         let Some((grids, shift)) = plan else { return Ok(None) };
-        let panels = |order| Layout::of(card, order, rows).panel_tokens > 0;
-        if panels(self.order.as_ref()) || panels(around.order) {
-            return Ok(None);
-        }
         let Some(kernel) = kernel(self.bits, grids) else { return Ok(None) };
         let warps = if card.is_hopper() { 16 } else { 12 };
         let here = rows * k * card.dtype().size();
