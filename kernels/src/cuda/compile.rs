@@ -45,17 +45,19 @@ impl Program {
     }
 }
 
-const FEW_ROWS: [(&str, &str); 7] = [
+const FEW_ROWS: [(&str, &str); 9] = [
     ("prelude.cu", include_str!("prelude.cu")),
     ("quant_matmul.cu", ops::quant_matmul::cuda::SOURCE),
     ("matmul/few_rows.cu", ops::matmul::cuda::FEW_ROWS_SOURCE),
     ("fragments.cu", ops::quant_matmul::fragments::SOURCE),
     ("quant_matmul/few_rows.cu", ops::quant_matmul::few_rows::SOURCE),
+    ("stream_around.cu", ops::quant_matmul::stream::AROUND_SOURCE),
     ("stream.cu", ops::quant_matmul::stream::SOURCE),
+    ("hopper_store.cu", ops::quant_matmul::hopper::STORE_SOURCE),
     ("quant_matmul/hopper.cu", ops::quant_matmul::hopper::SOURCE),
 ];
 
-const COMMON: [(&str, &str); 20] = [
+const COMMON: [(&str, &str); 21] = [
     ("prelude.cu", include_str!("prelude.cu")),
     ("columns.cu", include_str!("columns.cu")),
     ("add.cu", ops::add::cuda::SOURCE),
@@ -75,6 +77,7 @@ const COMMON: [(&str, &str); 20] = [
     ("silu_mul.cu", ops::silu_mul::cuda::SOURCE),
     ("token_loss.cu", ops::token_loss::cuda::SOURCE),
     ("top_logits.cu", ops::top_logits::cuda::SOURCE),
+    ("search.cu", ops::sample::cuda::SEARCH_SOURCE),
     ("sample.cu", ops::sample::cuda::SOURCE),
 ];
 

@@ -6,6 +6,7 @@ use crate::ops::add;
 use crate::{Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("hopper.cu");
+pub(crate) const STORE_SOURCE: &str = include_str!("hopper_store.cu");
 
 /// Chunks of a stage, stages, outputs of a block, and its threads: as in the kernel.
 const STAGE_CHUNKS: usize = 2;

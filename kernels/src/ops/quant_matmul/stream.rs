@@ -7,6 +7,7 @@ use crate::ops::{add, rms_norm};
 use crate::{Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("stream.cu");
+pub(crate) const AROUND_SOURCE: &str = include_str!("stream_around.cu");
 
 /// Most rows: from the next on they may come in panels.
 const ROWS: usize = *PANEL_ROWS.start() - 1;

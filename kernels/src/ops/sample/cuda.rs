@@ -3,6 +3,7 @@ use crate::cuda::{Answer, Arg, Bytes, Cuda, CudaTensor, Launch};
 use crate::{Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("sample.cu");
+pub(crate) const SEARCH_SOURCE: &str = include_str!("search.cu");
 
 /// Threads of a block, and blocks of a row at most: as in the kernel.
 const THREADS: u32 = 1024;
