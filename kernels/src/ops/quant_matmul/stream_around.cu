@@ -8,6 +8,7 @@
 #else
 #define STREAM_WARPS 12
 #endif
+
 /// Rows of the input that are normed at once.
 #define NORMED_ROWS 4
 /// Features of a gap behind each portion of a normed input. Features that are stored at once often have about the
