@@ -5,9 +5,11 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use gptq_kernels::{Backend, Batch, Cpu, Cuda, Dtype, KV_BLOCK_ROWS, KvDtype, SequenceRows, TopLogits};
-use gptq_runtime::generate::{GenerateParams, generate};
+use gptq_runtime::engine::{self, EngineLimits, Event, Request, Task};
+use gptq_runtime::generate::{FinishReason, GenerateParams, generate};
 use gptq_runtime::model::{Decoder, Model, ModelFiles};
-use gptq_runtime::sampling::SamplingParams;
+use gptq_runtime::sampling::{Adjustments, SamplingParams};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::model_folder::ModelFolder;
 use crate::program::{artifact, copy_folder, demo, demo_text, gptq, quantize, run, words, workplace};
@@ -290,5 +292,91 @@ fn a_card_chooses_the_tokens_of_the_cpu_where_the_choice_is_clear() {
         }
         // Otherwise nothing would be shown: such choices are one in a hundred.
         assert!(close <= 10, "{options}: {close} of 200");
+    }
+}
+
+/// What an engine that serves one sequence at a time answers to several.
+fn served<B: Backend>(model: &Model<B>, tasks: &[Task]) -> Vec<Vec<u32>> {
+    let limits = EngineLimits {
+        max_total_tokens: 128,
+        max_batch_prefill_tokens: 64,
+        max_batch_total_tokens: 1024,
+        max_running: 1,
+        prefix_cache: false,
+    };
+    let (handle, inbox) = engine::handle();
+    std::thread::scope(|scope| {
+        scope.spawn(|| engine::run(model, limits, inbox).unwrap());
+        let ask = |task: &Task| {
+            let (events, answers) = unbounded_channel();
+            assert!(handle.submit(Request { task: task.clone(), events }));
+            answers
+        };
+        let answers: Vec<_> = tasks.iter().map(ask).collect();
+        let tokens = |mut events: UnboundedReceiver<Event>| {
+            std::iter::from_fn(|| events.blocking_recv())
+                .filter_map(|event| match event {
+                    Event::Token(token) => Some(token.id),
+                    Event::Failed(message) => panic!("{message}"),
+                    Event::Started(_) | Event::Prompt(_) => None,
+                })
+                .collect()
+        };
+        let all = answers.into_iter().map(tokens).collect();
+        handle.stop();
+        all
+    })
+}
+
+/// The same tasks one by one without an engine.
+fn generated<B: Backend>(model: &Model<B>, task: &Task) -> Vec<u32> {
+    let params = GenerateParams {
+        max_new_tokens: task.max_new_tokens,
+        eos_token_ids: task.eos_token_ids.clone(),
+        sampling: task.sampling.clone(),
+    };
+    let mut ids = Vec::new();
+    let reason = generate(model, &task.prompt, &params, &mut |id| {
+        ids.push(id);
+        ControlFlow::Continue(())
+    });
+    // An engine reports the token that ends a text too.
+    match reason.unwrap() {
+        FinishReason::EosToken => ids.into_iter().chain([task.eos_token_ids[0]]).collect(),
+        _ => ids,
+    }
+}
+
+/// Both ask for steps ahead where the device works beside the host, and take a token that ends the text for what it is.
+#[test]
+fn an_engine_says_what_a_session_says_on_either_device() {
+    let files = ModelFiles::open(&artifact("")).unwrap();
+    fn agrees<B: Backend>(model: &Model<B>) {
+        let task = |seed: u32, temperature: f32, repetition_penalty: f32| Task {
+            prompt: (0..40).map(|i| (seed * 131 + i * 17) % 2000).collect(),
+            max_new_tokens: 60,
+            eos_token_ids: Vec::new(),
+            sampling: SamplingParams {
+                temperature,
+                top_p: 0.95,
+                top_k: 50,
+                repetition_penalty,
+                seed: seed.into(),
+            },
+            adjustments: Adjustments::default(),
+            top_n: 0,
+            prompt_logprobs: false,
+        };
+        let mut tasks = vec![task(1, 0.0, 1.0), task(2, 0.9, 1.0), task(3, 0.9, 1.2), task(4, 1.3, 1.0)];
+        // One that ends in the middle, while the next step is on its way.
+        let end = generated(model, &tasks[3])[30];
+        tasks.push(Task { eos_token_ids: vec![end], ..tasks[3].clone() });
+        let expected: Vec<_> = tasks.iter().map(|task| generated(model, task)).collect();
+        assert!(expected[4].len() <= 31);
+        assert_eq!(served(model, &tasks), expected);
+    }
+    agrees(&Model::load(Cpu::new(), &files).unwrap());
+    if there_is_a_card() {
+        agrees(&Model::load(Cuda::new(0, Dtype::F16, None).unwrap(), &files).unwrap());
     }
 }
