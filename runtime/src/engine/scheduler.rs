@@ -61,7 +61,8 @@ impl Scheduler {
         self.running.retain(|_| done.next() != Some(&true));
     }
 
-    /// To be called after a step was asked for: its full blocks can serve other sequences. A block without a name is never found.
+    /// To be called after a step was asked for: its full blocks can serve other sequences. A block without a name is
+    /// never found.
     pub fn name_full_blocks(&mut self) {
         if !self.prefix_cache {
             return;
