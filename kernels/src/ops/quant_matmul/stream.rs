@@ -12,10 +12,9 @@ pub(crate) const AROUND_SOURCE: &str = include_str!("stream_around.cu");
 /// Most rows: from the next on they may come in panels.
 const ROWS: usize = *PANEL_ROWS.start() - 1;
 
-/// Chunks of a portion, portions that a warp has on their way, and tiles times rows whose sums wait: as in the kernel.
+/// Chunks of a portion, and portions that a warp has on their way: as in the kernel.
 const PORTION: usize = 4;
 const DEPTH: usize = 2;
-const WAITING: usize = 16;
 
 /// A normed input lies in shared memory: at most so many bytes, on Hopper, which has more, twice as many; and eight
 /// features a thread. Every block norms all rows, so that many are normed once, by a kernel of its own.
@@ -57,7 +56,8 @@ impl Fragments {
         let plan = plan(self.bits, k, self.groups, self.group_size).filter(|_| (1..=ROWS).contains(&rows));
         let Some((grids, shift)) = plan else { return Ok(None) };
         let Some(kernel) = kernel(self.bits, grids) else { return Ok(None) };
-        let warps = if card.is_hopper() { 16 } else { 12 };
+        // And tiles times rows whose sums wait, as in the kernel: most other cards have 99 KB of shared memory a block.
+        let (warps, waiting) = if card.is_hopper() { (16, 16) } else { (12, 8) };
         let here = rows * k * card.dtype().size();
         let fused = here <= if card.is_hopper() { 2 * NORMED_BYTES } else { NORMED_BYTES }
             && k <= NORMED_FEATURES * 32 * warps;
@@ -98,7 +98,7 @@ impl Fragments {
         ];
         let rings = warps * DEPTH * (512 * PORTION + 64 * grids);
         // In two places.
-        let sums = 2 * 4 * WAITING * warps * FEW_ROWS_OUTPUTS;
+        let sums = 2 * 4 * waiting * warps * FEW_ROWS_OUTPUTS;
         let gaps = GAP * ((k / (PORTION * chunk(self.bits))) | 1) * card.dtype().size();
         let blocks = (n / FEW_ROWS_OUTPUTS).min(card.multiprocessors());
         let launch = Launch::blocks(blocks, 32 * warps as u32)

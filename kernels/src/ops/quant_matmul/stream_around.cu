@@ -3,10 +3,13 @@
 
 #if !F32
 
+/// Warps of a block; and tiles, times rows, whose sums wait to be stored together.
 #if HOPPER
 #define STREAM_WARPS 16
+#define WAITING 16
 #else
 #define STREAM_WARPS 12
+#define WAITING 8
 #endif
 
 /// Rows of the input that are normed at once.
@@ -14,8 +17,6 @@
 /// Features of a gap behind each portion of a normed input. Features that are stored at once often have about the
 /// same place in different groups, and would all go to a few banks of shared memory.
 #define GAP 8
-/// Tiles, times rows, whose sums wait to be stored together.
-#define WAITING 16
 
 /// The input: as it is, or a residual stream still to be normed and brought into the weight's order.
 struct Input {
