@@ -233,8 +233,10 @@ fn what_cannot_be_honoured_is_refused_and_the_best_of_several_is_kept() {
     let both = chat(json!({"n": 2, "logprobs": true})).json();
     let best = chat(json!({"best_of": 2, "logprobs": true})).json();
     assert_eq!(best["choices"].as_array().unwrap().len(), 1);
-    let likeliest = sum(&both["choices"][0]).max(sum(&both["choices"][1]));
-    assert_eq!(sum(&best["choices"][0]), likeliest);
+    let (one, other) = (sum(&both["choices"][0]), sum(&both["choices"][1]));
+    assert!((one - other).abs() > 0.01, "either of the two could be the best: {one}, {other}");
+    // Which requests share a step depends on when they come, and the last places of their scores on that.
+    assert!((sum(&best["choices"][0]) - one.max(other)).abs() < 1e-4);
 
     let plain = json!({"max_new_tokens": 1, "details": true});
     let id = server.generate("The river", plain.clone())["details"]["tokens"][0]["id"].clone();
