@@ -227,6 +227,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             Some(asked) => Some(asked),
             None => self.ask()?,
         };
+        self.report();
         self.scheduler.name_full_blocks();
         let Some(asked) = asked else { return Ok(()) };
         if self.looks_ahead {
@@ -240,7 +241,6 @@ impl<'a, B: Backend> Engine<'a, B> {
         let step = self.scheduler.next();
         self.stats.cached_tokens.fetch_add(step.cached as u64, Relaxed);
         self.stats.preemptions.fetch_add(step.preempted as u64, Relaxed);
-        self.report();
         if step.ids.is_empty() {
             return Ok(None);
         }
@@ -275,13 +275,13 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// Waits for the tokens and hands them out to those who are still there.
     fn take(&mut self, asked: Asked<B>) -> Result<()> {
         let drawn = self.runner.device().chosen(&asked.chosen)?;
-        self.stats.tokens.fetch_add(drawn.len() as u64, Relaxed);
         let running = &mut self.scheduler.running;
         let mut done = vec![false; running.len()];
         for ((serial, drawn), top) in asked.serials.iter().zip(drawn).zip(asked.tops) {
             // In order of arrival.
             if let Ok(i) = running.binary_search_by_key(serial, |sequence| sequence.serial) {
                 done[i] = running[i].take(drawn, top);
+                self.stats.tokens.fetch_add(1, Relaxed);
             }
         }
         self.scheduler.remove(&done);

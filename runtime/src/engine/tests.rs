@@ -290,7 +290,10 @@ fn said(engine: &mut Engine<'_, Cpu>, change: impl Fn(&mut Task)) -> (Vec<Vec<u3
             .filter_map(|event| if let Event::Token(token) = event { Some(token.id) } else { None })
             .collect()
     };
-    (events.into_iter().map(ids).collect(), ahead)
+    let answers: Vec<Vec<u32>> = events.into_iter().map(ids).collect();
+    let handed_out: usize = answers.iter().map(Vec::len).sum();
+    assert_eq!(engine.stats.tokens.load(Relaxed), handed_out as u64, "what nobody gets does not count");
+    (answers, ahead)
 }
 
 #[test]
@@ -341,6 +344,10 @@ fn clients_come_and_go_while_a_step_is_on_its_way() {
     while engine.ahead.is_none() {
         engine.try_step().unwrap();
     }
+    // The gauges go on while nothing but steps ahead is asked for.
+    let before = engine.stats.used_blocks.load(Relaxed);
+    (0..16).for_each(|_| engine.try_step().unwrap());
+    assert!(engine.ahead.is_some() && engine.stats.used_blocks.load(Relaxed) > before);
     drop(leaves);
     let comes = ask(&mut engine, &prompts()[2]);
     engine.try_step().unwrap();

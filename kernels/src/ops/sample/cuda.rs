@@ -5,8 +5,10 @@ use crate::{Device, Result};
 pub(crate) const SOURCE: &str = include_str!("sample.cu");
 pub(crate) const SEARCH_SOURCE: &str = include_str!("search.cu");
 
-/// Threads of a block, and blocks of a row at most: as in the kernel.
+/// Threads of a block, as in the kernel.
 const THREADS: u32 = 1024;
+
+/// Blocks of a row at most: a cluster of more may not be had.
 const MOST_SHARES: usize = 8;
 
 /// Words of a row's `Found`.

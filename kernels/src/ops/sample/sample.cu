@@ -160,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(
     __shared__ float mass_slot;
     int number = blockIdx.x, shares = gridDim.y, share = blockIdx.y;
     Share row{logits + (size_t)number * vocab, (int)((long long)vocab * share / shares),
-              (int)((long long)vocab * (share + 1) / shares), share, shares};
+              (int)((long long)vocab * (share + 1) / shares), shares};
     for (int turn = 0; turn < 2; turn++) tally.clear(turn);
     if (threadIdx.x < 2) keys[threadIdx.x] = means[threadIdx.x] = 0;
     __syncthreads();

@@ -15,7 +15,7 @@
 /// A block's part of a row.
 struct Share {
     float* logits;  // [vocab]
-    int from, to, share, shares;
+    int from, to, shares;  // the ids of this block, and the blocks of the row
 
     /// All blocks of the row are here, and see what the others wrote to their shared memory.
     __device__ __forceinline__ void meet() const {
