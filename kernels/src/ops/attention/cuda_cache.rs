@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaSlice;
 
-use super::AttentionShape;
 use super::kv_cache::{KvDtype, KvShape};
+use super::{AttentionShape, step};
 use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Placed};
 use crate::{Batch, Device, KV_BLOCK_ROWS, Result};
 
@@ -19,6 +19,7 @@ const DECODERS: usize = 32;
 pub struct CudaKvCache {
     pub(super) shape: KvShape,
     pub(super) kept: Kept,
+    pub(super) shares: Arc<step::Shares>,
 }
 
 pub(super) enum Kept {
@@ -64,14 +65,16 @@ impl Cuda {
                 decoded: decoded.clone(),
             })
         };
-        let layers = 0..layers;
-        match shape.dtype {
-            KvDtype::Auto => layers.map(|_| Ok(CudaKvCache { shape, kept: Kept::Real(real()?) })).collect(),
-            KvDtype::Int8 => {
-                let decoded = Arc::new(real()?);
-                layers.map(|_| Ok(CudaKvCache { shape, kept: Kept::Codes(codes(&decoded)?) })).collect()
-            }
-        }
+        let decoded = (shape.dtype == KvDtype::Int8).then(real).transpose()?.map(Arc::new);
+        let shares = Arc::new(self.step_shares(shape.head_dim)?);
+        let layer = || {
+            let kept = match &decoded {
+                Some(decoded) => Kept::Codes(codes(decoded)?),
+                None => Kept::Real(real()?),
+            };
+            Ok(CudaKvCache { shape, kept, shares: shares.clone() })
+        };
+        (0..layers).map(|_| layer()).collect()
     }
 
     /// Stores the batch's keys and values; returns where kernels in the compute type find all that the batch sees.

@@ -1,13 +1,19 @@
 // One new token a sequence, from the product q|k|v to the attention's output in one kernel: rotation, the new key and
-// value into the cache, and attention over it. A block takes one head and a share of the keys; the blocks of a head
-// are a cluster, which joins what they found through its shared memory. What the cache holds already is fetched
-// before the kernel that makes q|k|v has ended.
+// value into the cache, and attention over it. A block takes one head and a share of the keys; the last block of a
+// head to come to its end joins what all of them found. What the cache holds already is fetched before the kernel
+// that makes q|k|v has ended.
 
 #if HOPPER && !F32
 
 #define STEP_WARPS 8
 /// Blocks of a head at most.
-#define STEP_SPLITS 4
+#define STEP_SPLITS 8
+
+/// What the blocks of a head leave for the one that joins it, where it has several.
+struct Shares {
+    float* found;  // [sequences, heads, splits, head_dim + 2]: sums, largest score and weight
+    u32* arrived;  // [sequences, heads]: blocks that have; 0 between two kernels
+};
 
 struct StepShape {
     const float* inv_freq;  // [head_dim / 2]
@@ -17,6 +23,25 @@ struct StepShape {
     int heads, kv_heads, window;
     float eps, scale;
     int panel_tokens;
+    Shares shares;
+};
+
+/// How many blocks have arrived before this one, whose threads have all stored what they found. The last one finds
+/// what all of them have.
+__device__ __forceinline__ u32 arrive(u32* arrived) {
+    u32 before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(arrived) : "memory");
+    return before;
+}
+
+/// The keys of a block, `[from, to)` of those from `first` on: shares are equal to `unit` keys.
+struct Range {
+    int from, to;
+
+    __device__ __forceinline__ Range(int first, int length, int unit) {
+        int splits = gridDim.y, each = ((length - first + splits - 1) / splits + unit - 1) / unit * unit;
+        from = first + blockIdx.y * each, to = min(length, from + each);
+    }
 };
 
 /// By how much the pairs of features of a lane are rotated, in the warps that rotate: known before the features are.
@@ -81,10 +106,10 @@ __device__ __forceinline__ void join_step(real_t* y, float (&sum)[EACH], float l
                                           int split, int splits, int sequence, const StepShape& shape) {
     constexpr int SHARE = HEAD / EACH;
     __shared__ float sums[STEP_WARPS][HEAD], largest_of[STEP_WARPS], weight_of[STEP_WARPS];
-    __shared__ float found[HEAD + 2];  // this block's sum, largest score and weight
+    __shared__ bool last;
     int warp = threadIdx.x / 32, feature = threadIdx.x % SHARE * EACH, i = threadIdx.x;
     // Looked up before it is needed.
-    int column = head * HEAD + i, place = shape.place && split == 0 && i < HEAD ? shape.place[column] : column;
+    int column = head * HEAD + i, place = shape.place && i < HEAD ? shape.place[column] : column;
     // Warps' shares, rescaled to the largest score of all.
     for (int offset = SHARE; offset < 32; offset <<= 1) {
         float other = __shfl_xor_sync(FULL_WARP, largest, offset), most = fmaxf(largest, other);
@@ -113,20 +138,27 @@ __device__ __forceinline__ void join_step(real_t* y, float (&sum)[EACH], float l
 #pragma unroll
     for (int w = 0; w < STEP_WARPS; w++) all += weight_of[w], value += i < HEAD ? sums[w][i] : 0.f;
     if (splits > 1) {
-        if (i < HEAD) found[i] = value;
-        if (i == 0) found[HEAD] = most, found[HEAD + 1] = all;
-        cluster_sync();
-        if (split == 0 && i < HEAD) {
+        int row = sequence * shape.heads + head;
+        float* found = shape.shares.found + (size_t)row * splits * (HEAD + 2);
+        float* mine = found + split * (HEAD + 2);
+        if (i < HEAD) mine[i] = value;
+        if (i == 0) mine[HEAD] = most, mine[HEAD + 1] = all;
+        __syncthreads();
+        if (i == 0) last = arrive(shape.shares.arrived + row) == splits - 1;
+        __syncthreads();
+        if (!last) return;
+        if (i == 0) shape.shares.arrived[row] = 0;
+        if (i < HEAD) {
             float mosts[STEP_SPLITS], values[STEP_SPLITS], weights[STEP_SPLITS];
-            most = -INFINITY_F, value = all = 0.f;
             // All asked for at once.
 #pragma unroll
             for (int s = 0; s < STEP_SPLITS; s++) {
                 bool there = s < splits;
-                mosts[s] = there ? read_of_block(found + HEAD, s) : -INFINITY_F;
-                values[s] = there ? read_of_block(found + i, s) : 0.f;
-                weights[s] = there ? read_of_block(found + HEAD + 1, s) : 0.f;
+                mosts[s] = there ? __ldcg(found + s * (HEAD + 2) + HEAD) : -INFINITY_F;
+                values[s] = there ? __ldcg(found + s * (HEAD + 2) + i) : 0.f;
+                weights[s] = there ? __ldcg(found + s * (HEAD + 2) + HEAD + 1) : 0.f;
             }
+            most = -INFINITY_F, value = all = 0.f;
 #pragma unroll
             for (int s = 0; s < STEP_SPLITS; s++) most = fmaxf(most, mosts[s]);
 #pragma unroll
@@ -137,13 +169,11 @@ __device__ __forceinline__ void join_step(real_t* y, float (&sum)[EACH], float l
             }
         }
     }
-    if (split == 0 && i < HEAD) {
+    if (i < HEAD) {
         size_t at = shape.panel_tokens ? panel_place(sequence, place, shape.panel_tokens)
                                        : (size_t)sequence * shape.heads * HEAD + place;
         y[at] = to_real(value / all);
     }
-    // Nobody ends while others read its memory.
-    if (splits > 1) cluster_meet();
 }
 
 /// AHEAD is how many keys a lane reads before it uses the first.
@@ -160,24 +190,29 @@ __device__ void attention_step(
     int head = blockIdx.x, split = blockIdx.y, splits = gridDim.y, sequence = blockIdx.z;
     int kv_head = head / (shape.heads / shape.kv_heads), position = batch.context[sequence], length = position + 1;
     int group = threadIdx.x / SHARE, feature = threadIdx.x % SHARE * 8;
-    int each = ((length + AT_ONCE - 1) / AT_ONCE + splits - 1) / splits * AT_ONCE;
-    int from = split * each, to = min(length, from + each);
-    if (shape.window > 0) from = max(from, length - shape.window);
+    Range range(shape.window > 0 ? max(0, length - shape.window) : 0, length, GROUPS);
+    int from = range.from, to = range.to;
     start_next_early();
 
-    uint4 k[AHEAD], v[AHEAD];
-    auto read = [&](int first) {
+    // Keys are read anew as soon as the scores are there, values once they are weighed: some are always on their way.
+    uint4 k[AHEAD] = {}, v[AHEAD] = {};
+    // Of the keys read last; a cache of 2^32 places does not fit on a card.
+    u32 places[AHEAD];
+    auto find = [&](int first) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             int key = first + i * GROUPS + group;
-            k[i] = v[i] = make_uint4(0, 0, 0, 0);
-            if (key >= to || key == position) continue;
-            size_t at = (key_row(batch, sequence, key) * shape.kv_heads + kv_head) * HEAD + feature;
-            k[i] = *(const uint4*)(keys + at);
-            v[i] = *(const uint4*)(values + at);
+            places[i] = key < to ? (u32)key_row(batch, sequence, key) * shape.kv_heads + kv_head : ~0u;
         }
     };
-    read(from);
+    auto read = [&](uint4 (&x)[AHEAD], const real_t* cache) {
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+            if (places[i] != ~0u) x[i] = *(const uint4*)(cache + (size_t)places[i] * HEAD + feature);
+    };
+    find(from);
+    read(k, keys);
+    read(v, values);
     Rotation<HEAD> rotation(position, shape.inv_freq);
     await_previous();
 
@@ -195,15 +230,12 @@ __device__ void attention_step(
 #pragma unroll
     for (int j = 0; j < 8; j++) q[j] *= shape.scale;
     for (int first = from; first < to; first += AT_ONCE) {
-        if (first > from) read(first);
+        bool more = first + AT_ONCE < to;
         float score[AHEAD], most = largest;
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             int key = first + i * GROUPS + group;
-            if (key == position) {
-                k[i] = *(const uint4*)(new_key + feature);
-                v[i] = *(const uint4*)(new_value + feature);
-            }
+            if (key == position) k[i] = *(const uint4*)(new_key + feature);
             float x[8], dot = 0.f;
             load8(x, (const real_t*)&k[i]);
 #pragma unroll
@@ -213,6 +245,10 @@ __device__ void attention_step(
             score[i] = key < to ? dot : -INFINITY_F;
             most = fmaxf(most, score[i]);
         }
+        if (more) {
+            find(first + AT_ONCE);
+            read(k, keys);
+        }
         // A group without a key yet has nothing to correct.
         float correction = largest == -INFINITY_F ? 0.f : expf(largest - most);
         largest = most;
@@ -221,29 +257,31 @@ __device__ void attention_step(
         for (int j = 0; j < 8; j++) sum[j] *= correction;
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
+            if (first + i * GROUPS + group == position) v[i] = *(const uint4*)(new_value + feature);
             float x[8], weight = score[i] == -INFINITY_F ? 0.f : expf(score[i] - largest);
             load8(x, (const real_t*)&v[i]);
             total += weight;
 #pragma unroll
             for (int j = 0; j < 8; j++) sum[j] += weight * x[j];
         }
+        if (more) read(v, values);
     }
     join_step<HEAD, 8>(y, sum, largest, total, head, split, splits, sequence, shape);
 }
 
-// With few blocks each reads far ahead; many are themselves what hides the waiting, four on a multiprocessor.
+// With few blocks, two on a multiprocessor, each reads far ahead; many are themselves what hides the waiting.
 #define ATTENTION_STEP(NAME, HEAD, AHEAD, BLOCKS)                                                                  \
     extern "C" __global__ void __launch_bounds__(32 * STEP_WARPS, BLOCKS) NAME##_##HEAD(                           \
         real_t* y, const real_t* qkv, real_t* keys, real_t* values, Batch batch,                                   \
         const float* inv_freq, const real_t* q_norm, const real_t* k_norm, const u32* place, int heads,            \
-        int kv_heads, int window, float eps, float scale, int panel_tokens) {                                      \
+        int kv_heads, int window, float eps, float scale, int panel_tokens, float* found, u32* arrived) {          \
         attention_step<HEAD, AHEAD>(y, qkv, keys, values, batch,                                                   \
                                     StepShape{inv_freq, q_norm, k_norm, place, heads, kv_heads, window, eps,       \
-                                              scale, panel_tokens});                                               \
+                                              scale, panel_tokens, {found, arrived}});                             \
     }
 #define ATTENTION_STEPS(HEAD)                    \
-    ATTENTION_STEP(attention_step, HEAD, 8, 1)   \
-    ATTENTION_STEP(attention_steps, HEAD, 4, 4)
+    ATTENTION_STEP(attention_step, HEAD, 4, 2)   \
+    ATTENTION_STEP(attention_steps, HEAD, 3, 4)
 
 ATTENTION_STEPS(16)
 ATTENTION_STEPS(32)

@@ -1,5 +1,7 @@
 //! One new token a sequence on Hopper: rotation, cache and attention as one kernel.
 
+use cudarc::driver::CudaSlice;
+
 use super::cuda_cache::{CudaKvCache, Kept};
 use super::{AttentionShape, KvDtype, check};
 use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
@@ -11,7 +13,13 @@ pub(crate) const INT8_SOURCE: &str = include_str!("step_int8.cu");
 
 /// Threads of a block, and blocks of a head at most: as in the kernel.
 const THREADS: u32 = 256;
-const SPLITS: usize = 4;
+const SPLITS: usize = 8;
+
+/// What the blocks of a head leave for the one that joins it: `struct Shares` of the kernels. Every layer's in turn.
+pub(super) struct Shares {
+    found: CudaSlice<f32>,
+    arrived: CudaSlice<u32>,
+}
 
 /// For few and for many blocks.
 fn kernels_for(head_dim: usize, dtype: KvDtype) -> Option<[&'static str; 2]> {
@@ -42,16 +50,26 @@ impl Cuda {
         Some(kernels[usize::from(self.many(batch, shape))])
     }
 
-    /// Whether there is a block for every place that the multiprocessors have, twice.
+    /// Blocks of the kernel for few of them that run at a time.
+    fn step_blocks(&self) -> usize {
+        2 * self.multiprocessors()
+    }
+
+    /// Whether there are more heads than that.
     fn many(&self, batch: &Batch, shape: &AttentionShape) -> bool {
-        shape.heads * batch.sequences.len() > 2 * self.multiprocessors()
+        shape.heads * batch.sequences.len() > self.step_blocks()
     }
 
     /// Blocks that share the keys of a head: as many as fill the card, whatever the context, so that a recorded
     /// step fits them all.
     fn step_splits(&self, batch: &Batch, shape: &AttentionShape) -> usize {
-        let heads = shape.heads * batch.sequences.len();
-        [SPLITS, 2].into_iter().find(|splits| heads * splits <= 2 * self.multiprocessors()).unwrap_or(1)
+        (self.step_blocks() / (shape.heads * batch.sequences.len())).clamp(1, SPLITS)
+    }
+
+    /// Room for the shares of all heads, where there are several of one.
+    pub(super) fn step_shares(&self, head_dim: usize) -> Result<Shares> {
+        let blocks = self.step_blocks();
+        Ok(Shares { found: self.zeros(blocks * (head_dim + 2))?, arrived: self.zeros(blocks)? })
     }
 
     pub(super) fn attention_step(
@@ -90,9 +108,11 @@ impl Cuda {
             Arg::Float(eps),
             Arg::Float(1.0 / (shape.head_dim as f32).sqrt()),
             Arg::Int(layout.panel_tokens as i32),
+            Arg::Address(self.address(&cache.shares.found)),
+            Arg::Address(self.address(&cache.shares.arrived)),
         ]);
         let splits = self.step_splits(batch, shape);
-        let launch = Launch::grid(shape.heads, splits, rows, THREADS).early().mostly_shared().cluster(splits);
+        let launch = Launch::grid(shape.heads, splits, rows, THREADS).early().mostly_shared();
         self.launch(kernel, launch, &args)?;
         Ok(y)
     }

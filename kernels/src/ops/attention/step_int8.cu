@@ -62,10 +62,9 @@ __device__ void attention_step_int8(real_t* y, const real_t* qkv, CodedCache cac
     int head = blockIdx.x, split = blockIdx.y, splits = gridDim.y, sequence = blockIdx.z;
     int kv_head = head / (shape.heads / shape.kv_heads), position = batch.context[sequence], length = position + 1;
     int feature = threadIdx.x % SHARE * CODED_EACH, own = threadIdx.x / SHARE * AHEAD;
-    int each = ((length + AT_ONCE - 1) / AT_ONCE + splits - 1) / splits * AT_ONCE;
-    int from = split * each, to = min(length, from + each);
     int seen_from = shape.window > 0 ? max(0, length - shape.window) : 0;
-    from = max(from, seen_from / AHEAD * AHEAD);
+    Range range(seen_from / AHEAD * AHEAD, length, 4 * AHEAD);
+    int from = range.from, to = range.to;
     start_next_early();
 
     // Keys and their scales are read anew as soon as the scores are there, values once they are weighed: some are
@@ -179,10 +178,10 @@ __device__ void attention_step_int8(real_t* y, const real_t* qkv, CodedCache cac
     extern "C" __global__ void __launch_bounds__(32 * STEP_WARPS, BLOCKS) NAME##_int8_##HEAD(                      \
         real_t* y, const real_t* qkv, CodedCache cache, Batch batch, const float* inv_freq, const real_t* q_norm,  \
         const real_t* k_norm, const u32* place, int heads, int kv_heads, int window, float eps, float scale,       \
-        int panel_tokens) {                                                                                        \
+        int panel_tokens, float* found, u32* arrived) {                                                            \
         attention_step_int8<HEAD, AHEAD>(y, qkv, cache, batch,                                                     \
                                          StepShape{inv_freq, q_norm, k_norm, place, heads, kv_heads, window, eps,  \
-                                                   scale, panel_tokens});                                          \
+                                                   scale, panel_tokens, {found, arrived}});                        \
     }
 
 ATTENTION_STEP_INT8(attention_step, 16, 4, 2)

@@ -215,6 +215,7 @@ fn steps_agree_with_the_cpu(card: &Cuda) {
         ("the first token", 4, 4, 32, None, false, [0, 0]),
         ("grouped queries", 8, 2, 64, None, false, [37, 300]),
         ("several rounds of keys", 4, 4, 128, None, false, [1100, 127]),
+        ("six blocks a head", 20, 4, 64, None, false, [200, 31]),
         ("one block a head", 200, 8, 16, None, false, [5, 129]),
         ("many blocks, and rounds of keys", 136, 4, 128, None, false, [300, 99]),
         ("many blocks of narrow heads", 136, 8, 32, None, false, [600, 15]),
