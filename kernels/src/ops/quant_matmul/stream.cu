@@ -90,12 +90,17 @@ __device__ __forceinline__ void read_words(u32 (&words)[WORDS], const real_t* so
     }
 }
 
-/// sum += codes times features, for chunks that share a grid; or, with scales on the weights, have two.
-template <int BITS, bool ON_WEIGHTS, int CHUNKS, int WORDS>
-__device__ __forceinline__ void multiply(float (&sum)[4], Codes<BITS>& codes, const uint4 (&now)[CHUNKS], uint2 grid,
-                                         const u32 (&features)[CHUNKS][WORDS]) {
-    codes.grid(grid.x >> 16, grid.y >> 16);
-    float scale[2] = {f16_to_float(grid.x & 0xFFFF), f16_to_float(grid.y & 0xFFFF)};
+/// sum += codes times features, for chunks that share a grid; or, with scales on the weights, have two. Where GRIDS is
+/// two, sums are those of each.
+template <int BITS, bool ON_WEIGHTS, int CHUNKS, int WORDS, int GRIDS>
+__device__ __forceinline__ void multiply(float (&sum)[4], Codes<BITS>& codes, const uint4 (&now)[CHUNKS],
+                                         const uint2 (&grids)[GRIDS], const u32 (&features)[CHUNKS][WORDS]) {
+    uint2 own = GRIDS > 1 && threadIdx.x % 4 >= 2 ? grids[GRIDS - 1] : grids[0];
+    codes.grid(own.x >> 16, own.y >> 16);
+    float scale[2][GRIDS];
+#pragma unroll
+    for (int g = 0; g < GRIDS; g++)
+        scale[0][g] = f16_to_float(grids[g].x & 0xFFFF), scale[1][g] = f16_to_float(grids[g].y & 0xFFFF);
     // Two sums in turn: a product waits long for the one before it.
     float part[2][4] = {};
 #pragma unroll
@@ -106,7 +111,7 @@ __device__ __forceinline__ void multiply(float (&sum)[4], Codes<BITS>& codes, co
             u32 left[4];
             codes.left(left, words, j);
             if (ON_WEIGHTS) {
-                u32 scales[2] = {pack2(scale[0], scale[0]), pack2(scale[1], scale[1])};
+                u32 scales[2] = {pack2(scale[0][0], scale[0][0]), pack2(scale[1][0], scale[1][0])};
 #pragma unroll
                 for (int r = 0; r < 4; r++) left[r] = fma2(left[r], scales[r % 2], 0x80008000u);
             }
@@ -114,17 +119,20 @@ __device__ __forceinline__ void multiply(float (&sum)[4], Codes<BITS>& codes, co
         }
     }
 #pragma unroll
-    for (int r = 0; r < 4; r++) sum[r] += (part[0][r] + part[1][r]) * (ON_WEIGHTS ? 1.f : scale[r / 2]);
+    for (int r = 0; r < 4; r++)
+        sum[r] += (part[0][r] + part[1][r]) * (ON_WEIGHTS ? 1.f : scale[r / 2][r % GRIDS]);
 }
 
-/// A portion has GROUPS grids; with one, a group is 2^group_shift portions. GROUPS 8 stands for two in a chunk.
-template <int BITS, int GROUPS>
+/// A portion has GROUPS grids; with one, a group is 2^group_shift portions. GROUPS 8 stands for two in a chunk, one for
+/// two of the four lanes that share an output. PAIRED: up to four tokens, each as two, of which one has the features of
+/// two of these lanes and the other those of the others, so that every group has sums of its own.
+template <int BITS, int GROUPS, bool PAIRED>
 __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const u8* grids, Finish finish, int rows, int in,
                              int out, int groups, int group_shift, int staged, Next next) {
     constexpr int CHUNK = CHUNK_FEATURES(BITS), FEATURES = LANE_FEATURES(BITS);
-    constexpr bool ON_WEIGHTS = GROUPS > PORTION;
+    constexpr bool TWO = GROUPS > PORTION, ON_WEIGHTS = TWO && !PAIRED;
     constexpr int SPAN = PORTION * CHUNK;
-    constexpr int PARTS = ON_WEIGHTS ? PORTION : GROUPS, CHUNKS = PORTION / PARTS;
+    constexpr int PARTS = TWO ? PORTION : GROUPS, CHUNKS = PORTION / PARTS, GRIDS = PAIRED ? 2 : 1;
     typedef Ring<GROUPS> Shares;
     extern __shared__ __align__(128) u8 stream_memory[];
     float* parts = (float*)(stream_memory + Shares::BYTES);             // [2][WAITING][warps][16]
@@ -166,7 +174,8 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
     Output output(finish, rows);
     int blocks = gridDim.x, together = quotient(WAITING, rows);
     // A lane reads for its token; where there are fewer than eight, nobody stores what the others come to.
-    int token = lane / 4;
+    int token = lane / 4 / GRIDS;
+    bool mine = token < rows && (!PAIRED || lane / 4 % 2 == lane % 4 / 2);
     int apart = staged ? SPAN + GAP : SPAN;
     const real_t* features_at = (staged ? here + token * row : input.x + (size_t)token * in) + lane % 4 * FEATURES;
     u32 features[PARTS][CHUNKS][FEATURES / 2] = {};
@@ -177,7 +186,7 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
     auto read = [&]() {
 #pragma unroll
         for (int i = 0; i < PORTION; i++)
-            if (token < rows) read_words(features[i / CHUNKS][i % CHUNKS], features_at + at * apart + i * CHUNK);
+            if (mine) read_words(features[i / CHUNKS][i % CHUNKS], features_at + at * apart + i * CHUNK);
     };
     await_previous();
     // The rows first, then what keeps the memory busy while they are normed.
@@ -196,7 +205,7 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
     for (int first = blockIdx.x, last; first < tiles; first = last) {
         last = first + together * blocks;
         output.look_up(finish, first, together, out);
-        float* part = waiting + (lane % 4 * 2 * STREAM_WARPS + warp) * 16 + lane / 4;
+        float* part = waiting + (lane % 4 * 2 / GRIDS * STREAM_WARPS + warp) * 16 + lane / 4;
         for (int tile = first; tile < min(last, tiles); tile += blocks, part += rows * STREAM_WARPS * 16) {
             float sum[4] = {};
             for (; portion < portions; portion += STREAM_WARPS) {
@@ -205,12 +214,14 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
                 if (at >= portions) at -= portions;
                 const u8* grids_here = share - 16 * lane + Shares::CODES + lane / 4 * 8;
                 uint4 now[PARTS][CHUNKS];
-                uint2 grid[PARTS];
+                uint2 grid[PARTS][GRIDS];
 #pragma unroll
                 for (int p = 0; p < PARTS; p++) {
 #pragma unroll
                     for (int c = 0; c < CHUNKS; c++) now[p][c] = *(const uint4*)(share + (p * CHUNKS + c) * 512);
-                    grid[p] = *(const uint2*)(grids_here + 64 * (ON_WEIGHTS ? 2 * p + lane % 4 / 2 : p));
+#pragma unroll
+                    for (int g = 0; g < GRIDS; g++)
+                        grid[p][g] = *(const uint2*)(grids_here + 64 * (TWO ? 2 * p + (PAIRED ? g : lane % 4 / 2) : p));
                 }
                 // The next share can come while this one is multiplied, once all of it is in registers: a number
                 // that depends on it, 0 as a grid has no third dimension, says who asks.
@@ -219,7 +230,8 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
                 for (int p = 0; p < PARTS; p++) {
 #pragma unroll
                     for (int c = 0; c < CHUNKS; c++) arrived |= now[p][c].x;
-                    arrived |= grid[p].x;
+#pragma unroll
+                    for (int g = 0; g < GRIDS; g++) arrived |= grid[p][g].x;
                 }
                 ring.free();
                 ask(arrived & (gridDim.z - 1));
@@ -229,9 +241,10 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
                 if (step > 0) read();
             }
             portion -= portions;
+            if (PAIRED && lane % 4 < rows) part[0] = sum[0] + sum[1], part[8] = sum[2] + sum[3];
 #pragma unroll
             for (int r = 0; r < 4; r++)
-                if (lane % 4 * 2 + r % 2 < rows) part[r % 2 * STREAM_WARPS * 16 + r / 2 * 8] = sum[r];
+                if (!PAIRED && lane % 4 * 2 + r % 2 < rows) part[r % 2 * STREAM_WARPS * 16 + r / 2 * 8] = sum[r];
         }
         __syncthreads();
         output.store(y, waiting, finish);
@@ -239,22 +252,23 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
     }
 }
 
-#define STREAM_QUANT(BITS, GROUPS)                                                                                \
-    extern "C" __global__ void __launch_bounds__(32 * STREAM_WARPS, 1) stream_quant_##BITS##_##GROUPS(            \
-        real_t* y, const real_t* x, const real_t* norm, const u32* norm_place, float eps, const u8* fragments,    \
-        const u8* grids, const real_t* bias, const real_t* residual, int gated, int rows,                         \
-        int in, int out, int groups, int group_shift, int staged, const u8* next, u64 next_bytes) {               \
-        stream_quant<BITS, GROUPS>(y, Input{x, norm, norm_place, eps}, fragments, grids,                          \
-                                   Finish{bias, residual, gated}, rows, in, out, groups, group_shift,      \
-                                   staged, Next{next, next_bytes});                                               \
+#define STREAM_QUANT(NAME, BITS, GROUPS, PAIRED)                                                                   \
+    extern "C" __global__ void __launch_bounds__(32 * STREAM_WARPS, 1) NAME(                                       \
+        real_t* y, const real_t* x, const real_t* norm, const u32* norm_place, float eps, const u8* fragments,     \
+        const u8* grids, const real_t* bias, const real_t* residual, int gated, int rows, int in, int out,         \
+        int groups, int group_shift, int staged, const u8* next, u64 next_bytes) {                                 \
+        stream_quant<BITS, GROUPS, PAIRED>(y, Input{x, norm, norm_place, eps}, fragments, grids,                   \
+                                           Finish{bias, residual, gated}, rows, in, out, groups, group_shift,      \
+                                           staged, Next{next, next_bytes});                                        \
     }
 
-STREAM_QUANT(4, 1)
-STREAM_QUANT(4, 2)
-STREAM_QUANT(4, 4)
-STREAM_QUANT(4, 8)
-STREAM_QUANT(8, 1)
-STREAM_QUANT(8, 2)
-STREAM_QUANT(8, 4)
+STREAM_QUANT(stream_quant_4_1, 4, 1, false)
+STREAM_QUANT(stream_quant_4_2, 4, 2, false)
+STREAM_QUANT(stream_quant_4_4, 4, 4, false)
+STREAM_QUANT(stream_quant_4_8, 4, 8, false)
+STREAM_QUANT(stream_quant_4_8_paired, 4, 8, true)
+STREAM_QUANT(stream_quant_8_1, 8, 1, false)
+STREAM_QUANT(stream_quant_8_2, 8, 2, false)
+STREAM_QUANT(stream_quant_8_4, 8, 4, false)
 
 #endif

@@ -16,10 +16,12 @@ const ROWS: usize = *PANEL_ROWS.start() - 1;
 const PORTION: usize = 4;
 const DEPTH: usize = 2;
 
-/// A normed input lies in shared memory: at most so many bytes, on Hopper, which has more, twice as many; and eight
-/// features a thread. Every block norms all rows, so that many are normed once, by a kernel of its own.
+/// Most rows of which a chunk's two groups can have sums of their own, as in the kernel.
+const PAIRED_ROWS: usize = 4;
+
+/// A normed input lies in shared memory: at most so many bytes, on Hopper, which has more, twice as many. Every block
+/// norms all rows, so that many are normed once, by a kernel of its own.
 const NORMED_BYTES: usize = 16 << 10;
-const NORMED_FEATURES: usize = 8;
 
 /// Features of a gap behind each portion of a normed input, as in the kernel.
 const GAP: usize = 8;
@@ -36,11 +38,12 @@ fn plan(bits: u32, k: usize, groups: usize, group_size: usize) -> Option<(usize,
     }
 }
 
-fn kernel(bits: u32, grids: usize) -> Option<&'static str> {
+fn kernel(bits: u32, grids: usize, rows: usize) -> Option<&'static str> {
     Some(match (bits, grids) {
         (4, 1) => "stream_quant_4_1",
         (4, 2) => "stream_quant_4_2",
         (4, 4) => "stream_quant_4_4",
+        (4, 8) if rows <= PAIRED_ROWS => "stream_quant_4_8_paired",
         (4, 8) => "stream_quant_4_8",
         (8, 1) => "stream_quant_8_1",
         (8, 2) => "stream_quant_8_2",
@@ -55,12 +58,11 @@ impl Fragments {
         let ((n, k), rows) = (self.dims, card.shape(x).0);
         let plan = plan(self.bits, k, self.groups, self.group_size).filter(|_| (1..=ROWS).contains(&rows));
         let Some((grids, shift)) = plan else { return Ok(None) };
-        let Some(kernel) = kernel(self.bits, grids) else { return Ok(None) };
+        let Some(kernel) = kernel(self.bits, grids, rows) else { return Ok(None) };
         // And tiles times rows whose sums wait, as in the kernel: most other cards have 99 KB of shared memory a block.
         let (warps, waiting) = if card.is_hopper() { (16, 16) } else { (12, 8) };
         let here = rows * k * card.dtype().size();
-        let fused = here <= if card.is_hopper() { 2 * NORMED_BYTES } else { NORMED_BYTES }
-            && k <= NORMED_FEATURES * 32 * warps;
+        let fused = here <= if card.is_hopper() { 2 * NORMED_BYTES } else { NORMED_BYTES };
         let (x, norm) = match around.norm {
             Some(norm) if fused => (x.clone(), Some(norm)),
             Some(norm) => (card.rms_norm_in_order(x, norm, self.order.as_ref())?, None),

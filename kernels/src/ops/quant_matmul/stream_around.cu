@@ -36,8 +36,11 @@ struct Finish {
     __device__ __forceinline__ int shift() const { return gated ? 3 : 4; }
 };
 
-/// Eight features of a thread, of up to NORMED_ROWS rows, on their way into shared memory.
+/// Eight features of a thread, of up to NORMED_ROWS rows, on their way into shared memory. Of rows that are longer than
+/// that, the rest is read when it is needed.
 struct Staging {
+    /// Features that all threads have, eight each.
+    static constexpr int REACH = 8 * 32 * STREAM_WARPS;
     uint4 weights, places[2], values[NORMED_ROWS];
     float per_feature;
 
@@ -61,8 +64,7 @@ struct Staging {
         }
     }
 
-    /// rms_norm of the rows, of which the first are loaded, with the features where the weight wants them. A row must
-    /// not have more than eight for each thread.
+    /// rms_norm of the rows, of which the first are loaded, with the features where the weight wants them.
     template <int SPAN>
     __device__ __forceinline__ void stage(real_t* target, Input input, int rows, int in, int stride) {
         // Of each warp, summed by all: a barrier instead of two for each row.
@@ -75,15 +77,45 @@ struct Staging {
                 float sum = warp_sum(square(values[t]));
                 if (threadIdx.x % 32 == 0) squares[first + t][threadIdx.x / 32] = sum;
             }
+            if (in > REACH) add_rest(squares, input, first, rows, in);
             __syncthreads();
 #pragma unroll
             for (int t = 0; t < NORMED_ROWS; t++) {
                 if (first + t >= rows || 8 * threadIdx.x >= in) break;
                 float factor = rsqrtf(total(squares[first + t]) * per_feature + input.eps);
-                place<SPAN>(target + (first + t) * stride, values[t], factor, input.place);
+                place<SPAN>(target + (first + t) * stride, 8 * threadIdx.x, values[t], factor, weights, input.place,
+                            places[0], places[1]);
             }
+            if (in > REACH) place_rest<SPAN>(target, squares, input, first, rows, in, stride);
         }
         __syncthreads();
+    }
+
+    // Calls, so that rows which have no rest are staged as if there were none.
+    __device__ __noinline__ static void add_rest(float (&squares)[8][STREAM_WARPS], Input input, int first, int rows,
+                                                 int in) {
+#pragma unroll 1
+        for (int row = first; row < min(rows, first + NORMED_ROWS); row++) {
+            float sum = 0.f;
+            for (int i = REACH + 8 * threadIdx.x; i < in; i += REACH)
+                sum += square(*(const uint4*)(input.x + (size_t)row * in + i));
+            sum = warp_sum(sum);
+            if (threadIdx.x % 32 == 0) squares[row][threadIdx.x / 32] += sum;
+        }
+    }
+
+    template <int SPAN>
+    __device__ __noinline__ static void place_rest(real_t* target, const float (&squares)[8][STREAM_WARPS],
+                                                   Input input, int first, int rows, int in, int stride) {
+#pragma unroll 1
+        for (int i = REACH + 8 * threadIdx.x; i < in; i += REACH) {
+            const uint4* to = (const uint4*)(input.place ? input.place + i : (const u32*)input.norm);
+            for (int row = first; row < min(rows, first + NORMED_ROWS); row++) {
+                float factor = rsqrtf(total(squares[row]) / in + input.eps);
+                place<SPAN>(target + row * stride, i, *(const uint4*)(input.x + (size_t)row * in + i), factor,
+                            *(const uint4*)(input.norm + i), input.place, to[0], to[1]);
+            }
+        }
     }
 
     __device__ __forceinline__ static float square(const uint4& bits) {
@@ -105,19 +137,20 @@ struct Staging {
         return (sum.x + sum.y) + (sum.z + sum.w);
     }
 
+    /// Eight features from `i` on, which go `to` other places where they are `ordered`.
     template <int SPAN>
-    __device__ __forceinline__ void place(real_t* target, const uint4& bits, float factor, const u32* place) const {
+    __device__ __forceinline__ static void place(real_t* target, int i, uint4 bits, float factor, uint4 weights,
+                                                 bool ordered, uint4 low, uint4 high) {
         float x[8], scales[8];
         load8(x, (const real_t*)&bits);
         load8(scales, (const real_t*)&weights);
 #pragma unroll
         for (int j = 0; j < 8; j++) x[j] *= factor * scales[j];
-        if (!place) {
-            store8(target + 8 * threadIdx.x + 8 * threadIdx.x / SPAN * GAP, x);
+        if (!ordered) {
+            store8(target + i + i / SPAN * GAP, x);
             return;
         }
-        u32 to[8] = {places[0].x, places[0].y, places[0].z, places[0].w,
-                     places[1].x, places[1].y, places[1].z, places[1].w};
+        u32 to[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
         for (int j = 0; j < 8; j++) target[to[j] + to[j] / SPAN * GAP] = to_real(x[j]);
     }
