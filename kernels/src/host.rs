@@ -50,6 +50,14 @@ impl<'a> HostTensor<'a> {
         }
     }
 
+    /// Every element as f16, those of other types rounded.
+    pub fn to_f16(&self) -> Vec<f16> {
+        match self.dtype {
+            Dtype::F16 => self.bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect(),
+            Dtype::BF16 | Dtype::F32 => self.to_f32().into_iter().map(f16::from_f32).collect(),
+        }
+    }
+
     /// Every element widened to f32.
     pub fn to_f32(&self) -> Vec<f32> {
         let pairs = self.bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));

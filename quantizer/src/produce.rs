@@ -238,12 +238,13 @@ fn write_linear(
     job: &Job,
     layer: usize,
     linear: &LinearSpec,
-    packed: &PackedLinear,
+    packed: &PackedLinear<'_>,
 ) -> Result<()> {
     let tensor = |name: &str, bytes: &[u8]| {
         writer.write_tensor(&format!("{}{}.{name}", layout::layer_prefix(layer), linear.module), bytes)
     };
-    tensor("qweight", bytemuck::cast_slice(&packed.qweight))?;
+    let qweight: Vec<&[u32]> = packed.qweight_pieces().collect();
+    tensor("qweight", bytemuck::cast_slice(&qweight.concat()))?;
     tensor("qzeros", bytemuck::cast_slice(&packed.qzeros))?;
     tensor("scales", bytemuck::cast_slice(&packed.scales))?;
     tensor("g_idx", bytemuck::cast_slice(&packed.g_idx))?;
@@ -267,7 +268,7 @@ fn write_copy(writer: &ArtifactWriter, job: &Job, spec: &TensorSpec) -> Result<(
 }
 
 /// The stages of a finished layer, their linears stacked, read back from the unfinished artifact.
-fn restore(writer: &ArtifactWriter, job: &Job, layer: usize) -> Result<[PackedLinear; 4]> {
+fn restore(writer: &ArtifactWriter, job: &Job, layer: usize) -> Result<[PackedLinear<'static>; 4]> {
     let quant = &job.params.quant;
     let mut stages = [const { Vec::new() }; 4];
     for linear in layout::linears(&job.source.files.config) {
@@ -283,7 +284,7 @@ fn restore(writer: &ArtifactWriter, job: &Job, layer: usize) -> Result<[PackedLi
             bits: quant.bits,
             in_features: linear.in_features,
             out_features: linear.out_features,
-            qweight: words("qweight")?,
+            qweight: vec![words("qweight")?.into()],
             qzeros: words("qzeros")?,
             scales,
             g_idx: words("g_idx")?,
@@ -293,7 +294,8 @@ fn restore(writer: &ArtifactWriter, job: &Job, layer: usize) -> Result<[PackedLi
         packed.check()?;
         stages[linear.stage as usize].push(packed);
     }
-    let stacked = stages.iter().filter_map(|linears| PackedLinear::stack(linears)).collect::<Vec<_>>();
+    let stacked =
+        stages.into_iter().filter_map(|linears| PackedLinear::stack(linears).ok()).collect::<Vec<_>>();
     stacked.try_into().map_err(|_| Error::Invalid {
         place: format!("layer {layer} of the interrupted run"),
         problem: "expected linears of a stage to share their groups".into(),

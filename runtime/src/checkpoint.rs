@@ -5,6 +5,7 @@ mod finite;
 mod header;
 mod plan;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
@@ -109,6 +110,18 @@ impl Checkpoint {
             }
             other => Err(self.wrong(name, "type I32", &other.to_string())),
         }
+    }
+
+    /// The same as 32-bit words, in place where the file has them so.
+    pub fn words(&self, name: &str, shape: &[usize]) -> Result<Cow<'_, [u32]>> {
+        let entry = self.expect(name, shape)?;
+        if entry.dtype == FileDtype::I32
+            && cfg!(target_endian = "little")
+            && let Ok(words) = bytemuck::try_cast_slice(self.bytes(entry))
+        {
+            return Ok(Cow::Borrowed(words));
+        }
+        Ok(self.ints(name, shape)?.into_iter().map(|x| x as u32).collect())
     }
 
     /// The bytes of a tensor, if it is there.

@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytemuck::NoUninit;
 use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, PinnedHostSlice};
 use rayon::prelude::*;
 
@@ -13,14 +14,14 @@ use super::{Cuda, CudaTensor};
 use crate::{Error, HostTensor, Result};
 
 /// Bytes of one pinned buffer that large uploads go through, and how many there are.
-const CHUNK: usize = 32 << 20;
-const CHUNKS: usize = 3;
+const CHUNK: usize = 16 << 20;
+const CHUNKS: usize = 6;
 
 /// Bytes that one thread copies into such a buffer at a time.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 256 << 10;
 
-/// From here on an upload goes through pinned memory.
-const LARGE: usize = 4 << 20;
+/// From here on an upload goes through pinned memory: the driver waits with larger ones until their turn has come.
+const LARGE: usize = 64 << 10;
 
 /// Bytes on the card that may still be under way.
 pub(crate) struct Bytes {
@@ -83,13 +84,20 @@ impl From<CudaSlice<u8>> for Bytes {
 pub(super) struct Transfers {
     pub(super) up: Arc<CudaStream>,
     pub(super) down: Arc<CudaStream>,
-    /// Made at the first large upload.
-    chunks: Mutex<Vec<Chunk>>,
+    ring: Mutex<Ring>,
     pub(super) answers: Pieces,
     /// Pinned memory that no parked tensor uses any more.
     pub(super) pinned: Arc<Mutex<Vec<PinnedHostSlice<u8>>>>,
     /// Tensors whose memory a copy to the host still reads.
     pub(super) leaving: Mutex<Vec<(CudaEvent, CudaTensor)>>,
+}
+
+/// Pinned buffers that take turns, through all uploads.
+#[derive(Default)]
+struct Ring {
+    /// Made at the first uploads.
+    chunks: Vec<Chunk>,
+    turn: usize,
 }
 
 struct Chunk {
@@ -98,13 +106,32 @@ struct Chunk {
     sent: Option<CudaEvent>,
 }
 
+impl Ring {
+    /// The chunk whose turn it is, once what was sent of it has arrived.
+    fn next(&mut self, up: &CudaStream) -> Result<&mut Chunk> {
+        let failed = || Error::driver("copy to the card");
+        let turn = self.turn;
+        self.turn = (turn + 1) % CHUNKS;
+        if turn == self.chunks.len() {
+            // SAFETY: a chunk is written before it is sent.
+            let buffer = unsafe { up.context().alloc_pinned_with_flags(CHUNK, 0) }.map_err(failed())?;
+            self.chunks.push(Chunk { buffer, sent: None });
+        }
+        let chunk = &mut self.chunks[turn];
+        if let Some(sent) = chunk.sent.take() {
+            sent.synchronize().map_err(failed())?;
+        }
+        Ok(chunk)
+    }
+}
+
 impl Transfers {
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         let another = || stream.context().new_stream().map_err(Error::driver("CUDA"));
         Ok(Self {
             up: another()?,
             down: another()?,
-            chunks: Mutex::default(),
+            ring: Mutex::default(),
             answers: Pieces::default(),
             pinned: Arc::default(),
             leaving: Mutex::default(),
@@ -186,69 +213,68 @@ impl Cuda {
 
     /// Bytes of several places end to end on the card.
     pub(crate) fn upload_bytes(&self, parts: &[&[u8]]) -> Result<Bytes> {
-        let total = parts.iter().map(|part| part.len()).sum::<usize>();
-        let mut slice = self.alloc::<u8>(total)?;
-        if total >= LARGE {
-            let arrival = self.send(parts, &mut slice.as_view_mut())?;
-            return Ok(Bytes::arriving(slice, Some(arrival)));
-        }
-        let mut start = 0;
-        for part in parts.iter().filter(|part| !part.is_empty()) {
-            let mut target = slice.slice_mut(start..start + part.len());
-            self.inner.stream.memcpy_htod(*part, &mut target).map_err(Error::driver("copy to the card"))?;
-            start += part.len();
-        }
-        Ok(slice.into())
+        let mut slice = self.alloc::<u8>(parts.iter().map(|part| part.len()).sum())?;
+        let arrival = self.send(parts, &mut slice.as_view_mut())?;
+        Ok(Bytes::arriving(slice, arrival))
     }
 
-    /// Words at the speed of the bus.
-    pub(crate) fn upload_words(&self, words: &[u32]) -> Result<CudaSlice<u32>> {
-        let bytes: &[u8] = bytemuck::cast_slice(words);
-        if bytes.len() < LARGE {
-            return self.upload(words);
+    /// Values of several places end to end on the card.
+    pub(crate) fn upload_parts<T: DeviceRepr + NoUninit>(&self, parts: &[&[T]]) -> Result<CudaSlice<T>> {
+        let mut slice = self.alloc::<T>(parts.iter().map(|part| part.len()).sum())?;
+        let bytes: Vec<&[u8]> = parts.iter().map(|part| bytemuck::cast_slice(part)).collect();
+        let length = bytes.iter().map(|part| part.len()).sum();
+        // SAFETY: these are bytes of the values that are copied.
+        let target = unsafe { slice.transmute_mut::<u8>(length) };
+        let mut target = target.ok_or_else(|| Error::shape("upload", length, parts.len()))?;
+        if let Some(arrival) = self.send(&bytes, &mut target)? {
+            self.inner.stream.wait(&arrival).map_err(Error::driver("copy to the card"))?;
         }
-        let mut slice = self.alloc::<u32>(words.len())?;
-        // SAFETY: a word is four bytes.
-        let target = unsafe { slice.transmute_mut::<u8>(bytes.len()) };
-        let mut target = target.ok_or_else(|| Error::shape("upload", bytes.len(), words.len()))?;
-        let arrival = self.send(&[bytes], &mut target)?;
-        self.inner.stream.wait(&arrival).map_err(Error::driver("copy to the card"))?;
         Ok(slice)
     }
 
-    /// Sends bytes through the pinned chunks, and returns the end of the last copy.
-    fn send(&self, parts: &[&[u8]], slice: &mut CudaViewMut<u8>) -> Result<CudaEvent> {
+    /// Sends bytes to the card, many of them through the pinned chunks: then the end of the last copy is returned.
+    fn send(&self, parts: &[&[u8]], slice: &mut CudaViewMut<u8>) -> Result<Option<CudaEvent>> {
         let failed = || Error::driver("copy to the card");
-        let Transfers { up, chunks, .. } = &self.inner.transfers;
-        self.let_follow(up)?;
-        let mut chunks = lock(chunks);
-        while chunks.len() < CHUNKS {
-            // SAFETY: a chunk is written before it is sent.
-            let buffer = unsafe { up.context().alloc_pinned_with_flags(CHUNK, 0) }.map_err(failed())?;
-            chunks.push(Chunk { buffer, sent: None });
-        }
-        let (mut start, mut turn) = (0, 0);
-        for piece in parts.iter().flat_map(|part| part.chunks(CHUNK)) {
-            let Chunk { buffer, sent } = &mut chunks[turn % CHUNKS];
-            if let Some(sent) = sent.take() {
-                sent.synchronize().map_err(failed())?;
+        let mut start = 0;
+        if slice.len() < LARGE {
+            for part in parts.iter().filter(|part| !part.is_empty()) {
+                let mut target = slice.slice_mut(start..start + part.len());
+                self.inner.stream.memcpy_htod(*part, &mut target).map_err(failed())?;
+                start += part.len();
             }
-            let buffer = &mut buffer.as_mut_slice().map_err(failed())?[..piece.len()];
-            let pieces = buffer.par_chunks_mut(PIECE).zip(piece.par_chunks(PIECE));
-            pieces.for_each(|(to, from)| to.copy_from_slice(from));
-            let mut target: CudaViewMut<u8> = slice.slice_mut(start..start + piece.len());
-            up.memcpy_htod(&*buffer, &mut target).map_err(failed())?;
-            *sent = Some(up.record_event(None).map_err(failed())?);
-            start += piece.len();
-            turn += 1;
+            return Ok(None);
         }
-        up.record_event(None).map_err(failed())
+        let Transfers { up, ring, .. } = &self.inner.transfers;
+        self.let_follow(up)?;
+        let mut ring = lock(ring);
+        let mut pieces = parts.iter().flat_map(|part| part.chunks(PIECE)).peekable();
+        while pieces.peek().is_some() {
+            let Chunk { buffer, sent } = ring.next(up)?;
+            let mut length = 0;
+            let fitting = std::iter::from_fn(|| {
+                pieces.next_if(|piece| length + piece.len() <= CHUNK).inspect(|piece| length += piece.len())
+            });
+            let fitting: Vec<&[u8]> = fitting.collect();
+            let buffer = &mut buffer.as_mut_slice().map_err(failed())?[..length];
+            gather(buffer, &fitting);
+            up.memcpy_htod(&*buffer, &mut slice.slice_mut(start..start + length)).map_err(failed())?;
+            *sent = Some(up.record_event(None).map_err(failed())?);
+            start += length;
+        }
+        up.record_event(None).map(Some).map_err(failed())
     }
 
     /// What is asked of `stream` from now on happens after what was asked of the computing stream so far.
     pub(super) fn let_follow(&self, stream: &CudaStream) -> Result<()> {
         stream.join(&self.inner.stream).map_err(Error::driver("CUDA streams"))
     }
+}
+
+/// Copies pieces end to end, on all threads.
+fn gather(mut target: &mut [u8], pieces: &[&[u8]]) {
+    let place = |piece: &&[u8]| target.split_off_mut(..piece.len());
+    let places: Vec<&mut [u8]> = pieces.iter().filter_map(place).collect();
+    places.into_par_iter().zip(pieces).for_each(|(to, from)| to.copy_from_slice(from));
 }
 
 /// A lock that a failed thread does not take with it: the data are handles, always whole.

@@ -6,6 +6,7 @@
 
 mod lanes;
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use half::f16;
@@ -19,15 +20,16 @@ use crate::{Error, Quantized, Result};
 /// What is subtracted from a zero point before it is stored: 1 in v1 ("gptq"), 0 in v2 ("gptq_v2").
 pub type ZeroOffset = u8;
 
-/// One quantized linear as its tensors lie in a file.
+/// One quantized linear as its tensors lie in a file, or several stacked along `out`. The codes, nearly all of it, may
+/// stay where they are.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PackedLinear {
+pub struct PackedLinear<'a> {
     /// 2, 3, 4 or 8.
     pub bits: u32,
     pub in_features: usize,
     pub out_features: usize,
-    /// `[in * bits / 32, out]`
-    pub qweight: Vec<u32>,
+    /// `[in * bits / 32, out]`: side by side `[in * bits / 32, its out]` of every linear.
+    pub qweight: Vec<Cow<'a, [u32]>>,
     /// `[groups, out * bits / 32]`
     pub qzeros: Vec<u32>,
     /// `[groups, out]`
@@ -39,7 +41,7 @@ pub struct PackedLinear {
     pub bias: Option<Vec<f32>>,
 }
 
-impl PackedLinear {
+impl<'a> PackedLinear<'a> {
     /// Packs a solved linear. Fails where a zero or a scale does not fit the format.
     pub fn pack(solved: &Quantized, zero_offset: ZeroOffset) -> Result<Self> {
         let (out_features, in_features) = solved.dims();
@@ -54,7 +56,7 @@ impl PackedLinear {
             bits,
             in_features,
             out_features,
-            qweight: transpose(&lanes, out_features, words),
+            qweight: vec![Cow::Owned(transpose(&lanes, out_features, words))],
             qzeros: pack_zeros(&solved.zeros, out_features, bits, zero_offset)?,
             scales: stored_scales(&solved.scales)?,
             g_idx: solved.g_idx.clone(),
@@ -66,8 +68,12 @@ impl PackedLinear {
     /// Checks every length and the range of `g_idx`.
     pub fn check(&self) -> Result<()> {
         let groups = self.groups();
+        let (words, parts) = (lane_words(self.in_features, self.bits)?, self.qweight.iter());
+        if let Some(part) = parts.clone().find(|part| !part.len().is_multiple_of(words.max(1))) {
+            return Err(Error::shape("qweight", format!("{words} rows"), format!("{} words", part.len())));
+        }
         let lengths = [
-            ("qweight", lane_words(self.in_features, self.bits)? * self.out_features, self.qweight.len()),
+            ("qweight", words * self.out_features, parts.map(|part| part.len()).sum()),
             ("qzeros", lane_words(self.out_features, self.bits)? * groups, self.qzeros.len()),
             ("scales", groups * self.out_features, self.scales.len()),
             ("g_idx", self.in_features, self.g_idx.len()),
@@ -89,9 +95,22 @@ impl PackedLinear {
 
     /// Codes `[out, in]`, one byte each, input features in file order.
     pub fn codes(&self) -> Vec<u8> {
-        let words = self.qweight.len() / self.out_features.max(1);
-        let lanes = transpose(&self.qweight, words, self.out_features);
-        unpack_lanes(&lanes, words, self.bits, self.in_features)
+        let words = self.lane_words();
+        let lanes = |part: &Cow<[u32]>| transpose(part, words, part.len() / words.max(1));
+        let unpacked = |part| unpack_lanes(&lanes(part), words, self.bits, self.in_features);
+        self.qweight.iter().flat_map(unpacked).collect()
+    }
+
+    /// Words of a lane of `qweight`, which are its rows.
+    fn lane_words(&self) -> usize {
+        self.qweight.iter().map(|part| part.len()).sum::<usize>() / self.out_features.max(1)
+    }
+
+    /// The rows of `qweight`, one after the other, each in as many pieces as linears are stacked.
+    pub fn qweight_pieces(&self) -> impl Iterator<Item = &[u32]> {
+        let rows = self.lane_words();
+        let piece = move |part: &'_ [u32], row: usize| row * part.len() / rows..(row + 1) * part.len() / rows;
+        (0..rows).flat_map(move |row| self.qweight.iter().map(move |part| &part[piece(part, row)]))
     }
 
     /// Zero points `[groups, out]`; v1's wrapped zero reads as `2^bits`, as other readers of v1 have it.
@@ -124,11 +143,15 @@ impl PackedLinear {
         let columns = |values: &[u32], width: usize, span: Range<usize>| -> Vec<u32> {
             values.par_chunks_exact(width).flat_map_iter(|row| row[span.clone()].iter().copied()).collect()
         };
+        let qweight = match &self.qweight[..] {
+            [whole] => Cow::Borrowed(&whole[..]),
+            _ => Cow::Owned(self.qweight_pieces().collect::<Vec<_>>().concat()),
+        };
         let zero_words = lane_words(self.out_features, self.bits)?;
         let scales = self.scales.chunks_exact(self.out_features).flat_map(|row| &row[rows.clone()]);
         Ok(Self {
             out_features: rows.len(),
-            qweight: columns(&self.qweight, self.out_features, rows.clone()),
+            qweight: vec![columns(&qweight, self.out_features, rows.clone()).into()],
             qzeros: columns(&self.qzeros, zero_words, first..first + words),
             scales: scales.copied().collect(),
             bias: self.bias.as_ref().map(|bias| bias[rows.clone()].to_vec()),
@@ -138,34 +161,28 @@ impl PackedLinear {
     }
 
     /// Several linears with the same input, group assignment and format, stacked along `out`.
-    /// `None` where they cannot share one matrix.
-    pub fn stack(parts: &[Self]) -> Option<Self> {
-        let first = parts.first()?;
-        let alike = |p: &Self| {
-            (p.bits, p.in_features, p.zero_offset, p.groups())
-                == (first.bits, first.in_features, first.zero_offset, first.groups())
-                && p.g_idx == first.g_idx
-                && p.bias.is_some() == first.bias.is_some()
+    /// Returns them where they cannot share one matrix.
+    pub fn stack(mut parts: Vec<Self>) -> std::result::Result<Self, Vec<Self>> {
+        let alike = |a: &Self, b: &Self| {
+            (a.bits, a.in_features, a.zero_offset, a.groups())
+                == (b.bits, b.in_features, b.zero_offset, b.groups())
+                && a.g_idx == b.g_idx
+                && a.bias.is_some() == b.bias.is_some()
         };
-        if !parts.iter().all(alike) {
-            return None;
+        if parts.is_empty() || !parts.iter().all(|part| alike(part, &parts[0])) {
+            return Err(parts);
         }
-        let rows = |take: fn(&Self) -> (&[u32], usize)| {
-            let (_, count) = take(first);
-            interleave(parts.iter().map(|p| (take(p).0, take(p).0.len() / count.max(1))).collect(), count)
-        };
-        let scales =
-            interleave(parts.iter().map(|p| (&p.scales[..], p.out_features)).collect(), first.groups());
-        Some(Self {
+        if parts.len() == 1 {
+            return Ok(parts.remove(0));
+        }
+        let groups = parts[0].groups();
+        Ok(Self {
             out_features: parts.iter().map(|p| p.out_features).sum(),
-            qweight: rows(|p| (&p.qweight, p.qweight.len() / p.out_features.max(1))),
-            qzeros: rows(|p| (&p.qzeros, p.groups())),
-            scales,
-            bias: first
-                .bias
-                .is_some()
-                .then(|| parts.iter().flat_map(|p| p.bias.iter().flatten()).copied().collect()),
-            ..first.clone()
+            qzeros: interleave(parts.iter().map(|p| (&p.qzeros[..], p.qzeros.len() / groups.max(1))), groups),
+            scales: interleave(parts.iter().map(|p| (&p.scales[..], p.out_features)), groups),
+            qweight: parts.iter_mut().flat_map(|p| std::mem::take(&mut p.qweight)).collect(),
+            bias: parts.iter().map(|p| p.bias.as_deref()).collect::<Option<Vec<_>>>().map(|b| b.concat()),
+            ..parts.remove(0)
         })
     }
 }
@@ -198,10 +215,10 @@ fn transpose(values: &[u32], rows: usize, columns: usize) -> Vec<u32> {
 }
 
 /// Row `r` of every part in turn, for `count` rows; each part comes with its row length.
-fn interleave<T: Copy>(parts: Vec<(&[T], usize)>, count: usize) -> Vec<T> {
-    let row =
-        |r: usize| parts.iter().flat_map(move |(values, width)| &values[r * width..(r + 1) * width]).copied();
-    (0..count).flat_map(row).collect()
+fn interleave<'a, T: Copy + 'a>(parts: impl Iterator<Item = (&'a [T], usize)>, count: usize) -> Vec<T> {
+    let parts: Vec<_> = parts.collect();
+    let row = |r: usize| parts.iter().map(move |(values, width)| &values[r * width..(r + 1) * width]);
+    (0..count).flat_map(row).collect::<Vec<_>>().concat()
 }
 
 #[cfg(test)]
@@ -241,7 +258,7 @@ mod tests {
     fn stacked_linears_keep_their_rows() {
         let (a, b) = (sample(8, 1), sample(16, 2));
         let (a, b) = (PackedLinear::pack(&a, 0).unwrap(), PackedLinear::pack(&b, 0).unwrap());
-        let whole = PackedLinear::stack(&[a.clone(), b.clone()]).unwrap();
+        let whole = PackedLinear::stack(vec![a.clone(), b.clone()]).unwrap();
         whole.check().unwrap();
         assert_eq!(whole.codes(), [a.codes(), b.codes()].concat());
         let row = |z: &[u16], width: usize, g: usize| z[g * width..(g + 1) * width].to_vec();
@@ -253,7 +270,7 @@ mod tests {
         assert_eq!(whole.rows(8..24).unwrap(), b);
         assert!(whole.rows(4..24).is_err(), "half a word of zero points");
         let other = PackedLinear { g_idx: vec![0; 64], ..b };
-        assert!(PackedLinear::stack(&[a, other]).is_none(), "different groups cannot share a matrix");
+        assert!(PackedLinear::stack(vec![a, other]).is_err(), "different groups cannot share a matrix");
     }
 
     #[test]

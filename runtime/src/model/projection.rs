@@ -2,7 +2,6 @@
 
 use gptq_kernels::packing::PackedLinear;
 use gptq_kernels::{Backend, HostTensor, Norm};
-use half::f16;
 use rayon::prelude::*;
 
 use super::ModelFiles;
@@ -22,8 +21,8 @@ pub enum Projection<B: Backend> {
 pub enum HostProjection<'a> {
     /// Weights and biases.
     Dense(Vec<HostTensor<'a>>, Vec<HostTensor<'a>>),
-    Quantized(PackedLinear),
-    Parts(Vec<PackedLinear>),
+    Quantized(PackedLinear<'a>),
+    Parts(Vec<PackedLinear<'a>>),
 }
 
 impl<'a> HostProjection<'a> {
@@ -38,7 +37,7 @@ impl<'a> HostProjection<'a> {
             .par_iter()
             .map(|linear| packed(files, quant, index, linear))
             .collect::<Result<Vec<_>>>()?;
-        Ok(PackedLinear::stack(&parts).map_or(Self::Parts(parts), Self::Quantized))
+        Ok(PackedLinear::stack(parts).map_or_else(Self::Parts, Self::Quantized))
     }
 }
 
@@ -148,19 +147,16 @@ pub fn dense_parts<'a>(
 }
 
 /// One linear of an artifact: v1 or v2, with or without `g_idx` and bias.
-fn packed(
-    files: &ModelFiles,
+fn packed<'a>(
+    files: &'a ModelFiles,
     quant: &QuantConfig,
     index: usize,
     linear: &LinearSpec,
-) -> Result<PackedLinear> {
+) -> Result<PackedLinear<'a>> {
     let (k, n, bits) = (linear.in_features, linear.out_features, quant.bits as usize);
     let group_size = quant.group_size.unwrap_or(k).min(k);
     let groups = k.div_ceil(group_size);
     let name = |tensor: &str| format!("{}{}.{tensor}", layout::layer_prefix(index), linear.module);
-    let words = |tensor: &str, shape: [usize; 2]| -> Result<Vec<u32>> {
-        Ok(files.checkpoint.ints(&name(tensor), &shape)?.into_iter().map(|x| x as u32).collect())
-    };
     let g_idx = match files.checkpoint.contains(&name("g_idx")) {
         true => files.checkpoint.ints(&name("g_idx"), &[k])?,
         false => (0..k).map(|i| (i / group_size) as i32).collect(),
@@ -173,14 +169,13 @@ fn packed(
             .filter(|b| b.iter().any(|x| *x != 0.0)),
         false => None,
     };
-    let scales = files.checkpoint.tensor(&name("scales"), &[groups, n])?.to_f32();
     Ok(PackedLinear {
         bits: quant.bits,
         in_features: k,
         out_features: n,
-        qweight: words("qweight", [k * bits / 32, n])?,
-        qzeros: words("qzeros", [groups, n * bits / 32])?,
-        scales: scales.into_iter().map(f16::from_f32).collect(),
+        qweight: vec![files.checkpoint.words(&name("qweight"), &[k * bits / 32, n])?],
+        qzeros: files.checkpoint.words(&name("qzeros"), &[groups, n * bits / 32])?.into_owned(),
+        scales: files.checkpoint.tensor(&name("scales"), &[groups, n])?.to_f16(),
         g_idx: g_idx.into_iter().map(|g| g as u32).collect(),
         zero_offset: quant.format.zero_offset(),
         bias,

@@ -86,7 +86,7 @@ impl OnDevice for Measure<'_> {
 
 /// The four stages of a layer in host memory, with their losses.
 struct Stages {
-    packed: [PackedLinear; 4],
+    packed: [PackedLinear<'static>; 4],
     losses: Vec<f64>,
 }
 

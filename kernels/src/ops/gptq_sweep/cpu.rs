@@ -36,7 +36,7 @@ struct Row {
 impl GptqSweep for Cpu {
     type Source = CpuSource;
     type Sweep = CpuSweep;
-    type Packed = PackedLinear;
+    type Packed = PackedLinear<'static>;
 
     fn sweep_source(&self, weights: &[HostTensor]) -> Result<CpuSource> {
         let (_, in_features) = stacked_dims(weights)?;
@@ -81,7 +81,7 @@ impl GptqSweep for Cpu {
         sweep: CpuSweep,
         zero_offset: ZeroOffset,
         bias: Option<Vec<f32>>,
-    ) -> Result<(PackedLinear, Vec<f32>)> {
+    ) -> Result<(PackedLinear<'static>, Vec<f32>)> {
         let solved = sweep.finish()?;
         let packed = PackedLinear { bias, ..PackedLinear::pack(&solved, zero_offset)? };
         Ok((packed, solved.losses))
@@ -91,7 +91,7 @@ impl GptqSweep for Cpu {
         self.dense_weight(packed)
     }
 
-    fn collect(&self, packed: PackedLinear) -> Result<PackedLinear> {
+    fn collect(&self, packed: PackedLinear<'static>) -> Result<PackedLinear<'static>> {
         Ok(packed)
     }
 }

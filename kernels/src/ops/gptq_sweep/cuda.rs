@@ -174,7 +174,7 @@ impl GptqSweep for Cuda {
         self.dequantize(&packed.weight)
     }
 
-    fn collect(&self, packed: CudaPacked) -> Result<PackedLinear> {
+    fn collect(&self, packed: CudaPacked) -> Result<PackedLinear<'static>> {
         let CudaPacked { weight, g_idx } = packed;
         let scales: Vec<u16> = self.download_aside(&weight.scales)?;
         let scales: Vec<f16> = bytemuck::cast_vec(scales);
@@ -186,7 +186,7 @@ impl GptqSweep for Cuda {
             bits: weight.bits,
             in_features: weight.dims.1,
             out_features: weight.dims.0,
-            qweight: self.download_aside(&weight.qweight)?,
+            qweight: vec![self.download_aside(&weight.qweight)?.into()],
             qzeros: self.download_aside(&weight.qzeros)?,
             scales,
             g_idx,

@@ -87,7 +87,7 @@ pub trait GptqSweep: InverseCholesky + MatMul {
     fn packed_weight(&self, packed: &Self::Packed) -> Result<Self::Weight>;
 
     /// The packed matrix in host memory. Another thread may ask, and computing goes on meanwhile.
-    fn collect(&self, packed: Self::Packed) -> Result<PackedLinear>;
+    fn collect(&self, packed: Self::Packed) -> Result<PackedLinear<'static>>;
 }
 
 /// Outputs of all matrices together, and their inputs.

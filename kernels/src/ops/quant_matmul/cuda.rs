@@ -146,9 +146,9 @@ impl Cuda {
     fn stored_weight(&self, packed: &PackedLinear) -> Result<StoredWeight> {
         packed.check()?;
         Ok(StoredWeight {
-            qweight: self.upload_words(&packed.qweight)?,
-            qzeros: self.upload(&packed.qzeros)?,
-            scales: self.upload(bytemuck::cast_slice(&packed.scales))?,
+            qweight: self.upload_parts(&packed.qweight_pieces().collect::<Vec<_>>())?,
+            qzeros: self.upload_parts(&[&packed.qzeros])?,
+            scales: self.upload_parts(&[bytemuck::cast_slice(&packed.scales)])?,
             g_idx: self.upload(&packed.g_idx)?,
             bits: packed.bits,
             zero_offset: packed.zero_offset,
