@@ -274,6 +274,27 @@ mod tests {
     }
 
     #[test]
+    fn words_are_read_in_place_where_they_lie_so_and_are_the_same_elsewhere() {
+        let data: Vec<u8> = [7i32, -8].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let wide: Vec<u8> = [7i64, -8].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let file = |dtype, data: &[u8], gap: usize| {
+            let entry =
+                format!(r#"{{"x":{{"dtype":"{dtype}","shape":[2],"data_offsets":[0,{}]}}}}"#, data.len());
+            let header = format!("{entry}{}", " ".repeat(8 - entry.len() % 8 + gap));
+            [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
+        };
+        for (file, in_place) in
+            [(file("I32", &data, 0), true), (file("I32", &data, 1), false), (file("I64", &wide, 0), false)]
+        {
+            let checkpoint = open(&file).unwrap();
+            let words = checkpoint.words("x", &[2]).unwrap();
+            assert_eq!(*words, [7, -8i32 as u32]);
+            assert_eq!(matches!(words, Cow::Borrowed(_)), in_place);
+            assert!(checkpoint.words("x", &[3]).is_err());
+        }
+    }
+
+    #[test]
     fn a_missing_or_misshapen_tensor_is_found_before_loading() {
         let data = [0; 8];
         let view = |dtype, size| TensorView::new(dtype, vec![size], &data).unwrap();
