@@ -111,12 +111,12 @@ impl Ring {
     fn next(&mut self, up: &CudaStream) -> Result<&mut Chunk> {
         let failed = || Error::driver("copy to the card");
         let turn = self.turn;
-        self.turn = (turn + 1) % CHUNKS;
         if turn == self.chunks.len() {
             // SAFETY: a chunk is written before it is sent.
             let buffer = unsafe { up.context().alloc_pinned_with_flags(CHUNK, 0) }.map_err(failed())?;
             self.chunks.push(Chunk { buffer, sent: None });
         }
+        self.turn = (turn + 1) % CHUNKS;
         let chunk = &mut self.chunks[turn];
         if let Some(sent) = chunk.sent.take() {
             sent.synchronize().map_err(failed())?;

@@ -98,7 +98,12 @@ impl<'a> PackedLinear<'a> {
         let words = self.lane_words();
         let lanes = |part: &Cow<[u32]>| transpose(part, words, part.len() / words.max(1));
         let unpacked = |part| unpack_lanes(&lanes(part), words, self.bits, self.in_features);
-        self.qweight.iter().flat_map(unpacked).collect()
+        let mut parts = self.qweight.iter().map(unpacked);
+        let first = parts.next().unwrap_or_default();
+        parts.fold(first, |mut all, part| {
+            all.extend_from_slice(&part);
+            all
+        })
     }
 
     /// Words of a lane of `qweight`, which are its rows.
@@ -109,7 +114,7 @@ impl<'a> PackedLinear<'a> {
     /// The rows of `qweight`, one after the other, each in as many pieces as linears are stacked.
     pub fn qweight_pieces(&self) -> impl Iterator<Item = &[u32]> {
         let rows = self.lane_words();
-        let piece = move |part: &'_ [u32], row: usize| row * part.len() / rows..(row + 1) * part.len() / rows;
+        let piece = move |part: &[u32], row: usize| row * part.len() / rows..(row + 1) * part.len() / rows;
         (0..rows).flat_map(move |row| self.qweight.iter().map(move |part| &part[piece(part, row)]))
     }
 
