@@ -243,8 +243,7 @@ fn write_linear(
     let tensor = |name: &str, bytes: &[u8]| {
         writer.write_tensor(&format!("{}{}.{name}", layout::layer_prefix(layer), linear.module), bytes)
     };
-    let qweight: Vec<&[u32]> = packed.qweight_pieces().collect();
-    tensor("qweight", bytemuck::cast_slice(&qweight.concat()))?;
+    tensor("qweight", bytemuck::cast_slice(&packed.joined_qweight()))?;
     tensor("qzeros", bytemuck::cast_slice(&packed.qzeros))?;
     tensor("scales", bytemuck::cast_slice(&packed.scales))?;
     tensor("g_idx", bytemuck::cast_slice(&packed.g_idx))?;

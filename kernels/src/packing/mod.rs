@@ -95,7 +95,7 @@ impl<'a> PackedLinear<'a> {
 
     /// Codes `[out, in]`, one byte each, input features in file order.
     pub fn codes(&self) -> Vec<u8> {
-        let words = self.lane_words();
+        let words = self.qweight_rows();
         let lanes = |part: &Cow<[u32]>| transpose(part, words, part.len() / words.max(1));
         let unpacked = |part| unpack_lanes(&lanes(part), words, self.bits, self.in_features);
         let mut parts = self.qweight.iter().map(unpacked);
@@ -106,16 +106,24 @@ impl<'a> PackedLinear<'a> {
         })
     }
 
-    /// Words of a lane of `qweight`, which are its rows.
-    fn lane_words(&self) -> usize {
+    /// Rows of `qweight`: the words of a lane.
+    fn qweight_rows(&self) -> usize {
         self.qweight.iter().map(|part| part.len()).sum::<usize>() / self.out_features.max(1)
     }
 
     /// The rows of `qweight`, one after the other, each in as many pieces as linears are stacked.
     pub fn qweight_pieces(&self) -> impl Iterator<Item = &[u32]> {
-        let rows = self.lane_words();
+        let rows = self.qweight_rows();
         let piece = move |part: &[u32], row: usize| row * part.len() / rows..(row + 1) * part.len() / rows;
         (0..rows).flat_map(move |row| self.qweight.iter().map(move |part| &part[piece(part, row)]))
+    }
+
+    /// `qweight` in one piece, copied only where linears are stacked.
+    pub fn joined_qweight(&self) -> Cow<'_, [u32]> {
+        match &self.qweight[..] {
+            [whole] => Cow::Borrowed(whole),
+            _ => Cow::Owned(self.qweight_pieces().collect::<Vec<_>>().concat()),
+        }
     }
 
     /// Zero points `[groups, out]`; v1's wrapped zero reads as `2^bits`, as other readers of v1 have it.
@@ -148,15 +156,11 @@ impl<'a> PackedLinear<'a> {
         let columns = |values: &[u32], width: usize, span: Range<usize>| -> Vec<u32> {
             values.par_chunks_exact(width).flat_map_iter(|row| row[span.clone()].iter().copied()).collect()
         };
-        let qweight = match &self.qweight[..] {
-            [whole] => Cow::Borrowed(&whole[..]),
-            _ => Cow::Owned(self.qweight_pieces().collect::<Vec<_>>().concat()),
-        };
         let zero_words = lane_words(self.out_features, self.bits)?;
         let scales = self.scales.chunks_exact(self.out_features).flat_map(|row| &row[rows.clone()]);
         Ok(Self {
             out_features: rows.len(),
-            qweight: vec![columns(&qweight, self.out_features, rows.clone()).into()],
+            qweight: vec![columns(&self.joined_qweight(), self.out_features, rows.clone()).into()],
             qzeros: columns(&self.qzeros, zero_words, first..first + words),
             scales: scales.copied().collect(),
             bias: self.bias.as_ref().map(|bias| bias[rows.clone()].to_vec()),

@@ -19,6 +19,7 @@ const DECODERS: usize = 32;
 pub struct CudaKvCache {
     pub(super) shape: KvShape,
     pub(super) kept: Kept,
+    /// The layers have them in turn.
     pub(super) shares: Arc<step::Shares>,
 }
 
