@@ -4,10 +4,10 @@ mod report;
 
 use std::path::Path;
 
-use gptq_kernels::packing::pack_zeros;
-use gptq_runtime::layout::{self, LinearSpec};
+use gptq_runtime::layout::{self, TensorSpec};
 use gptq_runtime::model::ModelFiles;
-use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
+use gptq_runtime::quant_config::QuantConfig;
+use gptq_runtime::soundness::{Finding, Stored, summary};
 use rayon::prelude::*;
 
 pub use report::{GroupIndex, Quantization, Report};
@@ -17,23 +17,14 @@ use crate::Result;
 /// Examines a checkpoint or an artifact. Files that cannot be opened at all are an error; what is wrong
 /// inside them is in the report.
 pub fn inspect(dir: &Path) -> Result<Report> {
-    let files = ModelFiles::open(dir)?;
-    let linears: Vec<(String, LinearSpec)> = (0..files.config.num_hidden_layers)
-        .flat_map(|layer| {
-            layout::linears(&files.config)
-                .into_iter()
-                .map(move |l| (layout::layer_prefix(layer) + l.module, l))
-        })
-        .collect();
-    let mut problems = Vec::new();
-    let mut quantization = None;
-    if let Some(quant) = &files.quant {
-        let seen: Vec<Seen> =
-            linears.par_iter().map(|(name, linear)| examine(&files, quant, name, linear)).collect();
-        problems.extend(seen.iter().flat_map(|seen| seen.problems.clone()));
-        quantization = Some(summarise(quant, &seen));
-    }
+    let (files, findings) = ModelFiles::examine(dir)?;
+    let (notes, wrong): (Vec<_>, Vec<_>) = findings.into_iter().partition(Finding::is_harmless);
+    let mut problems: Vec<String> = wrong.iter().map(Finding::to_string).collect();
     problems.extend(float_problems(&files));
+    let quantization = match &files.quant {
+        Some(quant) => Some(summarise(&files, quant)?),
+        None => None,
+    };
     let names: Vec<_> = files.checkpoint.names().collect();
     let elements =
         |name: &&str| files.checkpoint.spec(name).map_or(0, |e| e.shape.iter().map(|d| *d as u64).product());
@@ -44,113 +35,34 @@ pub fn inspect(dir: &Path) -> Result<Report> {
         layers: files.config.num_hidden_layers,
         hidden_size: files.config.hidden_size,
         vocab_size: files.config.vocab_size,
-        context: files.config.max_position_embeddings,
+        context: files.config.context_length(),
         quantization,
         files: files.checkpoint.file_sizes().into_iter().map(|(path, bytes)| (short(path), bytes)).collect(),
         tensors: names.len(),
         elements: names.iter().map(elements).sum(),
         sound: problems.is_empty(),
         problems,
+        notes: summary(&notes),
     })
 }
 
-/// One quantized linear.
-struct Seen {
-    problems: Vec<String>,
-    g_idx: GroupIndex,
-    /// Under which format the zero points are those of symmetric grids.
-    zeros: Option<CheckpointFormat>,
-    bias: bool,
-}
-
-fn examine(files: &ModelFiles, quant: &QuantConfig, name: &str, linear: &LinearSpec) -> Seen {
-    let (k, n, bits) = (linear.in_features, linear.out_features, quant.bits as usize);
-    let groups = quant.groups(k);
-    let mut problems = Vec::new();
-    let mut ints = |tensor: &str, shape: &[usize]| {
-        let found = files.checkpoint.ints(&format!("{name}.{tensor}"), shape);
-        found.map_err(|error| problems.push(error.to_string())).ok()
+/// Parameters as declared, and what the tensors show.
+fn summarise(files: &ModelFiles, quant: &QuantConfig) -> Result<Quantization> {
+    let modules = files.modules()?;
+    // A linear whose tensors do not fit is among the problems.
+    let stored = modules.par_iter().filter_map(|module| {
+        let own = module.quant.as_ref()?;
+        Stored::read(&files.checkpoint, module, own).ok()
+    });
+    let stored: Vec<Stored> = stored.collect();
+    let has = |wanted: fn(&Stored) -> bool| stored.iter().any(wanted);
+    let g_idx = match () {
+        () if has(|stored| matches!(stored, Stored::Permuted(_))) => GroupIndex::ActOrder,
+        () if has(|stored| *stored == Stored::InFileOrder) => GroupIndex::Contiguous,
+        () => GroupIndex::Absent,
     };
-    ints("qweight", &[k * bits / 32, n]);
-    let zeros = ints("qzeros", &[groups, n * bits / 32]);
-    let present = files.checkpoint.contains(&format!("{name}.g_idx"));
-    let g_idx = if present { ints("g_idx", &[k]) } else { None };
-    let size = quant.group_size.unwrap_or(k);
-    problems.extend(g_idx.as_ref().and_then(|g_idx| group_problem(name, g_idx, size, groups)));
-    problems.extend(scale_problem(files, name, &[groups, n]));
-    let suggested = zeros.as_ref().and_then(|words| suggested_format(words, quant.bits, n));
-    problems.extend(zeros.filter(|_| quant.sym).and_then(|_| zero_problem(name, quant, suggested)));
-    let bias = files.checkpoint.contains(&format!("{name}.bias"));
-    if bias || linear.bias {
-        problems.extend(float_problem(files, &format!("{name}.bias"), &[n]));
-    }
-    let g_idx = match g_idx {
-        None => GroupIndex::Absent,
-        Some(g_idx) if g_idx.iter().enumerate().all(|(i, g)| *g == (i / size) as i32) => {
-            GroupIndex::Contiguous
-        }
-        Some(_) => GroupIndex::ActOrder,
-    };
-    Seen { problems, g_idx, zeros: suggested, bias }
-}
-
-/// Every group is there, and holds as many features as a group has; only the last may be short.
-fn group_problem(name: &str, g_idx: &[i32], size: usize, groups: usize) -> Option<String> {
-    let mut members = vec![0; groups];
-    for (place, group) in g_idx.iter().enumerate() {
-        match usize::try_from(*group).ok().and_then(|group| members.get_mut(group)) {
-            Some(count) => *count += 1,
-            None => {
-                let last = groups - 1;
-                return Some(format!("{name}.g_idx: expected groups 0 to {last}, got {group} at {place}"));
-            }
-        }
-    }
-    let expected = |group: usize| size.min(g_idx.len() - group * size);
-    let (group, count) = members.iter().enumerate().find(|(group, count)| **count != expected(*group))?;
-    Some(format!("{name}.g_idx: expected {} features in group {group}, got {count}", expected(group)))
-}
-
-fn scale_problem(files: &ModelFiles, name: &str, shape: &[usize]) -> Option<String> {
-    let scales = match files.checkpoint.tensor(&format!("{name}.scales"), shape) {
-        Ok(scales) => scales.to_f32(),
-        Err(error) => return Some(error.to_string()),
-    };
-    let place = scales.iter().position(|scale| !(scale.is_finite() && *scale >= 0.0))?;
-    let got = scales[place];
-    Some(format!("{name}.scales: expected finite scales of at least 0, got {got} at {place}"))
-}
-
-/// Symmetric grids have the middle code as zero point, stored as the declared format has it.
-fn zero_problem(name: &str, quant: &QuantConfig, suggested: Option<CheckpointFormat>) -> Option<String> {
-    let declared = quant.format.name();
-    match suggested {
-        Some(format) if format == quant.format => None,
-        Some(format) => Some(format!(
-            "{name}.qzeros: expected zero points as in {declared}, got those of {}",
-            format.name()
-        )),
-        None => Some(format!("{name}.qzeros: expected the middle code throughout (symmetric), got others")),
-    }
-}
-
-/// The format under which every zero point is the middle code, `2^(bits - 1)`.
-fn suggested_format(words: &[i32], bits: u32, out_features: usize) -> Option<CheckpointFormat> {
-    let middle = vec![2u8.pow(bits - 1); out_features];
-    [CheckpointFormat::Gptq, CheckpointFormat::GptqV2].into_iter().find(|format| {
-        let row = pack_zeros(&middle, out_features, bits, format.zero_offset());
-        row.is_ok_and(|row| {
-            words.iter().zip(row.iter().cycle()).all(|(word, expected)| *word as u32 == *expected)
-        })
-    })
-}
-
-fn summarise(quant: &QuantConfig, seen: &[Seen]) -> Quantization {
-    let kinds = [GroupIndex::ActOrder, GroupIndex::Contiguous, GroupIndex::Absent];
-    let g_idx =
-        kinds.into_iter().find(|kind| seen.iter().any(|s| s.g_idx == *kind)).unwrap_or(GroupIndex::Absent);
-    let suggested = seen.iter().map(|s| s.zeros).reduce(|a, b| a.filter(|_| a == b)).flatten();
-    Quantization {
+    let bias = modules.iter().any(|module| files.checkpoint.contains(&format!("{}.bias", module.name)));
+    Ok(Quantization {
         bits: quant.bits,
         group_size: quant.group_size_number(),
         act_order: quant.act_order,
@@ -158,33 +70,29 @@ fn summarise(quant: &QuantConfig, seen: &[Seen]) -> Quantization {
         static_groups: quant.static_groups,
         damp_percent: quant.damp_percent,
         declared_format: quant.format.name().into(),
-        zeros_suggest: suggested.filter(|_| quant.sym).map(CheckpointFormat::name),
         g_idx,
-        bias_tensors: seen.iter().any(|s| s.bias),
-    }
+        bias_tensors: bias,
+        dense_linears: modules.iter().filter(|module| module.quant.is_none()).count(),
+        own_settings: !quant.modules.is_empty(),
+    })
 }
 
-/// Floating-point tensors that are missing, of another shape, or not finite.
+/// Floating-point tensors that are not finite. Those that are missing or misshapen are findings.
 fn float_problems(files: &ModelFiles) -> Vec<String> {
-    let quantized = files.quant.is_some();
     let specs = layout::checkpoint_tensors(&files.config);
-    let kept = specs.par_iter().filter(|spec| !quantized || !is_linear(&spec.name));
-    kept.filter_map(|spec| float_problem(files, &spec.name, &spec.shape)).collect()
-}
-
-fn float_problem(files: &ModelFiles, name: &str, shape: &[usize]) -> Option<String> {
-    let tensor = files.checkpoint.tensor(name, shape);
-    tensor.and_then(|tensor| files.checkpoint.check_finite(&tensor, name)).err().map(|e| e.to_string())
-}
-
-fn is_linear(name: &str) -> bool {
-    name.contains("_proj.")
+    let problem = |spec: &TensorSpec| {
+        let tensor = files.checkpoint.tensor(&spec.name, &spec.shape).ok()?;
+        files.checkpoint.check_finite(&tensor, &spec.name).err().map(|error| error.to_string())
+    };
+    specs.par_iter().filter_map(problem).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use gptq_kernels::packing::pack_zeros;
     use gptq_runtime::config::ModelConfig;
-    use gptq_runtime::layout::{StoredDtype, TensorSpec};
+    use gptq_runtime::layout::StoredDtype;
+    use gptq_runtime::quant_config::CheckpointFormat;
 
     use super::*;
     use crate::artifact::{ArtifactLayout, ArtifactWriter, Fingerprint, OutMode, metadata};
@@ -243,7 +151,6 @@ mod tests {
             let report = report(bits, CheckpointFormat::Gptq, &|_, _| {});
             assert_eq!(report.problems, [""; 0], "{bits} bits");
             let quantization = report.quantization.unwrap();
-            assert_eq!(quantization.zeros_suggest, Some("gptq"), "{bits} bits");
             assert_eq!(quantization.g_idx, GroupIndex::Contiguous);
         }
     }
@@ -253,7 +160,6 @@ mod tests {
         for bits in [3, 4] {
             let report = report(bits, CheckpointFormat::GptqV2, &|_, _| {});
             assert!(!report.sound && report.problems[0].contains("gptq_v2"), "{:?}", report.problems);
-            assert_eq!(report.quantization.unwrap().zeros_suggest, Some("gptq_v2"));
         }
     }
 
@@ -275,11 +181,9 @@ mod tests {
                     change(bytes)
                 }
             });
-            assert!(
-                report.problems.len() == 1 && report.problems[0].contains(&name),
-                "{name}: {:?}",
-                report.problems
-            );
+            let said = [report.problems, report.notes].concat();
+            let module = name.trim_end_matches(".weight");
+            assert!(said.len() == 1 && said[0].contains(module), "{name}: {said:?}");
         }
     }
 }

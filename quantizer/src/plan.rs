@@ -98,6 +98,7 @@ impl Branch {
             sym: self.sym,
             true_sequential: true,
             format: self.format,
+            ..QuantConfig::default()
         }
     }
 }

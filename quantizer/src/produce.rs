@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
 
 use gptq_kernels::Backend;
-use gptq_kernels::packing::PackedLinear;
+use gptq_kernels::packing::{PackedLinear, Scales};
 use gptq_runtime::layout::{self, LinearSpec, Stage, TensorSpec};
 use gptq_runtime::model::{self, ModelFiles};
 
@@ -111,7 +111,7 @@ pub fn produce<B: Backend>(
     let seconds = started.elapsed().as_secs_f64();
     let peak = backend.memory()?.map(|memory| memory.peak);
     let log = log(job, B::name(backend), records, seconds, peak);
-    for (name, bytes) in artifact::side_files(job.source.dir, &job.params.quant, job.source.model)? {
+    for (name, bytes) in artifact::side_files(job.source.dir, &files.config, &job.params.quant, job.source.model)? {
         writer.add_file(&name, &bytes)?;
     }
     writer.add_file(LOG_FILE, &log.to_bytes())?;
@@ -245,7 +245,7 @@ fn write_linear(
     };
     tensor("qweight", bytemuck::cast_slice(&packed.joined_qweight()))?;
     tensor("qzeros", bytemuck::cast_slice(&packed.qzeros))?;
-    tensor("scales", bytemuck::cast_slice(&packed.scales))?;
+    tensor("scales", packed.scales.bytes())?;
     tensor("g_idx", bytemuck::cast_slice(&packed.g_idx))?;
     if job.zero_bias || linear.bias {
         let bias = packed.bias.clone().unwrap_or(vec![0.0; packed.out_features]);
@@ -285,7 +285,7 @@ fn restore(writer: &ArtifactWriter, job: &Job, layer: usize) -> Result<[PackedLi
             out_features: linear.out_features,
             qweight: vec![words("qweight")?.into()],
             qzeros: words("qzeros")?,
-            scales,
+            scales: Scales::F16(scales),
             g_idx: words("g_idx")?,
             zero_offset: quant.format.zero_offset(),
             bias: biases.first().map(|bias| bias.to_f32()),

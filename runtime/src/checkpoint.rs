@@ -18,11 +18,14 @@ use safetensors::tensor::Dtype as FileDtype;
 pub use plan::{FilePlan, write_atomically};
 
 use crate::layout::{StoredDtype, TensorSpec};
+use crate::quant_config::QuantConfig;
 use crate::{Error, Result};
 
 /// The safetensors files of one model folder.
 pub struct Checkpoint {
     dir: PathBuf,
+    /// Tensor name to file, where there is an index.
+    index: BTreeMap<String, PathBuf>,
     shards: Vec<Shard>,
     tensors: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
@@ -45,21 +48,34 @@ pub struct Entry {
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors`, the shards of an index, or the folder's only safetensors file.
-    /// Headers are read and checked in full; the data is not touched.
+    /// Opens the file that an artifact's description names, `model.safetensors`, the shards of an index, or the folder's
+    /// only safetensors file. Headers are read and checked in full; the data is not touched.
     pub fn open(dir: &Path) -> Result<Self> {
-        let found = files::find(dir)?;
+        let found = files::find(dir, &QuantConfig::file_names(dir)?)?;
         let (shards, tensors, metadata) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-        let mut checkpoint = Self { dir: dir.into(), shards, tensors, metadata };
+        let mut checkpoint = Self { dir: dir.into(), index: found.index, shards, tensors, metadata };
         for path in found.paths {
             checkpoint.add(path)?;
         }
-        for (name, path) in found.index {
-            if checkpoint.tensors.get(&name).is_none_or(|entry| checkpoint.shards[entry.shard].path != path) {
-                return Err(Error::MissingTensor { path, name });
-            }
-        }
+        checkpoint.name_as_whole_model();
         Ok(checkpoint)
+    }
+
+    /// A model that was saved without its head has no `model.` before its names.
+    fn name_as_whole_model(&mut self) {
+        if self.contains("model.embed_tokens.weight") || !self.contains("embed_tokens.weight") {
+            return;
+        }
+        let named = |name: String| if name.starts_with("lm_head.") { name } else { format!("model.{name}") };
+        self.tensors = std::mem::take(&mut self.tensors).into_iter().map(|(n, entry)| (named(n), entry)).collect();
+        self.index = std::mem::take(&mut self.index).into_iter().map(|(n, path)| (named(n), path)).collect();
+    }
+
+    /// Gives a tensor another name.
+    pub(crate) fn rename(&mut self, from: &str, to: &str) {
+        if let Some(entry) = self.tensors.remove(from) {
+            self.tensors.insert(to.into(), entry);
+        }
     }
 
     /// All tensor names, sorted.
@@ -177,8 +193,17 @@ impl Checkpoint {
         let header = header::parse(&map, self.shards.len()).map_err(problem)?;
         for (name, entry) in header.tensors {
             if let Some(other) = self.tensors.get(&name) {
-                let other = self.shards[other.shard].path.display();
-                return Err(problem(format!("{name}: expected in one file only, got it in {other} too")));
+                let other = &self.shards[other.shard].path;
+                match self.index.get(&name) {
+                    Some(named) if named == &path => {}
+                    Some(named) if named == other => continue,
+                    _ => {
+                        let other = other.display();
+                        return Err(problem(format!(
+                            "{name}: expected in one file only, got it in {other} too"
+                        )));
+                    }
+                }
             }
             self.tensors.insert(name, entry);
         }
@@ -206,9 +231,10 @@ impl Checkpoint {
         Error::WrongTensor { path: self.path_of(name), name: name.into(), expected, got }
     }
 
-    /// The file that holds a tensor; the folder if none does.
+    /// The file that holds a tensor, or should; the folder if nothing is known of it.
     fn path_of(&self, name: &str) -> PathBuf {
-        self.tensors.get(name).map_or(&self.dir, |entry| &self.shards[entry.shard].path).clone()
+        let named = || self.index.get(name).unwrap_or(&self.dir);
+        self.tensors.get(name).map_or_else(named, |entry| &self.shards[entry.shard].path).clone()
     }
 }
 

@@ -1,9 +1,11 @@
 //! What `config.json` says of a model, validated once: every later size follows from [`ModelConfig`].
 
 pub(crate) mod fields;
+mod foreign;
 mod parse;
 mod presets;
 mod rope;
+mod window;
 mod write;
 
 use std::path::Path;
@@ -12,6 +14,7 @@ use gptq_kernels::Dtype;
 use serde_json::Value;
 
 pub use presets::PRESETS;
+pub use rope::{LongRope, RopeScaling, Yarn};
 
 use crate::{Error, Result};
 
@@ -22,21 +25,6 @@ pub enum Architecture {
     Mistral,
     Qwen2,
     Qwen3,
-}
-
-/// How rotary frequencies are changed for long contexts.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum RopeScaling {
-    None,
-    Linear {
-        factor: f64,
-    },
-    Llama3 {
-        factor: f64,
-        low_freq_factor: f64,
-        high_freq_factor: f64,
-        original_max_position_embeddings: usize,
-    },
 }
 
 /// A validated model configuration. Names are Hugging Face's.
@@ -63,8 +51,10 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// q and k are normalised per head before the rotation (Qwen3).
     pub qk_norm: bool,
-    /// A token sees itself and at most `sliding_window - 1` tokens before it (Mistral).
+    /// In layers that have a window a token sees itself and at most `sliding_window - 1` tokens before it.
     pub sliding_window: Option<usize>,
+    /// For every layer whether it has the window; empty where all have it (Mistral).
+    pub windowed_layers: Vec<bool>,
     /// What the floating-point tensors of the checkpoint are stored in.
     pub dtype: Dtype,
     pub bos_token_id: Option<u32>,
@@ -88,6 +78,17 @@ impl ModelConfig {
     pub fn preset(name: &str) -> Result<Self> {
         presets::preset(name)
             .ok_or_else(|| Error::UnknownPreset { name: name.into(), known: PRESETS.join(", ") })
+    }
+
+    /// The window of layer `index`.
+    pub fn window(&self, index: usize) -> Option<usize> {
+        let windowed = self.windowed_layers.get(index).copied().unwrap_or(self.windowed_layers.is_empty());
+        self.sliding_window.filter(|_| windowed)
+    }
+
+    /// Tokens of a sequence at most, what stretches the rotation included.
+    pub fn context_length(&self) -> usize {
+        self.rope_scaling.context_length(self.max_position_embeddings)
     }
 
     /// A `config.json` that old and new transformers read.

@@ -45,6 +45,10 @@ pub enum Error {
     #[error("{}: expected a new or empty folder, got one that has {found}", path.display())]
     NotEmpty { path: PathBuf, found: String },
 
+    /// Something in a model folder that would make numbers wrong.
+    #[error("{0}")]
+    Finding(Box<crate::soundness::Finding>),
+
     #[error("{tensor}: {problem}")]
     Unsound { tensor: String, problem: String },
 

@@ -70,7 +70,7 @@ impl<'a, B: Backend> Session<'a, B> {
         params: &GenerateParams,
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<FinishReason> {
-        let limit = self.model.config.max_position_embeddings;
+        let limit = self.model.config.context_length();
         if prompt.is_empty() || prompt.len() >= limit {
             return Err(Error::Prompt { tokens: prompt.len(), limit });
         }
@@ -93,7 +93,7 @@ impl<'a, B: Backend> Session<'a, B> {
             Some(sequence) => self.room = 2 * sequence.room(),
             None => {}
         }
-        Sequence::new(self.model, length.max(self.room).min(self.model.config.max_position_embeddings))
+        Sequence::new(self.model, length.max(self.room).min(self.model.config.context_length()))
     }
 }
 

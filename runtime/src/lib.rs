@@ -11,6 +11,7 @@ pub mod perplexity;
 pub mod quant_config;
 pub mod sampling;
 pub mod server;
+pub mod soundness;
 pub mod synth;
 
 pub use error::{Error, Result};

@@ -11,7 +11,7 @@ use gptq_quantizer::plan::{Branch, Plan};
 use gptq_quantizer::produce::{self, Job, Source};
 use gptq_quantizer::sequential::Tiles;
 use gptq_quantizer::table::{self, Row};
-use gptq_runtime::model::{Model, ModelFiles};
+use gptq_runtime::model::Model;
 use gptq_runtime::perplexity::Baseline;
 
 use super::common::{self, Calibration, DeviceKind, OnDevice};
@@ -91,7 +91,7 @@ pub struct Measurement {
 impl<B: Backend> Work<'_, B> {
     /// Makes every branch and returns the measured table. With `--resume`, finished branches are kept.
     pub fn make_all(&self, plan: &Plan) -> Result<Vec<Row>> {
-        let files = ModelFiles::open(self.dir)?;
+        let files = common::open_model(self.dir)?;
         for branch in &plan.branches {
             produce::check_settings(&files, &params(branch))
                 .with_context(|| format!("branch {}", branch.name))?;

@@ -10,6 +10,8 @@ use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::{Backend, Cpu, Cuda, Dtype, KvDtype};
 use gptq_quantizer::record::CalibrationRecord;
 use gptq_runtime::config::ModelConfig;
+use gptq_runtime::model::ModelFiles;
+use gptq_runtime::soundness::summary;
 
 use crate::args::{CalibrationArgs, ComputeArg, DeviceArg, DeviceArgs, JoinArg, KvDtypeArg, SamplingArg};
 
@@ -21,6 +23,15 @@ pub fn model_dir(model: &str) -> Result<PathBuf> {
 /// What the model in a folder says of itself.
 pub fn model_config(dir: &Path) -> Result<ModelConfig> {
     Ok(ModelConfig::from_file(&dir.join("config.json"))?)
+}
+
+/// Opens a model folder; what is amiss with it without making a number wrong goes to stderr.
+pub fn open_model(dir: &Path) -> Result<ModelFiles> {
+    let files = ModelFiles::open(dir)?;
+    for note in summary(&files.notes) {
+        eprintln!("note: {}: {note}", dir.display());
+    }
+    Ok(files)
 }
 
 /// Work that runs on whichever device is there.

@@ -8,7 +8,7 @@ use gptq_calibration::dataset::Dataset;
 use gptq_calibration::sampling::windows;
 use gptq_kernels::{Backend, Cpu, KvDtype};
 use gptq_quantizer::record::QuantizeLog;
-use gptq_runtime::model::{Model, ModelFiles};
+use gptq_runtime::model::Model;
 use gptq_runtime::perplexity::{Baseline, Evaluation, evaluate};
 use serde_json::json;
 
@@ -133,7 +133,7 @@ impl Protocol {
 
 /// Loads a model folder onto the device.
 pub fn load<B: Backend>(device: &B, dir: &Path) -> Result<Model<B>> {
-    let files = ModelFiles::open(dir)?;
+    let files = common::open_model(dir)?;
     Ok(Model::load(device.clone(), &files)?)
 }
 

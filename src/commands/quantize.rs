@@ -27,7 +27,7 @@ pub const EVAL_CTX: usize = 2048;
 
 pub fn run(args: &QuantizeArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
-    let files = ModelFiles::open(&dir)?;
+    let files = common::open_model(&dir)?;
     let params = params(args);
     produce::check_settings(&files, &params)?;
     let work = Quantize { args, dir: &dir, files: &files, params: &params };
@@ -208,6 +208,7 @@ fn params(args: &QuantizeArgs) -> GptqParams {
                 FormatArg::Gptq => CheckpointFormat::Gptq,
                 FormatArg::GptqV2 => CheckpointFormat::GptqV2,
             },
+            ..QuantConfig::default()
         },
         method: match args.method {
             MethodArg::Gptq => Method::Gptq,

@@ -118,7 +118,8 @@ struct Limits {
 
 impl Limits {
     fn new(args: &ServeArgs, config: &ModelConfig) -> Result<Self> {
-        let context = config.max_position_embeddings;
+        let context = config.context_length();
+        let by_length = config.rope_scaling.longest_unscaled(config.max_position_embeddings).is_some();
         let total = args.max_total_tokens.unwrap_or(context.min(4096));
         ensure!((2..=context).contains(&total), "--max-total-tokens: expected 2 to {context}, got {total}");
         let input = args.max_input_tokens.or(args.max_input_length).unwrap_or(total - 1);
@@ -149,7 +150,8 @@ impl Limits {
                 max_batch_prefill_tokens: args.max_batch_prefill_tokens,
                 max_batch_total_tokens: cached,
                 max_running: args.max_concurrent_requests,
-                prefix_cache: !args.no_prefix_cache,
+                // Where frequencies depend on a sequence's length, another one's keys do not fit.
+                prefix_cache: !args.no_prefix_cache && !by_length,
             },
         })
     }

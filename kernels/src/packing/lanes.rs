@@ -58,6 +58,43 @@ pub fn pack_zeros(zeros: &[u8], out_features: usize, bits: u32, offset: ZeroOffs
     Ok(packed)
 }
 
+/// How the writer of a v1 file took one from its zero points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum V1Zeros {
+    /// From each by itself, as the format says.
+    EachCode,
+    /// From whole words, as GPTQModel and AutoGPTQ have done since 2024. With 2, 4 and 8 bits that is the same as far as no
+    /// zero point is 0, from which a word borrows at its neighbour. With 3 bits the words that are subtracted are not
+    /// those of the layout, so these files differ from all others.
+    WholeWords,
+}
+
+/// The zero points of a v1 file as a v2 file has them, rows of `words` words.
+///
+/// With 2, 4 and 8 bits one is added to every zero point of a word by one addition: what a borrowing writer took
+/// from neighbours comes back, and where nothing was borrowed nothing is carried.
+pub fn v1_zeros_to_v2(zeros: &mut [u32], words: usize, bits: u32, writer: V1Zeros) {
+    /// What GPTQModel adds to the words of 32 zero points of 3 bits.
+    const THREE_BITS: [u32; 3] = [0x2492_4924, 0x9249_2492, 0x4924_9249];
+    let by_word = |zeros: &mut [u32], ones: &[u32]| {
+        for row in zeros.chunks_exact_mut(words.max(1)) {
+            row.iter_mut().zip(ones.iter().cycle()).for_each(|(word, ones)| *word = word.wrapping_add(*ones));
+        }
+    };
+    match (bits, writer) {
+        (3, V1Zeros::WholeWords) => by_word(zeros, &THREE_BITS),
+        (3, V1Zeros::EachCode) => {
+            let mut codes = vec![0; words * 32 / 3];
+            for row in zeros.chunks_exact_mut(words.max(1)) {
+                unpack_lane(row, bits, &mut codes);
+                codes.iter_mut().for_each(|code| *code = (*code + 1) & 7);
+                pack_lane(&codes, bits, row);
+            }
+        }
+        _ => by_word(zeros, &[(0..32).step_by(bits as usize).fold(0, |ones, bit| ones | 1 << bit)]),
+    }
+}
+
 pub(super) fn unpack_lanes(lanes: &[u32], words: usize, bits: u32, count: usize) -> Vec<u8> {
     let mut codes = vec![0; lanes.len() / words.max(1) * count];
     codes
@@ -116,6 +153,28 @@ mod tests {
         assert_eq!(word(4, 8, 0), 0x8888_8888);
         assert_eq!(word(8, 128, 1), 0x7F7F_7F7F);
         assert_eq!(word(8, 128, 0), 0x8080_8080);
+    }
+
+    /// One subtraction a word, as writers of v1 do it, takes from the neighbour of a zero point of 0.
+    #[test]
+    fn zero_points_of_0_come_back_from_words_that_borrowed() {
+        for (bits, one) in [(2, 0x5555_5555u32), (4, 0x1111_1111), (8, 0x0101_0101)] {
+            let zeros: Vec<u8> = (0..64u32).map(|i| (i.wrapping_mul(7) % 5 * (i % 3)) as u8 % (1 << (bits - 1))).collect();
+            let whole = pack_zeros(&zeros, 64, bits, 0).unwrap();
+            let mut stored: Vec<u32> = whole.iter().map(|word| word.wrapping_sub(one)).collect();
+            v1_zeros_to_v2(&mut stored, whole.len(), bits, V1Zeros::WholeWords);
+            assert_eq!(stored, whole, "{bits} bits");
+        }
+    }
+
+    #[test]
+    fn zero_points_above_0_read_the_same_whichever_way_one_was_taken_from_them() {
+        for bits in [2, 3, 4, 8] {
+            let zeros: Vec<u8> = (0..128u32).map(|i| 1 + (i * 11 % ((1 << bits) - 1)) as u8).collect();
+            let mut stored = pack_zeros(&zeros, 64, bits, 1).unwrap();
+            v1_zeros_to_v2(&mut stored, lane_words(64, bits).unwrap(), bits, V1Zeros::EachCode);
+            assert_eq!(stored, pack_zeros(&zeros, 64, bits, 0).unwrap(), "{bits} bits");
+        }
     }
 
     #[test]

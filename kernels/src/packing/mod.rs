@@ -5,6 +5,7 @@
 //! words lie a row apart. `qzeros` is `[groups, out * bits / 32]`: a lane is a group, its words are adjacent.
 
 mod lanes;
+mod scales;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -13,7 +14,9 @@ use half::f16;
 use rayon::prelude::*;
 
 use lanes::unpack_lanes;
-pub use lanes::{lane_words, pack_lane, pack_zeros, unpack_lane};
+pub use lanes::{V1Zeros, lane_words, pack_lane, pack_zeros, unpack_lane, v1_zeros_to_v2};
+use scales::Rearrange;
+pub use scales::Scales;
 
 use crate::{Error, Quantized, Result};
 
@@ -33,7 +36,7 @@ pub struct PackedLinear<'a> {
     /// `[groups, out * bits / 32]`
     pub qzeros: Vec<u32>,
     /// `[groups, out]`
-    pub scales: Vec<f16>,
+    pub scales: Scales,
     /// `[in]`: group of each input feature.
     pub g_idx: Vec<u32>,
     pub zero_offset: ZeroOffset,
@@ -58,7 +61,7 @@ impl<'a> PackedLinear<'a> {
             out_features,
             qweight: vec![Cow::Owned(transpose(&lanes, out_features, words))],
             qzeros: pack_zeros(&solved.zeros, out_features, bits, zero_offset)?,
-            scales: stored_scales(&solved.scales)?,
+            scales: Scales::F16(stored_scales(&solved.scales)?),
             g_idx: solved.g_idx.clone(),
             zero_offset,
             bias: None,
@@ -136,7 +139,7 @@ impl<'a> PackedLinear<'a> {
     /// `(code - zero) * scale`, `[out, in]`.
     pub fn dequantized(&self) -> Vec<f32> {
         let (codes, zeros, n) = (self.codes(), self.zeros(), self.out_features);
-        let scales: Vec<f32> = self.scales.iter().map(|s| s.to_f32()).collect();
+        let scales = self.scales.to_f32();
         let mut values = vec![0.0; codes.len()];
         let rows =
             values.par_chunks_exact_mut(self.in_features).zip(codes.par_chunks_exact(self.in_features));
@@ -157,12 +160,12 @@ impl<'a> PackedLinear<'a> {
             values.par_chunks_exact(width).flat_map_iter(|row| row[span.clone()].iter().copied()).collect()
         };
         let zero_words = lane_words(self.out_features, self.bits)?;
-        let scales = self.scales.chunks_exact(self.out_features).flat_map(|row| &row[rows.clone()]);
+        let span = Columns { width: self.out_features, span: rows.clone() };
         Ok(Self {
             out_features: rows.len(),
             qweight: vec![columns(&self.joined_qweight(), self.out_features, rows.clone()).into()],
             qzeros: columns(&self.qzeros, zero_words, first..first + words),
-            scales: scales.copied().collect(),
+            scales: Scales::rearranged(&[&self.scales], span),
             bias: self.bias.as_ref().map(|bias| bias[rows.clone()].to_vec()),
             g_idx: self.g_idx.clone(),
             ..*self
@@ -188,11 +191,40 @@ impl<'a> PackedLinear<'a> {
         Ok(Self {
             out_features: parts.iter().map(|p| p.out_features).sum(),
             qzeros: interleave(parts.iter().map(|p| (&p.qzeros[..], p.qzeros.len() / groups.max(1))), groups),
-            scales: interleave(parts.iter().map(|p| (&p.scales[..], p.out_features)), groups),
+            scales: {
+                let widths = parts.iter().map(|p| p.out_features).collect();
+                let scales: Vec<_> = parts.iter().map(|p| &p.scales).collect();
+                Scales::rearranged(&scales, SideBySide { widths, groups })
+            },
             qweight: parts.iter_mut().flat_map(|p| std::mem::take(&mut p.qweight)).collect(),
             bias: parts.iter().map(|p| p.bias.as_deref()).collect::<Option<Vec<_>>>().map(|b| b.concat()),
             ..parts.remove(0)
         })
+    }
+}
+
+/// Some columns of a matrix.
+struct Columns {
+    width: usize,
+    span: Range<usize>,
+}
+
+impl Rearrange for Columns {
+    fn apply<T: Copy + Send + Sync>(&self, parts: &[Vec<T>]) -> Vec<T> {
+        let rows = parts.iter().flat_map(|part| part.chunks_exact(self.width));
+        rows.flat_map(|row| &row[self.span.clone()]).copied().collect()
+    }
+}
+
+/// Matrices of `groups` rows beside one another.
+struct SideBySide {
+    widths: Vec<usize>,
+    groups: usize,
+}
+
+impl Rearrange for SideBySide {
+    fn apply<T: Copy + Send + Sync>(&self, parts: &[Vec<T>]) -> Vec<T> {
+        interleave(parts.iter().map(Vec::as_slice).zip(self.widths.iter().copied()), self.groups)
     }
 }
 

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use gptq_runtime::config::ModelConfig;
 use gptq_runtime::quant_config::QuantConfig;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{Error, Result};
 
@@ -25,9 +26,14 @@ const COPIED: [&str; 9] = [
 const LICENCES: [&str; 5] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING"];
 
 /// Names and contents: both configs, and the source's tokenizer and licence files.
-pub fn side_files(source: &Path, quant: &QuantConfig, model: &str) -> Result<Vec<(String, Vec<u8>)>> {
+pub fn side_files(
+    source: &Path,
+    model_config: &ModelConfig,
+    quant: &QuantConfig,
+    model: &str,
+) -> Result<Vec<(String, Vec<u8>)>> {
     let mut files = vec![
-        ("config.json".into(), config(&source.join("config.json"), quant)?),
+        ("config.json".into(), config(&source.join("config.json"), model_config, quant)?),
         ("quantize_config.json".into(), pretty(&quant.to_quantize_config_json(model))),
     ];
     for entry in fs::read_dir(source).map_err(Error::io(source))? {
@@ -42,12 +48,20 @@ pub fn side_files(source: &Path, quant: &QuantConfig, model: &str) -> Result<Vec
     Ok(files)
 }
 
-/// The source's config, its keys in their order, and how the weights were quantized.
-fn config(path: &Path, quant: &QuantConfig) -> Result<Vec<u8>> {
+/// The source's config, its keys in their order, and how the weights were quantized. What the source says of its class and
+/// its head is corrected where the artifact's tensors are others: readers go by it.
+fn config(path: &Path, model: &ModelConfig, quant: &QuantConfig) -> Result<Vec<u8>> {
     let text = fs::read_to_string(path).map_err(Error::io(path))?;
     let invalid = |problem: String| Error::Invalid { place: path.display().to_string(), problem };
     let mut value: Value = serde_json::from_str(&text).map_err(|error| invalid(error.to_string()))?;
     let map = value.as_object_mut().ok_or_else(|| invalid("expected an object".into()))?;
+    let class = json!([model.architecture.class_name()]);
+    if map.get("architectures").is_some_and(|named| *named != class) {
+        map.insert("architectures".into(), class);
+    }
+    if map.get("tie_word_embeddings").is_some_and(|tied| *tied != json!(model.tie_word_embeddings)) {
+        map.insert("tie_word_embeddings".into(), json!(model.tie_word_embeddings));
+    }
     map.insert("quantization_config".into(), quant.to_quantization_config_json());
     Ok(pretty(&value))
 }
@@ -66,12 +80,15 @@ mod tests {
         for name in ["tokenizer.json", "LICENSE.txt", "notes.txt", "model.safetensors"] {
             fs::write(dir.path().join(name), name).unwrap();
         }
-        fs::write(dir.path().join("config.json"), r#"{"zeta": 1, "alpha": 2}"#).unwrap();
-        let files = side_files(dir.path(), &QuantConfig::default(), "m").unwrap();
+        fs::write(dir.path().join("config.json"), r#"{"zeta": 1, "tie_word_embeddings": true, "architectures": ["LlamaModel"]}"#).unwrap();
+        let model = ModelConfig::preset("llama2-7b").unwrap();
+        let files = side_files(dir.path(), &model, &QuantConfig::default(), "m").unwrap();
         let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["LICENSE.txt", "config.json", "quantize_config.json", "tokenizer.json"]);
         let config: Value = serde_json::from_slice(&files[1].1).unwrap();
         let keys: Vec<_> = config.as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(keys, ["zeta", "alpha", "quantization_config"]);
+        assert_eq!(keys, ["zeta", "tie_word_embeddings", "architectures", "quantization_config"]);
+        assert_eq!(config["tie_word_embeddings"], false, "as the artifact has it");
+        assert_eq!(config["architectures"], json!(["LlamaForCausalLM"]));
     }
 }

@@ -20,6 +20,8 @@ pub struct Report {
     pub sound: bool,
     /// One line each: where, expected, got.
     pub problems: Vec<String>,
+    /// What is amiss without making a number wrong; a line each kind.
+    pub notes: Vec<String>,
 }
 
 /// Parameters as declared, and what the tensors show.
@@ -32,10 +34,12 @@ pub struct Quantization {
     pub static_groups: bool,
     pub damp_percent: f64,
     pub declared_format: String,
-    /// What the zero points of a symmetric artifact tell; `None` where they tell nothing.
-    pub zeros_suggest: Option<&'static str>,
     pub g_idx: GroupIndex,
     pub bias_tensors: bool,
+    /// Linears that are not quantized.
+    pub dense_linears: usize,
+    /// Whether single modules have settings of their own.
+    pub own_settings: bool,
 }
 
 /// How input features are assigned to groups.
@@ -69,6 +73,9 @@ impl Report {
             text += &format!("file          {name}, {bytes} bytes ({})\n", human_size(*bytes));
         }
         text += &format!("tensors       {}, {} elements\n", self.tensors, self.elements);
+        for note in &self.notes {
+            text += &format!("note          {note}\n");
+        }
         for problem in &self.problems {
             text += &format!("problem       {problem}\n");
         }
@@ -90,12 +97,15 @@ impl Quantization {
             GroupIndex::Contiguous => "contiguous groups",
             GroupIndex::ActOrder => "act-order, readers must follow it",
         };
-        let suggests =
-            self.zeros_suggest.map_or(String::new(), |format| format!(", zero points look like {format}"));
+        let own = if self.own_settings { ", settings of their own for some" } else { "" };
+        let dense = match self.dense_linears {
+            0 => String::new(),
+            count => format!("not quantized {count} linears\n"),
+        };
         let bias = if self.bias_tensors { "yes" } else { "no" };
         format!(
-            "weights       {} bits, {group}, {kind}, {order}, damp {}\nformat        {}{suggests}\n\
-             g_idx         {g_idx}\nbias tensors  {bias}\n",
+            "weights       {} bits, {group}, {kind}, {order}, damp {}{own}\nformat        {}\n\
+             g_idx         {g_idx}\nbias tensors  {bias}\n{dense}",
             self.bits, self.damp_percent, self.declared_format
         )
     }

@@ -13,21 +13,25 @@ pub(super) struct Found {
     pub index: BTreeMap<String, PathBuf>,
 }
 
-/// `model.safetensors`, else `model.safetensors.index.json`, else the only index or the only safetensors
-/// file under another name, as AutoGPTQ writes them.
-pub(super) fn find(dir: &Path) -> Result<Found> {
+/// The file or index under one of `names`, which an artifact's description gives; else `model.safetensors`, else
+/// `model.safetensors.index.json`, else the only index or the only safetensors file under another name.
+pub(super) fn find(dir: &Path, names: &[String]) -> Result<Found> {
     let one = |path| Found { paths: vec![path], index: BTreeMap::new() };
-    let (single, index) = (dir.join("model.safetensors"), dir.join("model.safetensors.index.json"));
-    if single.exists() {
-        return Ok(one(single));
-    }
-    if index.exists() {
-        return sharded(dir, &index);
+    for name in names.iter().map(String::as_str).chain(["model"]) {
+        let (single, index) =
+            (dir.join(format!("{name}.safetensors")), dir.join(format!("{name}.safetensors.index.json")));
+        if single.exists() {
+            return Ok(one(single));
+        }
+        if index.exists() {
+            return sharded(dir, &index);
+        }
     }
     let (files, indices) = (ending(dir, ".safetensors")?, ending(dir, ".safetensors.index.json")?);
     match (&files[..], &indices[..]) {
         (_, [index]) => sharded(dir, index),
         ([file], []) => Ok(one(file.clone())),
+        ([], []) => Err(Error::File { path: dir.into(), problem: other_formats(dir)? }),
         _ => {
             let (files, indices) = (files.len(), indices.len());
             let problem = format!(
@@ -36,6 +40,20 @@ pub(super) fn find(dir: &Path) -> Result<Found> {
             Err(Error::File { path: dir.into(), problem })
         }
     }
+}
+
+/// What to do about a folder without safetensors files.
+fn other_formats(dir: &Path) -> Result<String> {
+    let pickled = |end: &str| Ok::<_, Error>(!ending(dir, end)?.is_empty());
+    Ok(if pickled(".bin")? || pickled(".pt")? || pickled(".pth")? {
+        "expected safetensors files, got pickled weights only (.bin, .pt), which this program does not read; convert them \
+         once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other) in transformers"
+            .into()
+    } else if pickled(".gguf")? {
+        "expected safetensors files, got GGUF, which this program does not read".into()
+    } else {
+        "expected model.safetensors, an index, or one *.safetensors file, got none".into()
+    })
 }
 
 fn ending(dir: &Path, end: &str) -> Result<Vec<PathBuf>> {
@@ -68,8 +86,13 @@ fn sharded(dir: &Path, path: &Path) -> Result<Found> {
         };
         index.insert(tensor.clone(), dir.join(name));
     }
-    let paths: BTreeSet<PathBuf> = index.values().cloned().collect();
-    Ok(Found { paths: paths.into_iter().collect(), index })
+    // An entry may be left from another time: a file that is not there matters only if a tensor of it is needed.
+    let paths: BTreeSet<&PathBuf> = index.values().filter(|path| path.exists()).collect();
+    let Some(_) = paths.first() else {
+        let missing = index.values().next().map(PathBuf::as_path).unwrap_or(dir);
+        return Err(Error::io(missing)(std::io::ErrorKind::NotFound.into()));
+    };
+    Ok(Found { paths: paths.into_iter().cloned().collect(), index })
 }
 
 #[cfg(test)]
@@ -97,16 +120,25 @@ mod tests {
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
         assert_eq!(checkpoint.ints("b", &[1]).unwrap(), [2]);
         assert_eq!(checkpoint.file_sizes().len(), 2);
+        // What an index names too much does not matter until it is asked for.
         index(r#"{"a":"x-1.safetensors","c":"x-2.safetensors"}"#);
-        assert!(refusal().ends_with("x-2.safetensors: tensor c is missing"));
+        let missing = |name: &str| Checkpoint::open(dir.path()).unwrap().ints(name, &[1]).unwrap_err().to_string();
+        assert!(missing("c").ends_with("x-2.safetensors: tensor c is missing"));
         index(r#"{"a":"x-1.safetensors","b":"x-3.safetensors"}"#);
-        assert!(refusal().contains("x-3.safetensors: No such file"));
+        assert!(missing("b").ends_with("x-3.safetensors: tensor b is missing"));
+        index(r#"{"b":"x-3.safetensors"}"#);
+        assert!(refusal().contains("x-3.safetensors: "));
         index(r#"{"a":"../x-1.safetensors"}"#);
         assert!(
             refusal().ends_with("expected a safetensors file in this folder, got \"../x-1.safetensors\"")
         );
-        write("x-2.safetensors", &file(&format!(r#"{{"a":{entry}}}"#), &[2, 0, 0, 0]));
-        index(r#"{"a":"x-1.safetensors","b":"x-2.safetensors"}"#);
+        let both = format!(r#"{{"a":{entry},"b":{{"dtype":"I32","shape":[1],"data_offsets":[4,8]}}}}"#);
+        write("x-2.safetensors", &file(&both, &[3, 0, 0, 0, 2, 0, 0, 0]));
+        for (named, value) in [("x-1", 1), ("x-2", 3)] {
+            index(&format!(r#"{{"a":"{named}.safetensors","b":"x-2.safetensors","c":"x-1.safetensors"}}"#));
+            assert_eq!(Checkpoint::open(dir.path()).unwrap().ints("a", &[1]).unwrap(), [value], "the index decides");
+        }
+        index(r#"{"b":"x-2.safetensors","c":"x-1.safetensors"}"#);
         assert!(refusal().contains("a: expected in one file only"));
     }
 
@@ -120,5 +152,35 @@ mod tests {
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
         assert_eq!(checkpoint.metadata()["format"], "pt");
         assert_eq!(checkpoint.ints("a", &[2]).unwrap(), [0, 0]);
+    }
+
+    #[test]
+    fn of_several_files_the_one_that_the_description_names_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, value: u8| {
+            let header = r#"{"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}"#;
+            fs::write(dir.path().join(name), file(header, &[value, 0, 0, 0])).unwrap();
+        };
+        let describe = |json: &str| fs::write(dir.path().join("quantize_config.json"), json).unwrap();
+        let read = || Checkpoint::open(dir.path()).unwrap().ints("a", &[1]).unwrap()[0];
+        write("x.no-act.order.safetensors", 1);
+        write("y.act.order.safetensors", 2);
+        write("gptq_model-4bit-128g.safetensors", 3);
+        write("model.safetensors", 4);
+        describe(r#"{"bits": 4, "group_size": 128, "model_file_base_name": "x.no-act.order"}"#);
+        assert_eq!(read(), 1);
+        describe(r#"{"bits": 4, "group_size": 128}"#);
+        assert_eq!(read(), 3);
+        describe(r#"{"bits": 8, "group_size": 128, "model_file_base_name": "absent"}"#);
+        assert_eq!(read(), 4);
+    }
+
+    #[test]
+    fn a_folder_without_safetensors_says_what_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let refusal = || Checkpoint::open(dir.path()).err().unwrap().to_string();
+        assert!(refusal().ends_with("got none"));
+        fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();
+        assert!(refusal().contains("pickled") && refusal().contains("save_pretrained"));
     }
 }

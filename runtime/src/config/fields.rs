@@ -43,9 +43,19 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// An object that is already known to be one.
+    pub fn of_map(map: &'a Map<String, Value>, path: &'a Path, parent: &'a str) -> Self {
+        Self { map, path, parent }
+    }
+
     /// Whether the key is there at all, `null` included.
     pub fn has(&self, key: &str) -> bool {
         self.map.contains_key(key)
+    }
+
+    /// All keys, those with `null` included.
+    pub fn keys(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        self.map.keys().map(String::as_str)
     }
 
     pub fn value(&self, key: &str) -> Option<&'a Value> {

@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::fields::Fields;
 use super::rope::rope;
-use super::{Architecture, ModelConfig};
+use super::window::windows;
+use super::{Architecture, ModelConfig, foreign};
 use crate::{Error, Result};
 
 /// Reads what the forward pass depends on and refuses by name what it does not implement.
@@ -18,14 +19,18 @@ pub(super) fn parse(config: &Value, path: &Path) -> Result<ModelConfig> {
     let flag = |key| Ok::<_, Error>(config.boolean(key)?.unwrap_or(false));
     let (hidden_size, heads, layers) =
         (integer("hidden_size")?, integer("num_attention_heads")?, integer("num_hidden_layers")?);
-    if config.string("hidden_act")?.is_some_and(|name| name != "silu") {
+    // Two names of one function.
+    if config.string("hidden_act")?.is_some_and(|name| !["silu", "swish"].contains(&name)) {
         return Err(config.invalid("hidden_act", "silu"));
     }
+    foreign::refuse(config)?;
     let is = |family| architecture == family;
     let attention_bias = (is(Architecture::Llama) || is(Architecture::Qwen3)) && flag("attention_bias")?;
     let max_position_embeddings =
         config.integer("max_position_embeddings")?.unwrap_or(architecture.default_context());
-    let (rope_theta, rope_scaling) = rope(config)?;
+    let head_dim = head_dim(config, architecture, hidden_size, heads)?;
+    let (rope_theta, rope_scaling) = rope(config, max_position_embeddings, head_dim)?;
+    let (sliding_window, windowed_layers) = windows(config, architecture, layers)?;
     Ok(ModelConfig {
         architecture,
         hidden_size,
@@ -33,7 +38,7 @@ pub(super) fn parse(config: &Value, path: &Path) -> Result<ModelConfig> {
         num_hidden_layers: layers,
         num_attention_heads: heads,
         num_key_value_heads: config.integer("num_key_value_heads")?.unwrap_or(heads),
-        head_dim: head_dim(config, architecture, hidden_size, heads)?,
+        head_dim,
         vocab_size: integer("vocab_size")?,
         max_position_embeddings,
         rms_norm_eps: config.float("rms_norm_eps")?.unwrap_or(1e-6),
@@ -44,7 +49,8 @@ pub(super) fn parse(config: &Value, path: &Path) -> Result<ModelConfig> {
         o_bias: attention_bias,
         mlp_bias: is(Architecture::Llama) && flag("mlp_bias")?,
         qk_norm: is(Architecture::Qwen3),
-        sliding_window: sliding_window(config, architecture, layers, max_position_embeddings)?,
+        sliding_window,
+        windowed_layers,
         dtype: dtype(config)?,
         bos_token_id: token_ids(config, "bos_token_id", architecture.default_bos())?.first().copied(),
         eos_token_ids: token_ids(config, "eos_token_id", architecture.default_eos())?,
@@ -91,23 +97,24 @@ impl Architecture {
     }
 }
 
+/// `model_type` decides, as in transformers. `architectures` holds the name of a class, which old and converted files
+/// spell in several ways; it is asked only where there is nothing else.
 fn architecture(config: Fields) -> Result<Architecture> {
-    let listed = match config.value("architectures") {
-        None => None,
-        Some(Value::Array(names)) if names.is_empty() => None,
-        Some(names) => {
-            Some(names[0].as_str().ok_or_else(|| config.invalid("architectures", "a list of strings"))?)
+    let model_type = config.string("model_type")?;
+    let name = match (model_type, config.value("architectures")) {
+        (Some(name), _) => name,
+        (None, Some(Value::Array(names))) if !names.is_empty() => {
+            names[0].as_str().ok_or_else(|| config.invalid("architectures", "a list of strings"))?
         }
+        (None, _) => return Err(config.invalid("model_type", "a value")),
     };
-    let name = match listed {
-        Some(name) => name,
-        None => config.required("architectures", config.string("model_type")?)?,
-    };
-    let known = |a: &Architecture| if listed.is_some() { a.class_name() } else { a.model_type() };
-    Architecture::ALL.into_iter().find(|a| known(a) == name).ok_or_else(|| Error::UnsupportedArchitecture {
-        path: config.path().into(),
-        name: name.into(),
-        supported: Architecture::ALL.map(|a| known(&a)).join(", "),
+    let known = |a: &Architecture| if model_type.is_some() { a.model_type() } else { a.class_name() };
+    Architecture::ALL.into_iter().find(|a| known(a).eq_ignore_ascii_case(name)).ok_or_else(|| {
+        Error::UnsupportedArchitecture {
+            path: config.path().into(),
+            name: name.into(),
+            supported: Architecture::ALL.map(|a| known(&a)).join(", "),
+        }
     })
 }
 
@@ -118,40 +125,6 @@ fn head_dim(config: Fields, architecture: Architecture, hidden_size: usize, head
         // Zero heads are refused later, by their own name.
         (None, _) if hidden_size.is_multiple_of(heads) || heads == 0 => Ok(hidden_size / heads.max(1)),
         (None, _) => Err(config.invalid("hidden_size", format!("a multiple of {heads} attention heads"))),
-    }
-}
-
-/// The window of every layer. Qwen windows only some layers and only on demand: refused where it matters.
-fn sliding_window(
-    config: Fields,
-    architecture: Architecture,
-    layers: usize,
-    context: usize,
-) -> Result<Option<usize>> {
-    let window = config.integer("sliding_window")?;
-    match architecture {
-        Architecture::Llama => Ok(None),
-        // Transformers' default. It always writes the key: an unlimited window is an explicit null.
-        Architecture::Mistral if !config.has("sliding_window") => Ok(Some(4096)),
-        Architecture::Mistral => Ok(window),
-        Architecture::Qwen2 | Architecture::Qwen3 => {
-            let wanted = config.boolean("use_sliding_window")?.unwrap_or(false);
-            let shorter =
-                window.unwrap_or(4096) < context && (window.is_some() || !config.has("sliding_window"));
-            let windowed = match config.value("layer_types") {
-                Some(types) => {
-                    types.as_array().is_none_or(|types| types.iter().any(|t| t != "full_attention"))
-                }
-                None => config.integer("max_window_layers")?.unwrap_or(28) < layers,
-            };
-            match wanted && shorter && windowed {
-                true => {
-                    Err(config
-                        .invalid("use_sliding_window", "false: windows on some layers are not supported"))
-                }
-                false => Ok(None),
-            }
-        }
     }
 }
 
@@ -256,22 +229,51 @@ mod tests {
     }
 
     #[test]
-    fn qwens_window_is_refused_only_where_it_matters() {
-        let window = |changes: Value| {
+    fn the_type_decides_whatever_the_class_is_called() {
+        for class in ["LLaMAForCausalLM", "LlamaModel", "MistralForCausalLM"] {
+            let llama = read(class, json!({"model_type": "llama"})).unwrap();
+            assert_eq!(llama.architecture, Architecture::Llama, "{class}");
+        }
+        assert_eq!(read("LLaMAForCausalLM", json!({})).unwrap().architecture, Architecture::Llama);
+        assert!(refusal("LlamaForCausalLM", json!({"model_type": "gpt2"})).contains("architecture gpt2"));
+        assert!(read("LlamaForCausalLM", json!({"hidden_act": "swish"})).is_ok());
+    }
+
+    #[test]
+    fn keys_of_other_families_are_refused_where_they_would_change_a_number() {
+        let cases = [
+            (json!({"num_experts": 8}), "num_experts: expected one MLP a layer, got 8"),
+            (json!({"logits_scaling": 8.0}), "logits_scaling: expected scores as they are, got 8.0"),
+            (json!({"quantization": {"bits": 4}}), "not of MLX"),
+        ];
+        for (changes, expected) in cases {
+            assert!(refusal("LlamaForCausalLM", changes).contains(expected));
+        }
+        for harmless in [json!({"num_experts": 0}), json!({"logit_scale": 1}), json!({"no_rope_layers": []})] {
+            assert_eq!(refusal("LlamaForCausalLM", harmless), "accepted");
+        }
+    }
+
+    #[test]
+    fn qwens_windows_are_those_of_transformers() {
+        let windows = |changes: Value| {
             let mut all = json!({"use_sliding_window": true, "sliding_window": 16, "max_window_layers": 1});
             all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-            refusal("Qwen2ForCausalLM", all)
+            let config = read("Qwen2ForCausalLM", all).unwrap();
+            [config.window(0), config.window(1)]
         };
-        assert!(window(json!({})).contains("use_sliding_window: expected false"));
-        for harmless in [
+        assert_eq!(windows(json!({})), [None, Some(16)]);
+        assert_eq!(windows(json!({"layer_types": ["sliding_attention", "full_attention"]})), [Some(16), None]);
+        for without in [
             json!({"use_sliding_window": false}),
             json!({"sliding_window": null}),
-            json!({"sliding_window": 32_768}),
             json!({"max_window_layers": 2}),
             json!({"layer_types": ["full_attention", "full_attention"]}),
         ] {
-            assert_eq!(window(harmless), "accepted");
+            assert_eq!(windows(without), [None, None]);
         }
+        let unknown = json!({"use_sliding_window": true, "layer_types": ["full_attention", "linear_attention"]});
+        assert!(refusal("Qwen2ForCausalLM", unknown).contains("layer_types: expected full_attention or"));
     }
 
     #[test]

@@ -37,6 +37,7 @@ fn llama2_7b() -> ModelConfig {
         mlp_bias: false,
         qk_norm: false,
         sliding_window: None,
+        windowed_layers: vec![],
         dtype: Dtype::F16,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],

@@ -1,15 +1,122 @@
-//! Rotary embedding keys of old and new configs.
+//! Rotary embedding keys of old and new configs, with transformers' precedence among them.
 
-use super::RopeScaling;
 use super::fields::Fields;
 use crate::Result;
 
-/// Base and scaling.
-/// New configs keep everything in `rope_parameters`; old ones have `rope_theta` beside `rope_scaling`.
-pub(super) fn rope(config: Fields) -> Result<(f64, RopeScaling)> {
-    let parameters = match config.object("rope_parameters", "rope_parameters.")? {
-        Some(parameters) => Some(parameters),
-        None => config.object("rope_scaling", "rope_scaling.")?,
+/// How rotary frequencies are changed for long contexts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    None,
+    /// All frequencies are divided by `factor`.
+    Linear {
+        factor: f64,
+    },
+    /// Beyond `max_position_embeddings` tokens the base grows with the length of the sequence (NTK).
+    Dynamic {
+        factor: f64,
+    },
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_max_position_embeddings: usize,
+    },
+    Yarn(Yarn),
+    LongRope(LongRope),
+}
+
+/// YaRN (Peng et al. 2023): low frequencies are divided by `factor`, high ones kept, those between blended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Yarn {
+    pub factor: f64,
+    pub original_max_position_embeddings: usize,
+    pub beta_fast: f64,
+    pub beta_slow: f64,
+    /// q and k are multiplied by it.
+    pub attention_factor: f64,
+    /// Whether the ends of the blend are rounded to whole features.
+    pub truncate: bool,
+}
+
+/// LongRoPE (Ding et al. 2024): each frequency is divided by a factor of its own, from one list for sequences up to
+/// `original_max_position_embeddings` tokens and from another for longer ones.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LongRope {
+    pub short_factor: Vec<f64>,
+    pub long_factor: Vec<f64>,
+    /// As the config has it; it matters for `attention_factor` alone.
+    pub factor: f64,
+    pub original_max_position_embeddings: usize,
+    /// q and k are multiplied by it.
+    pub attention_factor: f64,
+}
+
+impl RopeScaling {
+    /// What q and k are multiplied by, beside being rotated.
+    pub fn attention_factor(&self) -> f64 {
+        match self {
+            Self::Yarn(yarn) => yarn.attention_factor,
+            Self::LongRope(long) => long.attention_factor,
+            Self::None | Self::Linear { .. } | Self::Dynamic { .. } | Self::Llama3 { .. } => 1.0,
+        }
+    }
+
+    /// Tokens of a sequence at most. Llama 3 and LongRoPE count the stretch into `max_position_embeddings`.
+    pub fn context_length(&self, max_position_embeddings: usize) -> usize {
+        let stretched = |tokens: usize, factor: f64| ((tokens as f64 * factor) as usize).max(tokens);
+        match self {
+            Self::None | Self::Llama3 { .. } | Self::LongRope(_) => max_position_embeddings,
+            Self::Linear { factor } | Self::Dynamic { factor } => stretched(max_position_embeddings, *factor),
+            // Files give the stretched length or the original one.
+            Self::Yarn(yarn) => stretched(yarn.original_max_position_embeddings, yarn.factor)
+                .max(max_position_embeddings),
+        }
+    }
+
+    /// The longest sequence that has the frequencies of a short one; `None` where length changes nothing.
+    pub fn longest_unscaled(&self, max_position_embeddings: usize) -> Option<usize> {
+        match self {
+            Self::Dynamic { .. } => Some(max_position_embeddings),
+            Self::LongRope(long) => Some(long.original_max_position_embeddings),
+            Self::None | Self::Linear { .. } | Self::Llama3 { .. } | Self::Yarn(_) => None,
+        }
+    }
+}
+
+/// The longest list of factors that is read: half of the largest head.
+const MOST_FACTORS: usize = 1 << 13;
+
+/// What a scaling may say. Another key would change the rotation in a way that is not known here.
+const KNOWN: [&str; 17] = [
+    "rope_type",
+    "type",
+    "rope_theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "short_factor",
+    "long_factor",
+    "partial_rotary_factor",
+    // Says where a scaling came from.
+    "finetuned",
+];
+
+/// Base and scaling. `context` is `max_position_embeddings`.
+///
+/// As in transformers 5, a `rope_scaling` that is not empty takes the place of `rope_parameters` as a whole; the base is
+/// the one inside it, else `rope_theta` beside it, else 10000.
+pub(super) fn rope(config: Fields, context: usize, head_dim: usize) -> Result<(f64, RopeScaling)> {
+    let old = config.object("rope_scaling", "rope_scaling.")?.filter(|old| old.keys().next().is_some());
+    let parameters = match old {
+        Some(old) => Some(old),
+        None => config.object("rope_parameters", "rope_parameters.")?,
     };
     for fields in parameters.into_iter().chain([config]) {
         if fields.float("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
@@ -21,36 +128,140 @@ pub(super) fn rope(config: Fields) -> Result<(f64, RopeScaling)> {
         Some(theta) => theta,
         None => config.float("rope_theta")?.unwrap_or(10000.0),
     };
-    Ok((theta, parameters.map(rope_scaling).transpose()?.unwrap_or(RopeScaling::None)))
+    let Some(parameters) = parameters else { return Ok((theta, RopeScaling::None)) };
+    if let Some(key) = parameters.keys().find(|key| !KNOWN.contains(key)) {
+        return Err(parameters.invalid(key, "a key that this program knows"));
+    }
+    let scaling = Scaling { rope: parameters, config, context, head_dim };
+    Ok((theta, scaling.read()?))
 }
 
-fn rope_scaling(rope: Fields) -> Result<RopeScaling> {
-    let key = if rope.value("rope_type").is_some() { "rope_type" } else { "type" };
-    let positive = |key: &str| match rope.float(key)? {
-        Some(value) if value > 0.0 && value.is_finite() => Ok(value),
-        _ => Err(rope.invalid(key, "a number above 0")),
-    };
-    match rope.string(key)? {
-        None if rope.value("factor").is_none() => Ok(RopeScaling::None),
-        Some("default") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear { factor: positive("factor")? }),
-        Some("llama3") => {
-            let (low, high) = (positive("low_freq_factor")?, positive("high_freq_factor")?);
-            if low >= high {
-                return Err(rope.invalid("high_freq_factor", format!("above low_freq_factor {low}")));
-            }
-            let context = "original_max_position_embeddings";
-            Ok(RopeScaling::Llama3 {
-                factor: positive("factor")?,
-                low_freq_factor: low,
-                high_freq_factor: high,
-                original_max_position_embeddings: match rope.integer(context)? {
-                    Some(tokens) if tokens > 0 => tokens,
-                    _ => return Err(rope.invalid(context, "a number above 0")),
-                },
-            })
+/// A scaling and what it depends on.
+struct Scaling<'a> {
+    rope: Fields<'a>,
+    config: Fields<'a>,
+    context: usize,
+    head_dim: usize,
+}
+
+impl Scaling<'_> {
+    fn read(&self) -> Result<RopeScaling> {
+        let rope = self.rope;
+        let key = if rope.value("rope_type").is_some() { "rope_type" } else { "type" };
+        match rope.string(key)? {
+            None if rope.value("factor").is_none() => Ok(RopeScaling::None),
+            Some("default") => Ok(RopeScaling::None),
+            Some("linear") => Ok(RopeScaling::Linear { factor: self.positive("factor")? }),
+            Some("dynamic") => Ok(RopeScaling::Dynamic { factor: self.positive("factor")? }),
+            Some("llama3") => self.llama3(),
+            Some("yarn") => self.yarn(),
+            Some("longrope") => self.long_rope(),
+            _ => Err(rope.invalid(key, "default, linear, dynamic, llama3, yarn or longrope")),
         }
-        _ => Err(rope.invalid(key, "default, linear or llama3")),
+    }
+
+    fn llama3(&self) -> Result<RopeScaling> {
+        let (low, high) = (self.positive("low_freq_factor")?, self.positive("high_freq_factor")?);
+        if low >= high {
+            return Err(self.rope.invalid("high_freq_factor", format!("above low_freq_factor {low}")));
+        }
+        Ok(RopeScaling::Llama3 {
+            factor: self.positive("factor")?,
+            low_freq_factor: low,
+            high_freq_factor: high,
+            original_max_position_embeddings: self.original_context()?,
+        })
+    }
+
+    fn yarn(&self) -> Result<RopeScaling> {
+        let original = self.original_context()?;
+        let factor = self.factor(original)?;
+        // 0 means the default too.
+        let beta = |key, default: f64| Ok::<f64, crate::Error>(self.rope.float(key)?.filter(|beta| *beta != 0.0).unwrap_or(default));
+        let (beta_fast, beta_slow) = (beta("beta_fast", 32.0)?, beta("beta_slow", 1.0)?);
+        if !(beta_slow > 0.0 && beta_fast >= beta_slow && beta_fast.is_finite()) {
+            return Err(self.rope.invalid("beta_fast", format!("at least beta_slow {beta_slow}, above 0")));
+        }
+        let growth = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+        let given = |key| Ok::<_, crate::Error>(self.rope.float(key)?.filter(|scale| *scale != 0.0));
+        let attention_factor = match (self.attention_factor()?, given("mscale")?, given("mscale_all_dim")?) {
+            (Some(factor), _, _) => factor,
+            (None, Some(one), Some(all)) => growth(one) / growth(all),
+            _ => growth(1.0),
+        };
+        Ok(RopeScaling::Yarn(Yarn {
+            factor,
+            original_max_position_embeddings: original,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+            truncate: self.rope.boolean("truncate")?.unwrap_or(true),
+        }))
+    }
+
+    fn long_rope(&self) -> Result<RopeScaling> {
+        let original = self.original_context()?;
+        let factor = self.factor(original)?;
+        let grown = || (1.0 + factor.ln() / (original as f64).ln()).sqrt();
+        Ok(RopeScaling::LongRope(LongRope {
+            short_factor: self.factors("short_factor")?,
+            long_factor: self.factors("long_factor")?,
+            factor,
+            original_max_position_embeddings: original,
+            attention_factor: match self.attention_factor()? {
+                Some(factor) => factor,
+                None if factor <= 1.0 || original < 2 => 1.0,
+                None => grown(),
+            },
+        }))
+    }
+
+    fn positive(&self, key: &str) -> Result<f64> {
+        match self.rope.float(key)? {
+            Some(value) if value > 0.0 && value.is_finite() => Ok(value),
+            _ => Err(self.rope.invalid(key, "a number above 0")),
+        }
+    }
+
+    /// The one that is given, or how far the context was stretched.
+    fn factor(&self, original: usize) -> Result<f64> {
+        match self.rope.value("factor") {
+            Some(_) => self.positive("factor"),
+            None => Ok(self.context as f64 / original as f64),
+        }
+    }
+
+    fn attention_factor(&self) -> Result<Option<f64>> {
+        match self.rope.value("attention_factor") {
+            Some(_) => self.positive("attention_factor").map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The length before stretching: beside the scaling, else inside it, else `max_position_embeddings`.
+    fn original_context(&self) -> Result<usize> {
+        let key = "original_max_position_embeddings";
+        for fields in [self.config, self.rope] {
+            match fields.integer(key)? {
+                Some(0) => return Err(fields.invalid(key, "a number above 0")),
+                Some(tokens) => return Ok(tokens),
+                None => {}
+            }
+        }
+        match self.context {
+            0 => Err(self.config.invalid("max_position_embeddings", "a number above 0")),
+            context => Ok(context),
+        }
+    }
+
+    /// A factor for each pair of a head's features.
+    fn factors(&self, key: &str) -> Result<Vec<f64>> {
+        let pairs = self.head_dim / 2;
+        let wrong = || self.rope.invalid(key, format!("{pairs} numbers above 0, one for each pair of features"));
+        let list = self.rope.value(key).and_then(|list| list.as_array()).ok_or_else(wrong)?;
+        let list = Some(list).filter(|list| list.len() == pairs && pairs <= MOST_FACTORS).ok_or_else(wrong)?;
+        let factor = |x: &serde_json::Value| x.as_f64().filter(|x| *x > 0.0 && x.is_finite());
+        list.iter().map(factor).collect::<Option<_>>().ok_or_else(wrong)
     }
 }
 
@@ -63,7 +274,7 @@ mod tests {
     use super::*;
 
     fn read(config: Value) -> Result<(f64, RopeScaling)> {
-        rope(Fields::new(&config, Path::new("c"), "").unwrap())
+        rope(Fields::new(&config, Path::new("c"), "").unwrap(), 4096, 8)
     }
 
     #[test]
@@ -71,9 +282,9 @@ mod tests {
         let rope = |config| read(config).unwrap();
         let linear = RopeScaling::Linear { factor: 4.0 };
         let old = json!({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}});
-        assert_eq!(rope(old), (5e5, linear));
+        assert_eq!(rope(old), (5e5, linear.clone()));
         let new = json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 4.0}});
-        assert_eq!(rope(new), (5e5, linear));
+        assert_eq!(rope(new), (5e5, linear.clone()));
         assert_eq!(rope(json!({"rope_theta": 5e5, "rope_scaling": null})), (5e5, RopeScaling::None));
         assert_eq!(rope(json!({"rope_parameters": {"rope_type": "default"}})), (1e4, RopeScaling::None));
     }
@@ -94,16 +305,55 @@ mod tests {
         assert_eq!(message, "c: rope_scaling.high_freq_factor: expected above low_freq_factor 1, got 1");
     }
 
+    /// transformers 5.24 gives these.
+    #[test]
+    fn of_two_spellings_transformers_takes_the_old_one_whole() {
+        let both = json!({"rope_scaling": {"type": "linear", "factor": 4.0},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}});
+        assert_eq!(read(both).unwrap(), (1e4, RopeScaling::Linear { factor: 4.0 }));
+        let empty = json!({"rope_scaling": {}, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}});
+        assert_eq!(read(empty).unwrap(), (5e5, RopeScaling::None));
+        let types = json!({"rope_scaling": {"type": "dynamic", "rope_type": "linear", "factor": 2}});
+        assert_eq!(read(types).unwrap().1, RopeScaling::Linear { factor: 2.0 });
+    }
+
+    #[test]
+    fn yarns_defaults_are_those_of_transformers() {
+        let yarn = |scaling: Value| match read(json!({"rope_scaling": scaling})).unwrap().1 {
+            RopeScaling::Yarn(yarn) => yarn,
+            other => panic!("{other:?}"),
+        };
+        let plain = yarn(json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}));
+        assert_eq!((plain.beta_fast, plain.beta_slow, plain.truncate), (32.0, 1.0, true));
+        assert!((plain.attention_factor - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
+        let stretched = yarn(json!({"type": "yarn", "original_max_position_embeddings": 1024}));
+        assert_eq!(stretched.factor, 4.0, "from the two lengths");
+        let deepseek = yarn(json!({"type": "yarn", "factor": 40, "mscale": 0.7, "mscale_all_dim": 0.7}));
+        assert_eq!((deepseek.attention_factor, deepseek.original_max_position_embeddings), (1.0, 4096));
+    }
+
+    #[test]
+    fn the_context_counts_what_stretches_it() {
+        let context = |scaling: Value| read(json!({"rope_scaling": scaling})).unwrap().1.context_length(4096);
+        assert_eq!(context(json!({"type": "linear", "factor": 4})), 16384);
+        assert_eq!(context(json!({"type": "dynamic", "factor": 2.5})), 10240);
+        let yarn = |original: usize| json!({"type": "yarn", "factor": 4, "original_max_position_embeddings": original});
+        assert_eq!((context(yarn(4096)), context(yarn(1024))), (16384, 4096));
+        let long = json!({"type": "longrope", "factor": 4, "original_max_position_embeddings": 1024,
+            "short_factor": [1, 1, 1, 1], "long_factor": [1, 2, 3, 4]});
+        assert_eq!(context(long), 4096);
+    }
+
     #[test]
     fn other_rotations_are_refused_by_name() {
         let cases = [
             (
-                json!({"rope_scaling": {"type": "yarn", "factor": 4}}),
-                r#"rope_scaling.type: expected default, linear or llama3, got "yarn""#,
+                json!({"rope_scaling": {"type": "ntk", "factor": 4}}),
+                r#"rope_scaling.type: expected default, linear, dynamic, llama3, yarn or longrope, got "ntk""#,
             ),
             (
                 json!({"rope_scaling": {"factor": 4}}),
-                "rope_scaling.type: expected default, linear or llama3, got nothing",
+                "rope_scaling.type: expected default, linear, dynamic, llama3, yarn or longrope, got nothing",
             ),
             (
                 json!({"rope_scaling": {"type": "linear", "factor": 0}}),
@@ -112,6 +362,14 @@ mod tests {
             (
                 json!({"rope_scaling": {"type": "llama3"}}),
                 "low_freq_factor: expected a number above 0, got nothing",
+            ),
+            (
+                json!({"rope_scaling": {"type": "dynamic", "factor": 2, "alpha": 1000.0}}),
+                "rope_scaling.alpha: expected a key that this program knows, got 1000.0",
+            ),
+            (
+                json!({"rope_scaling": {"type": "longrope", "short_factor": [1], "long_factor": [1]}}),
+                "short_factor: expected 4 numbers above 0, one for each pair of features, got [1]",
             ),
             (json!({"rope_parameters": {"partial_rotary_factor": 0.5}}), "partial_rotary_factor: expected 1"),
         ];

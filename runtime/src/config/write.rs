@@ -46,13 +46,27 @@ pub(super) fn to_json(config: &ModelConfig) -> Value {
             json["mlp_bias"] = json!(config.mlp_bias);
         }
         Architecture::Mistral => json["sliding_window"] = json!(config.sliding_window),
-        Architecture::Qwen2 => json["use_sliding_window"] = json!(false),
+        Architecture::Qwen2 => qwen_windows(config, &mut json),
         Architecture::Qwen3 => {
             json["attention_bias"] = json!(config.o_bias);
-            json["use_sliding_window"] = json!(false);
+            qwen_windows(config, &mut json);
         }
     }
     json
+}
+
+/// Old readers know a first layer with a window, new ones a list.
+fn qwen_windows(config: &ModelConfig, json: &mut Value) {
+    json["use_sliding_window"] = json!(config.sliding_window.is_some());
+    let windowed: Vec<bool> =
+        (0..config.num_hidden_layers).map(|layer| config.window(layer).is_some()).collect();
+    if let Some(window) = config.sliding_window {
+        let name = |windowed: &bool| if *windowed { "sliding_attention" } else { "full_attention" };
+        let first = windowed.iter().position(|windowed| *windowed).unwrap_or(config.num_hidden_layers);
+        json["sliding_window"] = json!(window);
+        json["max_window_layers"] = json!(first);
+        json["layer_types"] = windowed.iter().map(name).collect();
+    }
 }
 
 /// The first transformers versions with linear scaling insist on exactly `type` and `factor`.
@@ -60,7 +74,8 @@ fn rope_scaling(config: &ModelConfig) -> Value {
     match config.rope_scaling {
         RopeScaling::None => Value::Null,
         RopeScaling::Linear { factor } => json!({ "type": "linear", "factor": factor }),
-        RopeScaling::Llama3 { .. } => {
+        RopeScaling::Dynamic { factor } => json!({ "type": "dynamic", "factor": factor }),
+        RopeScaling::Llama3 { .. } | RopeScaling::Yarn(_) | RopeScaling::LongRope(_) => {
             let mut scaling = rope_parameters(config);
             if let Some(scaling) = scaling.as_object_mut() {
                 scaling.shift_remove("rope_theta");
@@ -71,28 +86,42 @@ fn rope_scaling(config: &ModelConfig) -> Value {
 }
 
 fn rope_parameters(config: &ModelConfig) -> Value {
-    let rope_theta = config.rope_theta;
-    match config.rope_scaling {
-        RopeScaling::None => json!({ "rope_type": "default", "rope_theta": rope_theta }),
-        RopeScaling::Linear { factor } => {
-            json!({ "rope_type": "linear", "factor": factor, "rope_theta": rope_theta })
-        }
+    let mut json = match &config.rope_scaling {
+        RopeScaling::None => json!({ "rope_type": "default" }),
+        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RopeScaling::Dynamic { factor } => json!({ "rope_type": "dynamic", "factor": factor }),
         RopeScaling::Llama3 {
             factor,
             low_freq_factor,
             high_freq_factor,
             original_max_position_embeddings,
-        } => {
-            json!({
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low_freq_factor,
-                "high_freq_factor": high_freq_factor,
-                "original_max_position_embeddings": original_max_position_embeddings,
-                "rope_theta": rope_theta,
-            })
-        }
-    }
+        } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+        }),
+        RopeScaling::Yarn(yarn) => json!({
+            "rope_type": "yarn",
+            "factor": yarn.factor,
+            "original_max_position_embeddings": yarn.original_max_position_embeddings,
+            "beta_fast": yarn.beta_fast,
+            "beta_slow": yarn.beta_slow,
+            "attention_factor": yarn.attention_factor,
+            "truncate": yarn.truncate,
+        }),
+        RopeScaling::LongRope(long) => json!({
+            "rope_type": "longrope",
+            "factor": long.factor,
+            "original_max_position_embeddings": long.original_max_position_embeddings,
+            "short_factor": long.short_factor,
+            "long_factor": long.long_factor,
+            "attention_factor": long.attention_factor,
+        }),
+    };
+    json["rope_theta"] = json!(config.rope_theta);
+    json
 }
 
 #[cfg(test)]
@@ -100,7 +129,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::PRESETS;
+    use crate::config::{LongRope, PRESETS, Yarn};
 
     fn round_trips(config: &ModelConfig) {
         let mut json = to_json(config);
@@ -138,6 +167,34 @@ mod tests {
             qkv_bias: true,
             o_bias: true,
             mlp_bias: true,
+            ..llama.clone()
+        });
+        let half = llama.head_dim / 2;
+        let long = LongRope {
+            short_factor: vec![1.0; half],
+            long_factor: (0..half).map(|i| 1.0 + i as f64).collect(),
+            factor: 4.0,
+            original_max_position_embeddings: 1024,
+            attention_factor: 1.25,
+        };
+        let yarn = Yarn {
+            factor: 4.0,
+            original_max_position_embeddings: 1024,
+            beta_fast: 16.0,
+            beta_slow: 2.0,
+            attention_factor: 1.125,
+            truncate: false,
+        };
+        let dynamic = RopeScaling::Dynamic { factor: 2.0 };
+        for rope_scaling in [dynamic, RopeScaling::Yarn(yarn), RopeScaling::LongRope(long)] {
+            round_trips(&ModelConfig { rope_scaling, ..llama.clone() });
+        }
+        round_trips(&ModelConfig {
+            architecture: Architecture::Qwen2,
+            qkv_bias: true,
+            bos_token_id: None,
+            sliding_window: Some(64),
+            windowed_layers: (0..32).map(|layer| layer >= 20).collect(),
             ..llama.clone()
         });
         let mistral = ModelConfig { architecture: Architecture::Mistral, ..llama.clone() };

@@ -10,7 +10,9 @@
 use gptq_kernels::{AttentionShape, Backend, Batch, Norm, QkNorm, RopeShape};
 
 use super::projection::{HostProjection, Projection};
+use super::rope::Rotation;
 use super::{ModelFiles, vector};
+use crate::config::ModelConfig;
 use crate::layout::{self, Stage};
 use crate::{Error, Result};
 
@@ -21,7 +23,7 @@ pub struct Layer<B: Backend> {
     eps: f32,
     /// In the order of [`Stage::ALL`]; `None` until they are put in.
     projections: [Option<Projection<B>>; 4],
-    rope: RopeShape<B::Tensor>,
+    rotation: Rotation<B>,
     attention: AttentionShape,
 }
 
@@ -71,8 +73,8 @@ impl<B: Backend> Layer<B> {
             post_attention_norm: norm("post_attention_layernorm.weight", config.hidden_size)?,
             eps,
             projections: [const { None }; 4],
-            rope: RopeShape { heads, kv_heads, head_dim, inv_freq, norms },
-            attention: AttentionShape { heads, kv_heads, head_dim, window: config.sliding_window },
+            rotation: Rotation::new(config, RopeShape { heads, kv_heads, head_dim, inv_freq, norms }),
+            attention: attention_shape(config, index),
         })
     }
 
@@ -93,7 +95,8 @@ impl<B: Backend> Layer<B> {
         let output = self.projection(stage)?.forward(backend, input)?;
         Ok(match stage {
             Stage::Qkv | Stage::O => {
-                backend.rope_attention(&output, batch, &self.rope, &self.attention, None, None)?
+                let rope = self.rotation.shape(backend, batch)?;
+                backend.rope_attention(&output, batch, &rope, &self.attention, None, None)?
             }
             Stage::GateUp | Stage::Down => backend.silu_mul(&output)?,
         })
@@ -137,14 +140,28 @@ impl<B: Backend> Layer<B> {
         let norm = |weight| Norm { weight, eps: self.eps };
         let x = qkv.normed(backend, &hidden, norm(&self.input_norm))?;
         let order = o.input_order(backend);
-        let x = backend.rope_attention(&x, batch, &self.rope, &self.attention, cache, order.as_ref())?;
+        let rope = self.rotation.shape(backend, batch)?;
+        let x = backend.rope_attention(&x, batch, &rope, &self.attention, cache, order.as_ref())?;
         let hidden = o.add_to(backend, &x, &hidden)?;
         let x = gate_up.normed_gate_up(backend, &hidden, norm(&self.post_attention_norm))?;
         down.add_to(backend, &x, &hidden)
+    }
+
+    /// Whether a sequence of the batch is so long that its rotation differs from that of others.
+    pub fn rotation_varies(&self, batch: &Batch) -> bool {
+        self.rotation.varies(batch)
     }
 
     /// The projections in the order in which a pass reads them.
     pub fn projections(&self) -> impl Iterator<Item = &Projection<B>> {
         self.projections.iter().flatten()
     }
+}
+
+/// The attention of layer `index`. What scaling multiplies q and k by is in the factor of their products.
+pub fn attention_shape(config: &ModelConfig, index: usize) -> AttentionShape {
+    let plain =
+        AttentionShape::new(config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+    let stretch = config.rope_scaling.attention_factor().powi(2) as f32;
+    AttentionShape { window: config.window(index), scale: plain.scale * stretch, ..plain }
 }

@@ -1,20 +1,28 @@
 //! The linears of one stage as one matrix: they share their input, so they are stacked along `out`.
 
-use gptq_kernels::packing::PackedLinear;
-use gptq_kernels::{Backend, HostTensor, Norm};
+use gptq_kernels::packing::{PackedLinear, Scales};
+use gptq_kernels::{Backend, Dtype, HostTensor, Norm};
 use rayon::prelude::*;
 
 use super::ModelFiles;
 use crate::layout::{self, LinearSpec, Stage};
 use crate::quant_config::QuantConfig;
+use crate::soundness::{Module, Stored, zeros_as_v2};
 use crate::{Error, Result};
 
 /// The weights of one stage on a backend.
 pub enum Projection<B: Backend> {
     Dense(B::Weight),
     Quantized(B::QuantWeight),
-    /// Linears whose groups differ, as some tools leave them: one product each, outputs side by side.
-    Parts(Vec<B::QuantWeight>),
+    /// Linears that cannot share a matrix, since groups or widths differ or some are dense: one product each, outputs side
+    /// by side.
+    Parts(Vec<Part<B>>),
+}
+
+/// One linear of a stage.
+pub enum Part<B: Backend> {
+    Dense(B::Weight),
+    Quantized(B::QuantWeight),
 }
 
 /// The weights of one stage as they were read, dense or quantized as the files are.
@@ -22,22 +30,55 @@ pub enum HostProjection<'a> {
     /// Weights and biases.
     Dense(Vec<HostTensor<'a>>, Vec<HostTensor<'a>>),
     Quantized(PackedLinear<'a>),
-    Parts(Vec<PackedLinear<'a>>),
+    Parts(Vec<HostPart<'a>>),
+}
+
+/// One linear as it was read.
+pub enum HostPart<'a> {
+    /// Weight and bias.
+    Dense(HostTensor<'a>, Option<HostTensor<'a>>),
+    Quantized(PackedLinear<'a>),
 }
 
 impl<'a> HostProjection<'a> {
     /// Reads a stage of layer `index`.
     pub fn read(files: &'a ModelFiles, index: usize, stage: Stage) -> Result<Self> {
         let linears = stage_linears(files, stage);
-        let Some(quant) = &files.quant else {
+        let modules =
+            linears.iter().map(|linear| files.module(index, *linear)).collect::<Result<Vec<_>>>()?;
+        if modules.iter().all(|module| module.quant.is_none()) {
             let (weights, biases) = dense_parts(files, index, &linears)?;
             return Ok(Self::Dense(weights, biases));
+        }
+        let read = |module: &Module| match &module.quant {
+            Some(quant) => Ok(HostPart::Quantized(packed(files, quant, module)?)),
+            None => {
+                let (mut weights, mut biases) = dense_parts(files, index, &[module.linear])?;
+                Ok(HostPart::Dense(weights.remove(0), biases.pop()))
+            }
         };
-        let parts = linears
-            .par_iter()
-            .map(|linear| packed(files, quant, index, linear))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(PackedLinear::stack(parts).map_or_else(Self::Parts, Self::Quantized))
+        let parts = modules.par_iter().map(read).collect::<Result<Vec<_>>>()?;
+        Ok(Self::stacked(parts))
+    }
+
+    /// As one matrix, where that can be.
+    fn stacked(parts: Vec<HostPart<'a>>) -> Self {
+        let mut packed = Vec::new();
+        let mut others = Vec::new();
+        for part in parts {
+            match part {
+                HostPart::Quantized(linear) if others.is_empty() => packed.push(linear),
+                other => others.push(other),
+            }
+        }
+        let separate = |packed: Vec<PackedLinear<'a>>| packed.into_iter().map(HostPart::Quantized);
+        if !others.is_empty() {
+            return Self::Parts(separate(packed).chain(others).collect());
+        }
+        match PackedLinear::stack(packed) {
+            Ok(whole) => Self::Quantized(whole),
+            Err(packed) => Self::Parts(separate(packed).collect()),
+        }
     }
 }
 
@@ -51,7 +92,13 @@ impl<B: Backend> Projection<B> {
             }
             HostProjection::Quantized(whole) => Self::Quantized(backend.quant_weight(whole)?),
             HostProjection::Parts(parts) => {
-                Self::Parts(parts.iter().map(|part| backend.quant_weight(part)).collect::<Result<_, _>>()?)
+                let part = |part: &HostPart| match part {
+                    HostPart::Dense(weight, bias) => {
+                        Ok::<_, Error>(Part::Dense(backend.weight(&[weight.clone()], bias.as_slice())?))
+                    }
+                    HostPart::Quantized(packed) => Ok(Part::Quantized(backend.quant_weight(packed)?)),
+                };
+                Self::Parts(parts.iter().map(part).collect::<Result<_>>()?)
             }
         })
     }
@@ -116,9 +163,14 @@ impl<B: Backend> Projection<B> {
             Self::Dense(weight) => backend.matmul(x, weight)?,
             Self::Quantized(weight) => backend.quant_matmul(x, weight)?,
             Self::Parts(parts) => {
-                let outputs =
-                    parts.iter().map(|w| backend.quant_matmul(x, w)).collect::<Result<Vec<_>, _>>()?;
-                backend.join_columns(&outputs)?
+                let product = |part: &Part<B>| match part {
+                    Part::Dense(weight) => backend.matmul(x, weight),
+                    Part::Quantized(weight) => backend.quant_matmul(x, weight),
+                };
+                match &parts.iter().map(product).collect::<Result<Vec<_>, _>>()?[..] {
+                    [whole] => whole.clone(),
+                    outputs => backend.join_columns(outputs)?,
+                }
             }
         })
     }
@@ -147,37 +199,36 @@ pub fn dense_parts<'a>(
 }
 
 /// One linear of an artifact: v1 or v2, with or without `g_idx` and bias.
-fn packed<'a>(
-    files: &'a ModelFiles,
-    quant: &QuantConfig,
-    index: usize,
-    linear: &LinearSpec,
-) -> Result<PackedLinear<'a>> {
-    let (k, n, bits) = (linear.in_features, linear.out_features, quant.bits as usize);
+fn packed<'a>(files: &'a ModelFiles, quant: &QuantConfig, module: &Module) -> Result<PackedLinear<'a>> {
+    let (k, n, bits) = (module.linear.in_features, module.linear.out_features, quant.bits as usize);
     let group_size = quant.group_size.unwrap_or(k).min(k);
     let groups = k.div_ceil(group_size);
-    let name = |tensor: &str| format!("{}{}.{tensor}", layout::layer_prefix(index), linear.module);
-    let g_idx = match files.checkpoint.contains(&name("g_idx")) {
-        true => files.checkpoint.ints(&name("g_idx"), &[k])?,
-        false => (0..k).map(|i| (i / group_size) as i32).collect(),
-    };
-    if let Some(group) = g_idx.iter().find(|g| !(0..groups as i32).contains(g)) {
-        return Err(Error::Unsound { tensor: name("g_idx"), problem: format!("group {group} of {groups}") });
-    }
+    let name = |tensor: &str| format!("{}.{tensor}", module.name);
+    let zeros = files.checkpoint.words(&name("qzeros"), &[groups, n * bits / 32])?.into_owned();
     let bias = match files.checkpoint.contains(&name("bias")) {
         true => Some(files.checkpoint.tensor(&name("bias"), &[n])?.to_f32())
             .filter(|b| b.iter().any(|x| *x != 0.0)),
         false => None,
     };
-    Ok(PackedLinear {
+    let packed = PackedLinear {
         bits: quant.bits,
         in_features: k,
         out_features: n,
         qweight: vec![files.checkpoint.words(&name("qweight"), &[k * bits / 32, n])?],
-        qzeros: files.checkpoint.words(&name("qzeros"), &[groups, n * bits / 32])?.into_owned(),
-        scales: files.checkpoint.tensor(&name("scales"), &[groups, n])?.to_f16(),
-        g_idx: g_idx.into_iter().map(|g| g as u32).collect(),
-        zero_offset: quant.format.zero_offset(),
+        qzeros: zeros_as_v2(zeros, quant, n),
+        scales: scales(&files.checkpoint.tensor(&name("scales"), &[groups, n])?),
+        g_idx: Stored::read(&files.checkpoint, module, quant)?.groups(k, group_size),
+        zero_offset: 0,
         bias,
-    })
+    };
+    packed.check()?;
+    Ok(packed)
+}
+
+/// Scales with the values that the file gives them.
+fn scales(stored: &HostTensor) -> Scales {
+    match stored.dtype {
+        Dtype::F16 => Scales::F16(stored.to_f16()),
+        Dtype::BF16 | Dtype::F32 => Scales::exact(stored.to_f32()),
+    }
 }

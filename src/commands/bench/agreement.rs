@@ -17,7 +17,7 @@ use crate::progress::Progress;
 
 pub fn run(args: &AgreementBenchArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
-    let files = ModelFiles::open(&dir)?;
+    let files = common::open_model(&dir)?;
     let calibration = Calibration::load(&args.calibration, &dir, DeviceKind::Cpu)?;
     let measure = Measure { files: &files, sequences: &calibration.sequences };
     let (device, layers) = common::on_device(args.device, &files.config, measure)?;

@@ -89,7 +89,8 @@ pub fn operations<B: Backend>(
         (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
     let tensor = |width: usize| device.tensor(values(seq_len * width), (seq_len, width));
     let qkv = [tensor(heads * head_dim)?, tensor(kv_heads * head_dim)?, tensor(kv_heads * head_dim)?];
-    let shape = AttentionShape { heads, kv_heads, head_dim, window: config.sliding_window };
+    let shape =
+        AttentionShape { window: config.sliding_window, ..AttentionShape::new(heads, kv_heads, head_dim) };
     let batch = Batch::fresh([seq_len]);
     let attention = median(device, TIMES, || device.attention(&qkv, &batch, &shape, None))?;
     let mut figures = vec![operation("attention", attention, attention_flops(config, seq_len), ceilings)];

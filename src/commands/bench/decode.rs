@@ -18,7 +18,7 @@ use crate::commands::eval;
 
 pub fn run(args: &DecodeBenchArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
-    let files = ModelFiles::open(&dir)?;
+    let files = common::open_model(&dir)?;
     let (title, figures) =
         common::on_device(args.device, &files.config, Measure { args, dir: &dir, files: &files })?;
     print(args.json, &title, &figures)

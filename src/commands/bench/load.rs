@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use anyhow::Result;
 use gptq_kernels::{Backend, Batch, Draw, SequenceRows};
-use gptq_runtime::model::ModelFiles;
 
 use super::{Figure, print};
 use crate::args::LoadBenchArgs;
@@ -15,7 +14,7 @@ use crate::commands::eval;
 pub fn run(args: &LoadBenchArgs) -> Result<()> {
     let start = Instant::now();
     let dir = common::model_dir(&args.model)?;
-    let files = ModelFiles::open(&dir)?;
+    let files = common::open_model(&dir)?;
     let (title, figures) = common::on_device(args.device, &files.config, Measure { args, dir: &dir, start })?;
     print(args.json, &title, &figures)
 }

@@ -20,7 +20,7 @@ const TIMES: usize = 20;
 
 pub fn run(args: &MatmulBenchArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
-    let files = ModelFiles::open(&dir)?;
+    let files = common::open_model(&dir)?;
     let report = common::on_device(args.device, &files.config, Measure { args, dir: &dir, files: &files })?;
     match args.json {
         true => Ok(output::json(&report)?),

@@ -30,7 +30,7 @@ pub fn run(args: &QuantizeBenchArgs) -> Result<()> {
             dir
         }
     };
-    let files = ModelFiles::open(&dir)?;
+    let files = common::open_model(&dir)?;
     let out = args.out.clone().unwrap_or(work.path().join("branches"));
     std::fs::create_dir_all(&out)?;
     let measure = Measure { args, dir: &dir, files: &files, out: &out };

@@ -131,7 +131,7 @@ impl<B: Backend> Conversation<'_, B> {
     /// The conversation as the model wants it, without its oldest turns where there is no room for all. An error
     /// where the template refuses it, or where even the last message leaves no room for an answer.
     fn prompt(&mut self) -> Result<Vec<u32>> {
-        let limit = self.model.config.max_position_embeddings;
+        let limit = self.model.config.context_length();
         let mut forgotten = 0;
         loop {
             let system = self.system.iter().map(|system| Message::new("system", system.as_str()));

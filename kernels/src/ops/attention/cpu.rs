@@ -114,7 +114,7 @@ impl Tile<'_> {
         for (before, keys) in keys {
             let scores = MatMut::from_row_major_slice_mut(&mut scores, rows, length);
             let scores = scores.subcols_mut(*before, keys.nrows());
-            matmul(scores, Accum::Replace, q, keys.transpose(), 1.0 / (d as f32).sqrt(), Par::Seq);
+            matmul(scores, Accum::Replace, q, keys.transpose(), shape.scale, Par::Seq);
         }
         for (r, row) in scores.chunks_exact_mut(length).enumerate() {
             let own = self.first_seen(r, shape.window) - seen.start..self.position + r + 1 - seen.start;

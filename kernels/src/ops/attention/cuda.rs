@@ -68,7 +68,7 @@ impl Attention for Cuda {
             Arg::Int(shape.heads as i32),
             Arg::Int(shape.kv_heads as i32),
             Arg::Int(shape.window.map_or(0, |window| window as i32)),
-            Arg::Float(1.0 / (shape.head_dim as f32).sqrt()),
+            Arg::Float(shape.scale),
         ];
         let longest = batch.sequences.iter().map(|s| s.rows).max().unwrap_or(0);
         let grid = |rows: usize, threads| {
@@ -173,7 +173,7 @@ impl Cuda {
             Arg::Int(heads as i32),
             Arg::Int(shape.kv_heads as i32),
             Arg::Int(shape.window.map_or(0, |window| window as i32)),
-            Arg::Float(1.0 / (head as f32).sqrt()),
+            Arg::Float(shape.scale),
             Arg::Int(head as i32),
         ];
         let per_read = 16 / self.dtype().size();

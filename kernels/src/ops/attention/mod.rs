@@ -15,7 +15,7 @@ use crate::{Batch, Error, Result, Rope, RopeShape};
 pub use kv_cache::{KvDtype, KvShape};
 
 /// The heads of one attention layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionShape {
     /// Query heads.
     pub heads: usize,
@@ -24,9 +24,18 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// A token sees itself and the `window - 1` tokens before it.
     pub window: Option<usize>,
+    /// What scores are multiplied by: `1 / sqrt(head_dim)`, where a model asks for nothing else.
+    pub scale: f32,
 }
 
-/// `y[t, h] = sum_s softmax_s(q[t, h] . k[s, h'] / sqrt(head_dim)) v[s, h']` over the tokens `s <= t` of t's
+impl AttentionShape {
+    /// Every token sees all before it, scores are those of the paper.
+    pub fn new(heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+        Self { heads, kv_heads, head_dim, window: None, scale: 1.0 / (head_dim as f32).sqrt() }
+    }
+}
+
+/// `y[t, h] = sum_s softmax_s(scale q[t, h] . k[s, h']) v[s, h']` over the tokens `s <= t` of t's
 /// own sequence, `h' = h / (heads / kv_heads)`.
 /// q: `[tokens, heads head_dim]`, k, v: `[tokens, kv_heads head_dim]`, result: like q
 pub trait Attention: Rope {

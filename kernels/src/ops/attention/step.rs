@@ -81,7 +81,7 @@ impl Cuda {
         cache: &mut CudaKvCache,
         order: Option<&CudaOrder>,
     ) -> Result<CudaTensor> {
-        rope::check(self.shape(qkv), batch, rope)?;
+        rope::check(self.shape(qkv), self.shape(&rope.inv_freq), batch, rope)?;
         let (rows, width) = (batch.rows(), shape.heads * shape.head_dim);
         let kv = (rows, shape.kv_heads * shape.head_dim);
         check([(rows, width), kv, kv], batch, shape, Some(&cache.shape))?;
@@ -106,7 +106,7 @@ impl Cuda {
             Arg::Int(shape.kv_heads as i32),
             Arg::Int(shape.window.map_or(0, |window| window as i32)),
             Arg::Float(eps),
-            Arg::Float(1.0 / (shape.head_dim as f32).sqrt()),
+            Arg::Float(shape.scale),
             Arg::Int(layout.panel_tokens as i32),
             Arg::Address(self.address(&cache.shares.found)),
             Arg::Address(self.address(&cache.shares.arrived)),

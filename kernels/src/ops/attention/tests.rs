@@ -18,7 +18,7 @@ fn reference(q: &[f32], k: &[f32], v: &[f32], rows: usize, shape: &AttentionShap
             let query = &q[(t * shape.heads + h) * d..][..d];
             let score = |s: usize| {
                 let dot: f64 = (0..d).map(|i| query[i] as f64 * k[s * width + kv + i] as f64).sum();
-                (dot / (d as f64).sqrt()).exp()
+                (dot * shape.scale as f64).exp()
             };
             let scores: Vec<f64> = (first..=position).map(score).collect();
             let total: f64 = scores.iter().sum();
@@ -39,8 +39,13 @@ struct Case {
 }
 
 fn cases() -> Vec<Case> {
-    let shape = |heads, kv_heads, head_dim, window| AttentionShape { heads, kv_heads, head_dim, window };
+    let shape = |heads, kv_heads, head_dim, window| AttentionShape {
+        window,
+        ..AttentionShape::new(heads, kv_heads, head_dim)
+    };
+    let scaled = AttentionShape { scale: 0.3, ..AttentionShape::new(4, 2, 64) };
     vec![
+        Case { risk: "scores scaled by another factor", shape: scaled, lengths: [40, 129] },
         Case { risk: "two sequences do not see each other", shape: shape(2, 2, 16, None), lengths: [5, 3] },
         Case { risk: "grouped queries", shape: shape(6, 2, 32, None), lengths: [20, 17] },
         Case { risk: "a tail after whole tiles", shape: shape(2, 1, 64, None), lengths: [131, 64] },
@@ -224,7 +229,9 @@ fn steps_agree_with_the_cpu(card: &Cuda) {
         ("norms of heads", 4, 2, 64, None, true, [40, 515]),
         ("an odd head", 2, 1, 40, None, false, [3, 70]),
     ] {
-        let shape = AttentionShape { heads, kv_heads, head_dim, window };
+        // Another factor than the usual one for some, so that no path has its own.
+        let scale = if norms { 0.2 } else { 1.0 / (head_dim as f32).sqrt() };
+        let shape = AttentionShape { window, scale, ..AttentionShape::new(heads, kv_heads, head_dim) };
         for dtype in [KvDtype::Auto, KvDtype::Int8] {
             let expected = Steps::new(&Cpu::new(), shape, norms, dtype).after(contexts);
             let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
@@ -260,7 +267,7 @@ fn agrees_with_f64_on_cuda() {
 
 #[test]
 fn a_context_without_a_cache_a_missing_block_and_another_head_are_refused() {
-    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 2, window: None };
+    let shape = AttentionShape::new(1, 1, 2);
     let cache = KvShape { blocks: 4, kv_heads: 1, head_dim: 2, dtype: KvDtype::Auto };
     let mut batch = Batch::fresh([1]);
     batch.sequences[0].context = 16;

@@ -8,7 +8,7 @@ use crate::cuda::{Arg, Bytes, Cuda, Launch, Operand};
 use crate::ops::hessian::cuda::CudaMatrix;
 use crate::ops::matmul::cuda::CudaWeight;
 use crate::ops::quant_matmul::cuda::StoredWeight;
-use crate::packing::{PackedLinear, ZeroOffset, lane_words};
+use crate::packing::{PackedLinear, Scales, ZeroOffset, lane_words};
 use crate::{Dtype, Error, HostTensor, Result};
 
 pub(crate) const SOURCE: &str = include_str!("gptq_sweep.cu");
@@ -153,7 +153,8 @@ impl GptqSweep for Cuda {
         let weight = StoredWeight {
             qweight: self.pack_codes(&sweep)?,
             qzeros: self.pack_zeros(&sweep, zero_offset)?,
-            scales: self.alloc(groups * dims.0)?,
+            scales: self.alloc(size_of::<f16>() * groups * dims.0)?,
+            wide_scales: false,
             g_idx: self.upload(&g_idx)?,
             bits,
             zero_offset,
@@ -176,8 +177,8 @@ impl GptqSweep for Cuda {
 
     fn collect(&self, packed: CudaPacked) -> Result<PackedLinear<'static>> {
         let CudaPacked { weight, g_idx } = packed;
-        let scales: Vec<u16> = self.download_aside(&weight.scales)?;
-        let scales: Vec<f16> = bytemuck::cast_vec(scales);
+        let bytes: Vec<u8> = self.download_aside(&weight.scales)?;
+        let scales: Vec<f16> = bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
         if scales.iter().any(|scale| !scale.is_finite()) {
             let why = "beyond f16";
             return Err(Error::Unrepresentable { op: "pack", value: "a scale".into(), why });
@@ -188,7 +189,7 @@ impl GptqSweep for Cuda {
             out_features: weight.dims.0,
             qweight: vec![self.download_aside(&weight.qweight)?.into()],
             qzeros: self.download_aside(&weight.qzeros)?,
-            scales,
+            scales: Scales::F16(scales),
             g_idx,
             zero_offset: weight.zero_offset,
             bias: weight.bias,

@@ -58,12 +58,12 @@ impl QuantMatMul for Cpu {
         let turned = |value: &dyn Fn(usize) -> f32| {
             (0..n * groups).map(|i| value(i % groups * n + i / groups)).collect()
         };
-        let zeros = packed.zeros();
+        let (zeros, scales) = (packed.zeros(), packed.scales.to_f32());
         Ok(CpuQuantWeight {
             codes,
             dims: (n, k),
             groups: ends.zip(&sizes).map(|(end, size)| end - size..end).collect(),
-            scales: turned(&|i| packed.scales[i].to_f32()),
+            scales: turned(&|i| scales[i]),
             zeros: turned(&|i| zeros[i] as f32),
             order: (!order.is_sorted()).then_some(order),
             bias: packed.bias.clone(),

@@ -4,7 +4,7 @@ use super::fragments::{Around, Fragments, Gates};
 use super::{QuantMatMul, check};
 use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
 use crate::ops::matmul::cuda::CudaWeight;
-use crate::packing::PackedLinear;
+use crate::packing::{PackedLinear, Scales};
 use crate::{Add, Device, Error, MatMul, Norm, Result, RmsNorm, SiluMul};
 
 pub(crate) const SOURCE: &str = include_str!("quant_matmul.cu");
@@ -16,8 +16,9 @@ const TILE: usize = 32;
 pub(crate) struct StoredWeight {
     pub qweight: CudaSlice<u32>,
     pub qzeros: CudaSlice<u32>,
-    /// f16
-    pub scales: CudaSlice<u16>,
+    /// f16; f32 where a scale is not exactly an f16.
+    pub scales: CudaSlice<u8>,
+    pub wide_scales: bool,
     pub g_idx: CudaSlice<u32>,
     pub bits: u32,
     pub zero_offset: u8,
@@ -36,7 +37,7 @@ pub struct CudaQuantWeight {
 enum Form {
     /// For few rows at the speed of memory.
     Fragments(Fragments),
-    /// Any other: 2 and 3 bits, odd shapes and groups, f32. Dequantized for every product.
+    /// Any other: 2 and 3 bits, odd shapes and groups, f32, scales that f16 does not hold. Dequantized for every product.
     Stored(StoredWeight),
 }
 
@@ -148,7 +149,8 @@ impl Cuda {
         Ok(StoredWeight {
             qweight: self.upload_parts(&packed.qweight_pieces().collect::<Vec<_>>())?,
             qzeros: self.upload_parts(&[&packed.qzeros])?,
-            scales: self.upload_parts(&[bytemuck::cast_slice(&packed.scales)])?,
+            scales: self.upload_parts(&[packed.scales.bytes()])?,
+            wide_scales: matches!(packed.scales, Scales::F32(_)),
             g_idx: self.upload(&packed.g_idx)?,
             bits: packed.bits,
             zero_offset: packed.zero_offset,
@@ -170,6 +172,7 @@ impl Cuda {
             Arg::Int(n as i32),
             Arg::Int(weight.bits as i32),
             Arg::Int(weight.zero_offset as i32),
+            Arg::Int(weight.wide_scales as i32),
         ];
         self.launch("dequantize", Launch::grid(n.div_ceil(256), k.div_ceil(TILE), 1, 256), &args)?;
         let bias = weight.bias.clone().map(|bias| self.tensor(bias, (1, n))).transpose()?;

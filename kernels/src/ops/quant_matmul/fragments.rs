@@ -74,6 +74,7 @@ impl Fragments {
         let regular =
             |(place, feature): (usize, &u32)| packed.g_idx[*feature as usize] as usize == place / group_size;
         let fits = matches!(bits, 4 | 8)
+            && !stored.wide_scales
             && n.is_multiple_of(2 * FEW_ROWS_OUTPUTS)
             && k.is_multiple_of(chunk(bits))
             && super::few_rows::Plan::of(bits, k, groups, group_size).is_some()

@@ -11,9 +11,9 @@ extern "C" __global__ void dequantize(
     real_t* w,             // [in, out]
     const u32* qweight,    // [in * bits / 32, out]
     const u32* qzeros,     // [groups, out * bits / 32]
-    const f16_t* scales,   // [groups, out]
+    const void* scales,    // [groups, out]: f16, or f32 where `wide`
     const u32* g_idx,      // [in]
-    int in, int out, int bits, int zero_offset) {
+    int in, int out, int bits, int zero_offset, int wide) {
     int n = blockIdx.x * blockDim.x + threadIdx.x;
     if (n >= out) return;
     int first = blockIdx.y * 32, last = min(first + 32, in), seen = -1;
@@ -22,7 +22,8 @@ extern "C" __global__ void dequantize(
         int group = g_idx[k];
         if (group != seen) {
             seen = group;
-            scale = f16_to_float(scales[(size_t)group * out + n]);
+            size_t place = (size_t)group * out + n;
+            scale = wide ? ((const float*)scales)[place] : f16_to_float(((const f16_t*)scales)[place]);
             zero = (float)(code_at(qzeros + (size_t)group * (out * bits / 32), 1, 0, n, bits) + zero_offset);
         }
         w[(size_t)k * out + n] = to_real(((float)code_at(qweight, out, n, k, bits) - zero) * scale);

@@ -13,7 +13,8 @@ pub struct RopeShape<T> {
     /// Key and value heads.
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// `[1, head_dim / 2]`: angle per position.
+    /// `[1, head_dim / 2]`: angle per position; or a row for each sequence of the batch, where scaling depends on their
+    /// lengths.
     pub inv_freq: T,
     /// Norms of q and k per head, where the model has them.
     pub norms: Option<QkNorm<T>>,
@@ -41,12 +42,29 @@ pub trait Rope: Device {
 }
 
 /// `qkv` must have a row for every token and a column for every head's feature.
-pub(crate) fn check<T>(qkv: (usize, usize), batch: &Batch, shape: &RopeShape<T>) -> Result<()> {
+pub(crate) fn check<T>(
+    qkv: (usize, usize),
+    frequencies: (usize, usize),
+    batch: &Batch,
+    shape: &RopeShape<T>,
+) -> Result<()> {
     let expected = (batch.rows(), (shape.heads + 2 * shape.kv_heads) * shape.head_dim);
     if qkv != expected {
         return Err(Error::shape("rope", expected, qkv));
     }
+    let sequences = batch.sequences.len();
+    if frequencies.1 != shape.head_dim / 2 || ![1, sequences].contains(&frequencies.0) {
+        let expected = format!("1 or {sequences} rows of {}", shape.head_dim / 2);
+        return Err(Error::shape("rope frequencies", expected, frequencies));
+    }
     Ok(())
+}
+
+/// For each token of the batch, the row of frequencies that turns it.
+pub(crate) fn frequency_rows(batch: &Batch, rows: usize) -> Vec<u32> {
+    let row = |sequence: usize| if rows == 1 { 0 } else { sequence as u32 };
+    let sequences = batch.sequences.iter().enumerate();
+    sequences.flat_map(|(i, sequence)| std::iter::repeat_n(row(i), sequence.rows)).collect()
 }
 
 #[cfg(test)]
@@ -72,25 +90,29 @@ mod tests {
     }
 
     fn conforms(device: &impl Rope, tolerance: f64) {
-        for (risk, heads, kv_heads, head_dim, norms) in [
-            ("all heads have their own keys", 4, 4, 16, false),
-            ("grouped queries", 6, 2, 32, false),
-            ("norm before rotation", 2, 1, 64, true),
+        for (risk, heads, kv_heads, head_dim, norms, tables) in [
+            ("all heads have their own keys", 4, 4, 16, false, 1),
+            ("grouped queries", 6, 2, 32, false, 1),
+            ("norm before rotation", 2, 1, 64, true, 1),
+            ("frequencies of each sequence's own", 2, 2, 32, false, 2),
         ] {
             let mut batch = Batch::fresh([3, 2]);
             batch.sequences[1].context = 1000;
             let positions = [0, 1, 2, 1000, 1001];
             let width = (heads + 2 * kv_heads) * head_dim;
             let qkv = random(7, 5 * width);
-            let inv_freq: Vec<f32> = (0..head_dim / 2).map(|i| 0.5f32.powi(i as i32)).collect();
+            let half = head_dim / 2;
+            let frequency = |i: usize| [0.5f32, 0.9][i / half].powi((i % half) as i32);
+            let inv_freq: Vec<f32> = (0..tables * half).map(frequency).collect();
             let weights = [random(8, head_dim), random(9, head_dim)];
             let mut expected = [vec![], vec![], vec![]];
-            for (row, position) in qkv.chunks(width).zip(positions) {
+            for (t, (row, position)) in qkv.chunks(width).zip(positions).enumerate() {
+                let inv_freq = &inv_freq[if t < 3 { 0 } else { (tables - 1) * half }..][..half];
                 for (h, head) in row.chunks(head_dim).enumerate() {
                     let part = (h >= heads) as usize + (h >= heads + kv_heads) as usize;
                     let weight = (norms && part < 2).then(|| &weights[part][..]);
                     let head = normed(head, weight);
-                    expected[part].extend(if part < 2 { rotate(&head, position, &inv_freq) } else { head });
+                    expected[part].extend(if part < 2 { rotate(&head, position, inv_freq) } else { head });
                 }
             }
             let tensor = |values: &[f32]| device.tensor(values.to_vec(), (1, values.len())).unwrap();
@@ -98,7 +120,7 @@ mod tests {
                 heads,
                 kv_heads,
                 head_dim,
-                inv_freq: device.wide_tensor(inv_freq.clone(), (1, head_dim / 2)).unwrap(),
+                inv_freq: device.wide_tensor(inv_freq.clone(), (tables, half)).unwrap(),
                 norms: norms.then(|| QkNorm { q: tensor(&weights[0]), k: tensor(&weights[1]), eps: 1e-6 }),
             };
             let qkv = device.tensor(qkv, (5, width)).unwrap();

@@ -6,13 +6,15 @@ extern "C" __global__ void rope(
     real_t* v,                // [tokens, kv_heads * head_dim]
     const real_t* qkv,        // [tokens, (heads + 2 kv_heads) * head_dim]
     const u32* positions,     // [tokens]
-    const float* inv_freq,    // [head_dim / 2]
+    const float* inv_freq,    // [tables, head_dim / 2]
+    const u32* tables,        // [tokens]: row of inv_freq; null where there is one
     const real_t* q_norm,     // [head_dim] or null
     const real_t* k_norm,     // [head_dim] or null
     int heads, int kv_heads, int head_dim, float eps) {
     int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32, half_dim = head_dim / 2;
     size_t token = blockIdx.x;
     float position = (float)positions[token];
+    if (tables) inv_freq += (size_t)tables[token] * half_dim;
     for (int head = warp; head < heads + 2 * kv_heads; head += warps) {
         const real_t* x = qkv + (token * (heads + 2 * kv_heads) + head) * head_dim;
         bool is_q = head < heads, is_v = head >= heads + kv_heads;

@@ -43,7 +43,7 @@ pub fn run(args: &ServeBenchArgs, model: &str) -> Result<()> {
 /// Room for all clients at a time: what is measured is not the queue. A prompt of random words may be somewhat
 /// longer than it was meant to be.
 fn limits(args: &ServeBenchArgs, config: &ModelConfig) -> Result<EngineLimits> {
-    let (prompt, context) = (args.prompt_tokens, config.max_position_embeddings);
+    let (prompt, context) = (args.prompt_tokens, config.context_length());
     let total = prompt.saturating_add(prompt / 4 + 16).saturating_add(args.tokens);
     ensure!(
         total <= context,
