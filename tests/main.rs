@@ -3,6 +3,7 @@
 mod artifacts;
 mod chat;
 mod cli;
+mod folders_as_found;
 mod golden_gptq;
 mod golden_logits;
 mod interruption;

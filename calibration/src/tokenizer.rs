@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt::Display;
 use std::fs;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,7 +30,10 @@ impl Tokenizer {
     /// Reads tokenizer.json, and tokenizer_config.json where there is one, from a model's folder.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let json = fs::read(&path).map_err(Error::io(&path))?;
+        let json = match fs::read(&path) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Err(missing(folder, cause)),
+            read => read.map_err(Error::io(&path))?,
+        };
         Self::new(&json, &path.display().to_string(), TokenizerConfig::load(folder)?)
     }
 
@@ -103,6 +107,22 @@ impl Tokenizer {
     /// The id of tokenizer_config.json's `eos_token`.
     pub fn eos_id(&self) -> Option<u32> {
         self.token_id(self.shared.eos_token.as_deref()?)
+    }
+}
+
+/// What a folder without tokenizer.json has instead, and how to make one of it.
+fn missing(folder: &Path, cause: io::Error) -> Error {
+    let path = folder.join("tokenizer.json");
+    let others = ["tokenizer.model", "spiece.model", "vocab.json"];
+    match others.into_iter().find(|name| folder.join(name).exists()) {
+        Some(name) => Error::malformed(
+            path.display(),
+            format!(
+                "expected the file, got {name} only, which this program does not read; convert it once: \
+                 AutoTokenizer.from_pretrained(folder).save_pretrained(folder) in transformers writes tokenizer.json"
+            ),
+        ),
+        None => Error::io(&path)(cause),
     }
 }
 
@@ -236,6 +256,9 @@ mod tests {
         assert!(message(Tokenizer::from_bytes(b"{}", None)).starts_with("tokenizer.json: "));
         let folder = tempfile::tempdir().unwrap();
         assert!(message(Tokenizer::load(folder.path())).contains("tokenizer.json: No such file"));
+        fs::write(folder.path().join("tokenizer.model"), "").unwrap();
+        let sentence_piece = message(Tokenizer::load(folder.path()));
+        assert!(sentence_piece.contains("tokenizer.model only") && sentence_piece.contains("save_pretrained"));
         fs::write(folder.path().join("tokenizer.json"), "[").unwrap();
         assert!(message(Tokenizer::load(folder.path())).contains("/tokenizer.json: "));
     }
