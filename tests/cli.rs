@@ -121,7 +121,13 @@ fn inspect_tells_a_sound_artifact_from_a_damaged_one() {
     let work = workplace("inspect");
     let report = run(gptq("inspect").arg(artifact("")).arg("--json")).json();
     assert_eq!((&report["sound"], &report["tensors"]), (&json!(true), &json!(11 + 28 * 5)));
-    assert!(run(gptq("inspect").arg(artifact(""))).ok().contains("act-order"));
+    let text = run(gptq("inspect").arg(artifact(""))).ok();
+    assert!(
+        text.contains("static groups") && !text.contains("no, "),
+        "every program loads what is made by default"
+    );
+    let text = run(gptq("inspect").arg(artifact("--no-static-groups"))).ok();
+    assert!(text.contains("act-order") && text.contains("no, refuses desc_act with groups"), "{text}");
     assert_eq!(run(gptq("inspect").arg(demo()).arg("--json")).json()["quantization"], Value::Null);
     let unsound = |name: &str, tensor: &str, damage: &dyn Fn(&mut Vec<u8>)| {
         let mut folder = ModelFolder::read(&artifact(""));

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 pub use report::{GroupIndex, Quantization, Report};
 
 use crate::Result;
+use crate::engines::{Facts, verdicts};
 
 /// Examines a checkpoint or an artifact. Files that cannot be opened at all are an error; what is wrong
 /// inside them is in the report.
@@ -26,12 +27,15 @@ pub fn inspect(dir: &Path) -> Result<Report> {
         })
         .collect();
     let mut problems = Vec::new();
-    let mut quantization = None;
+    let (mut quantization, mut engines) = (None, Vec::new());
     if let Some(quant) = &files.quant {
         let seen: Vec<Seen> =
             linears.par_iter().map(|(name, linear)| examine(&files, quant, name, linear)).collect();
         problems.extend(seen.iter().flat_map(|seen| seen.problems.clone()));
-        quantization = Some(summarise(quant, &seen));
+        let summary = summarise(quant, &seen);
+        let permuted = summary.g_idx == GroupIndex::ActOrder;
+        engines = verdicts(&Facts::of_files(&files.config, quant, permuted));
+        quantization = Some(summary);
     }
     problems.extend(float_problems(&files));
     let names: Vec<_> = files.checkpoint.names().collect();
@@ -46,6 +50,7 @@ pub fn inspect(dir: &Path) -> Result<Report> {
         vocab_size: files.config.vocab_size,
         context: files.config.max_position_embeddings,
         quantization,
+        engines,
         files: files.checkpoint.file_sizes().into_iter().map(|(path, bytes)| (short(path), bytes)).collect(),
         tensors: names.len(),
         elements: names.iter().map(elements).sum(),
