@@ -73,7 +73,7 @@ struct Engine {
     /// `dynamic` rules and layers that stayed dense.
     overrides: bool,
     /// What to know where it loads.
-    note: Option<&'static str>,
+    note: fn(&Facts) -> Option<&'static str>,
 }
 
 const ALL: &[u32] = &[2, 3, 4, 8];
@@ -87,7 +87,7 @@ const COMPLETE: Engine = Engine {
     second_format: true,
     mlp_bias: true,
     overrides: true,
-    note: None,
+    note: |_| None,
 };
 
 /// As of November 2026. Where nothing is known of an ability beyond v1 files of one setting, it counts as absent.
@@ -95,21 +95,28 @@ const ENGINES: [Engine; 9] = [
     Engine { name: "vLLM 0.33", bits: &[4, 8], asymmetric: false, act_order: false, ..COMPLETE },
     Engine { name: "vLLM to 0.27", ..COMPLETE },
     Engine { name: "SGLang 0.5.23", mlp_bias: false, ..COMPLETE },
-    Engine { name: "transformers 5.24 + GPTQModel 7", ..COMPLETE },
+    Engine {
+        name: "transformers 5.24 + GPTQModel 7",
+        note: |facts| {
+            let refused = !facts.sym && facts.format == CheckpointFormat::Gptq;
+            refused.then_some("by transformers; GPTQModel.load wants gptq_v2 where grids are asymmetric")
+        },
+        ..COMPLETE
+    },
     Engine { name: "ExLlama", bits: &[4], second_format: false, overrides: false, ..COMPLETE },
     Engine { name: "TGI 3.3", second_format: false, overrides: false, ..COMPLETE },
     Engine {
         name: "mistral.rs 0.9",
         second_format: false,
         overrides: false,
-        note: Some("on CUDA only"),
+        note: |_| Some("on CUDA only"),
         ..COMPLETE
     },
     Engine {
         name: "llama.cpp converter",
         bits: &[2, 4, 8],
         overrides: false,
-        note: Some("dequantizes"),
+        note: |_| Some("dequantizes"),
         ..COMPLETE
     },
     Engine {
@@ -163,7 +170,7 @@ pub fn verdicts(facts: &Facts) -> Vec<Verdict> {
     let verdict = |engine: &Engine| match engine.refusal(facts) {
         Some((reason, remedy)) => Verdict { engine: engine.name, loads: false, reason: Some(reason), remedy },
         None => {
-            Verdict { engine: engine.name, loads: true, reason: engine.note.map(Into::into), remedy: None }
+            Verdict { engine: engine.name, loads: true, reason: (engine.note)(facts).map(Into::into), remedy: None }
         }
     };
     ENGINES.iter().map(verdict).collect()

@@ -21,11 +21,14 @@ DEMO = ROOT / "assets/demo4m"
 LIMIT = 1e-2
 TOKENS = [(37 * i + 11) % 2048 for i in range(96)]
 
+# GPTQModel takes asymmetric v1 files from itself alone.
+REFUSED = "4-bit 32g, asymmetric, v1"
+
 # Name and options of `quantize`.
 ARTIFACTS = [
     ("4-bit 128g, as by default (static groups)", ""),
     ("4-bit 128g, act-order", "--no-static-groups"),
-    ("4-bit 32g, asymmetric", "--group-size 32 --asym --no-static-groups"),
+    (REFUSED, "--group-size 32 --asym --no-static-groups"),
     ("4-bit 32g, asymmetric, gptq_v2", "--group-size 32 --asym --checkpoint-format gptq_v2"),
     ("8-bit, one group a row", "--bits 8 --group-size -1"),
     ("8-bit 128g, act-order", "--bits 8 --no-static-groups"),
@@ -87,7 +90,7 @@ def main(program, work):
                 failed |= not distance <= LIMIT
                 cells.append(f"{distance:.1e}")
             except Exception as error:
-                failed = True
+                failed |= not (name == REFUSED and engine is by_gptqmodel and "sym=False" in str(error))
                 cells.append(f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     print("\n".join(lines))
