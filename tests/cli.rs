@@ -293,11 +293,21 @@ fn branches_of_a_plan_are_made_measured_and_listed() {
         "8 bits are nearer than 4"
     );
     let alike = fs::read(out.join("main/model.safetensors")).unwrap();
-    assert!(alike == fs::read(artifact("--no-static-groups").join("model.safetensors")).unwrap(), "as `quantize` makes it");
+    assert!(
+        alike == fs::read(artifact("--no-static-groups").join("model.safetensors")).unwrap(),
+        "as `quantize` makes it"
+    );
     let mut again = gptq("branches");
-    again.arg(demo()).arg("--out").arg(&out).arg("--plan").arg(&plan).args(["--dataset", &demo_text("train")]);
+    again
+        .arg(demo())
+        .arg("--out")
+        .arg(&out)
+        .arg("--plan")
+        .arg(&plan)
+        .args(["--dataset", &demo_text("train")]);
     let shown = run(again.args(words("--samples 4 --seq-len 128 --resume"))).ok();
-    let expected = "not for vLLM 0.33, lmdeploy: refuses desc_act with groups; static_groups = true in a plan";
+    let expected =
+        "not for vLLM 0.33, lmdeploy: refuses desc_act with groups; static_groups = true in a plan";
     assert!(shown.contains(expected) && shown.contains("(main)"), "{shown}");
 }
 
@@ -308,7 +318,10 @@ fn quantize_says_who_will_not_load_the_result_and_what_changes_it() {
     let all = shown("default", "--samples 2 --seq-len 64");
     assert!(!all.contains("not for"), "{all}");
     let some = shown("act-order", "--samples 2 --seq-len 64 --no-static-groups");
-    assert!(some.contains("not for vLLM 0.33, lmdeploy: refuses desc_act with groups; --static-groups"), "{some}");
+    assert!(
+        some.contains("not for vLLM 0.33, lmdeploy: refuses desc_act with groups; --static-groups"),
+        "{some}"
+    );
     let asymmetric = shown("asym", "--method rtn --asym");
     assert!(asymmetric.contains("symmetric grids only; --sym"), "{asymmetric}");
 }

@@ -169,9 +169,12 @@ pub fn as_written(config: &ModelConfig, quant: &QuantConfig) -> QuantConfig {
 pub fn verdicts(facts: &Facts) -> Vec<Verdict> {
     let verdict = |engine: &Engine| match engine.refusal(facts) {
         Some((reason, remedy)) => Verdict { engine: engine.name, loads: false, reason: Some(reason), remedy },
-        None => {
-            Verdict { engine: engine.name, loads: true, reason: (engine.note)(facts).map(Into::into), remedy: None }
-        }
+        None => Verdict {
+            engine: engine.name,
+            loads: true,
+            reason: (engine.note)(facts).map(Into::into),
+            remedy: None,
+        },
     };
     ENGINES.iter().map(verdict).collect()
 }
