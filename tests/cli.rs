@@ -121,7 +121,13 @@ fn inspect_tells_a_sound_artifact_from_a_damaged_one() {
     let work = workplace("inspect");
     let report = run(gptq("inspect").arg(artifact("")).arg("--json")).json();
     assert_eq!((&report["sound"], &report["tensors"]), (&json!(true), &json!(11 + 28 * 5)));
-    assert!(run(gptq("inspect").arg(artifact(""))).ok().contains("act-order"));
+    let text = run(gptq("inspect").arg(artifact(""))).ok();
+    assert!(
+        text.contains("static groups") && !text.contains("no, "),
+        "every program loads what is made by default"
+    );
+    let text = run(gptq("inspect").arg(artifact("--no-static-groups"))).ok();
+    assert!(text.contains("act-order") && text.contains("no, refuses desc_act with groups"), "{text}");
     assert_eq!(run(gptq("inspect").arg(demo()).arg("--json")).json()["quantization"], Value::Null);
     let unsound = |name: &str, tensor: &str, damage: &dyn Fn(&mut Vec<u8>)| {
         let mut folder = ModelFolder::read(&artifact(""));
@@ -258,7 +264,8 @@ fn branches_of_a_plan_are_made_measured_and_listed() {
     let rows =
         dataset::load(&demo_text("test").parse().unwrap(), &DatasetRoots::from_env().unwrap()).unwrap();
     fs::write(&text, &rows.join(Join::Raw)[..12_000]).unwrap();
-    let branches = "[[branch]]\nname = \"main\"\nbits = 4\n[[branch]]\nbits = 8\ngroup_size = -1\n";
+    let branches = "[[branch]]\nname = \"main\"\nbits = 4\n[[branch]]\nbits = 8\ngroup_size = -1\n\
+                    [[branch]]\nname = \"everybody\"\nbits = 4\nstatic_groups = true\n";
     fs::write(&plan, branches).unwrap();
     let mut command = gptq("branches");
     command
@@ -273,9 +280,12 @@ fn branches_of_a_plan_are_made_measured_and_listed() {
     let measured = run(gptq("table").arg(demo()).arg("--artifacts").arg(&out).arg("--json")).json();
     assert_eq!(rows, measured);
     let predicted = run(gptq("table").arg(demo()).arg("--plan").arg(&plan).arg("--json")).json();
-    assert_eq!(rows.as_array().unwrap().len(), 2);
+    assert_eq!(rows.as_array().unwrap().len(), 3);
     for (row, predicted) in rows.as_array().unwrap().iter().zip(predicted.as_array().unwrap()) {
-        assert_eq!((&row["branch"], &row["size_bytes"]), (&predicted["branch"], &predicted["size_bytes"]));
+        for key in ["branch", "size_bytes", "act_order", "engines"] {
+            assert_eq!(row[key], predicted[key], "{key}");
+        }
+        assert_eq!(row["act_order"], true, "as it was solved, whatever the files' desc_act says: {row}");
         assert!(row["perplexity"].as_f64().unwrap() > row["baseline_perplexity"].as_f64().unwrap(), "{row}");
     }
     assert!(
@@ -283,7 +293,37 @@ fn branches_of_a_plan_are_made_measured_and_listed() {
         "8 bits are nearer than 4"
     );
     let alike = fs::read(out.join("main/model.safetensors")).unwrap();
-    assert!(alike == fs::read(artifact("").join("model.safetensors")).unwrap(), "as `quantize` makes it");
+    assert!(
+        alike == fs::read(artifact("--no-static-groups").join("model.safetensors")).unwrap(),
+        "as `quantize` makes it"
+    );
+    let mut again = gptq("branches");
+    again
+        .arg(demo())
+        .arg("--out")
+        .arg(&out)
+        .arg("--plan")
+        .arg(&plan)
+        .args(["--dataset", &demo_text("train")]);
+    let shown = run(again.args(words("--samples 4 --seq-len 128 --resume"))).ok();
+    let expected =
+        "not for vLLM 0.33, lmdeploy: refuses desc_act with groups; static_groups = true in a plan";
+    assert!(shown.contains(expected) && shown.contains("(main)"), "{shown}");
+}
+
+#[test]
+fn quantize_says_who_will_not_load_the_result_and_what_changes_it() {
+    let work = workplace("engines");
+    let shown = |name: &str, options: &str| run(&mut quantize(&demo(), &work.join(name), options)).ok();
+    let all = shown("default", "--samples 2 --seq-len 64");
+    assert!(!all.contains("not for"), "{all}");
+    let some = shown("act-order", "--samples 2 --seq-len 64 --no-static-groups");
+    assert!(
+        some.contains("not for vLLM 0.33, lmdeploy: refuses desc_act with groups; --static-groups"),
+        "{some}"
+    );
+    let asymmetric = shown("asym", "--method rtn --asym");
+    assert!(asymmetric.contains("symmetric grids only; --sym"), "{asymmetric}");
 }
 
 #[test]

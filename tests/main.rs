@@ -10,6 +10,7 @@ mod interruption;
 mod kv_cache;
 mod model_folder;
 mod on_a_card;
+mod paper;
 mod program;
 mod quality;
 mod refusals;

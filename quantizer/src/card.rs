@@ -7,6 +7,7 @@ use gptq_runtime::checkpoint::write_atomically;
 use gptq_runtime::config::ModelConfig;
 
 use crate::Result;
+use crate::engines::{Facts, Verdict, verdicts};
 use crate::record::{EvaluationRecord, LOG_FILE, QuantizeLog};
 
 /// The card's file name.
@@ -41,6 +42,7 @@ pub fn model_card(log: &QuantizeLog, config: &ModelConfig) -> String {
     if let Some(evaluation) = &log.evaluation {
         text += &measurement(evaluation);
     }
+    text += &loads_in(&Facts::of_settings(config, &log.quant_config()));
     text += "## Use\n\n```\ngptq generate . --prompt \"Once upon a time\"\ngptq eval . --dataset wikitext2:test\n```\n\n\
              transformers reads the folder with `AutoModelForCausalLM.from_pretrained(folder, device_map=\"auto\")` \
              once a GPTQ backend is installed.\n\n\
@@ -97,6 +99,17 @@ fn measurement(e: &EvaluationRecord) -> String {
         e.dataset, e.join, e.windows, e.ctx, e.tokens_scored
     );
     text
+}
+
+/// Which programs load the files.
+fn loads_in(facts: &Facts) -> String {
+    let line = |verdict: &Verdict| {
+        let answer = yes(verdict.loads);
+        let reason = verdict.reason.as_ref().map_or(String::new(), |reason| format!(", {reason}"));
+        format!("| {} | {answer}{reason} |\n", verdict.engine)
+    };
+    let lines: String = verdicts(facts).iter().map(line).collect();
+    format!("## Loads in\n\n| Program | |\n| --- | --- |\n{lines}\n")
 }
 
 fn short(log: &QuantizeLog) -> String {
@@ -176,6 +189,8 @@ mod tests {
             "5.5000",
             "10 windows of 2048 tokens",
             "95.00 %",
+            "| vLLM 0.33 | yes |",
+            "| ExLlama | yes |",
         ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }

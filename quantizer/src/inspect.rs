@@ -7,12 +7,13 @@ use std::path::Path;
 use gptq_runtime::layout::{self, TensorSpec};
 use gptq_runtime::model::ModelFiles;
 use gptq_runtime::quant_config::QuantConfig;
-use gptq_runtime::soundness::{Finding, Stored, summary};
+use gptq_runtime::soundness::{Finding, Module, Stored, summary};
 use rayon::prelude::*;
 
 pub use report::{GroupIndex, Quantization, Report};
 
 use crate::Result;
+use crate::engines::{Facts, verdicts};
 
 /// Examines a checkpoint or an artifact. Files that cannot be opened at all are an error; what is wrong
 /// inside them is in the report.
@@ -21,9 +22,18 @@ pub fn inspect(dir: &Path) -> Result<Report> {
     let (notes, wrong): (Vec<_>, Vec<_>) = findings.into_iter().partition(Finding::is_harmless);
     let mut problems: Vec<String> = wrong.iter().map(Finding::to_string).collect();
     problems.extend(float_problems(&files));
-    let quantization = match &files.quant {
-        Some(quant) => Some(summarise(&files, quant)?),
-        None => None,
+    let (quantization, engines) = match &files.quant {
+        Some(quant) => {
+            let summary = summarise(&files, quant)?;
+            let permuted = summary.g_idx == GroupIndex::ActOrder;
+            let facts = Facts {
+                overrides: summary.own_settings || summary.dense_linears > 0,
+                split_overrides: has_split_stages(&files)?,
+                ..Facts::of_files(&files.config, quant, permuted)
+            };
+            (Some(summary), verdicts(&facts))
+        }
+        None => (None, vec![]),
     };
     let names: Vec<_> = files.checkpoint.names().collect();
     let elements =
@@ -37,6 +47,7 @@ pub fn inspect(dir: &Path) -> Result<Report> {
         vocab_size: files.config.vocab_size,
         context: files.config.context_length(),
         quantization,
+        engines,
         files: files.checkpoint.file_sizes().into_iter().map(|(path, bytes)| (short(path), bytes)).collect(),
         tensors: names.len(),
         elements: names.iter().map(elements).sum(),
@@ -75,6 +86,17 @@ fn summarise(files: &ModelFiles, quant: &QuantConfig) -> Result<Quantization> {
         dense_linears: modules.iter().filter(|module| module.quant.is_none()).count(),
         own_settings: !quant.modules.is_empty(),
     })
+}
+
+/// Whether linears that programs stack, as q, k and v, are quantized in several ways.
+fn has_split_stages(files: &ModelFiles) -> Result<bool> {
+    let modules = files.modules()?;
+    let per_layer = modules.len() / files.config.num_hidden_layers.max(1);
+    let split = |layer: &[Module]| {
+        let alike = |a: &Module, b: &Module| a.quant == b.quant || a.linear.stage != b.linear.stage;
+        layer.iter().zip(layer.iter().skip(1)).any(|(a, b)| !alike(a, b))
+    };
+    Ok(modules.chunks(per_layer.max(1)).any(split))
 }
 
 /// Floating-point tensors that are not finite. Those that are missing or misshapen are findings.

@@ -1,9 +1,11 @@
-//! GPTQ: order, the algorithm, the sequential walk, branch plans, artifacts, their table and their cards.
+//! GPTQ: order, the algorithm, the sequential walk, branch plans, artifacts, their table,
+//! their cards and who loads them.
 //!
 //! [`produce::produce`] makes one artifact; [`gptq::solve`] is the algorithm by itself.
 
 pub mod artifact;
 pub mod card;
+pub mod engines;
 mod error;
 pub mod gptq;
 pub mod inspect;

@@ -11,6 +11,7 @@ use gptq_runtime::model::{self, ModelFiles};
 
 use crate::artifact::{self, ArtifactLayout, ArtifactWriter, Fingerprint, OutMode};
 use crate::card;
+use crate::engines;
 use crate::gptq::{self, GptqParams, Method, Solved};
 use crate::record::{CalibrationRecord, LOG_FILE, LayerRecord, LinearRecord, QuantizeLog};
 use crate::sequential::{Reader, SolvedLayer, Tiles, Walk};
@@ -111,7 +112,8 @@ pub fn produce<B: Backend>(
     let seconds = started.elapsed().as_secs_f64();
     let peak = backend.memory()?.map(|memory| memory.peak);
     let log = log(job, B::name(backend), records, seconds, peak);
-    for (name, bytes) in artifact::side_files(job.source.dir, &files.config, &job.params.quant, job.source.model)? {
+    let written = engines::as_written(&files.config, &job.params.quant);
+    for (name, bytes) in artifact::side_files(job.source.dir, &files.config, &written, job.source.model)? {
         writer.add_file(&name, &bytes)?;
     }
     writer.add_file(LOG_FILE, &log.to_bytes())?;
@@ -307,6 +309,7 @@ fn fingerprint(job: &Job) -> Fingerprint {
     let tokens = job.sequences.iter().flatten().flat_map(|id| id.to_le_bytes());
     let mut print = Fingerprint::new();
     print.insert("quantization", quant.to_quantization_config_json());
+    print.insert("desc_act", engines::needs_desc_act(&job.source.files.config, quant));
     print.insert("method", job.params.method.name());
     print.insert("mse", job.params.mse);
     print.insert("zero_bias", job.zero_bias);

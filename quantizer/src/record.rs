@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::sequential::Phases;
@@ -23,6 +24,7 @@ pub struct QuantizeLog {
     pub bits: u32,
     /// -1 for one group a row.
     pub group_size: i64,
+    /// Columns were solved by descending Hessian diagonal; the files' `desc_act` is about `g_idx` instead.
     pub act_order: bool,
     pub sym: bool,
     pub static_groups: bool,
@@ -102,6 +104,22 @@ impl QuantizeLog {
         let log = serde_json::from_str(&text);
         log.map(Some)
             .map_err(|error| Error::Invalid { place: path.display().to_string(), problem: error.to_string() })
+    }
+
+    /// The settings, with the order of columns that was solved in.
+    pub fn quant_config(&self) -> QuantConfig {
+        let second = self.checkpoint_format == CheckpointFormat::GptqV2.name();
+        QuantConfig {
+            bits: self.bits,
+            group_size: usize::try_from(self.group_size).ok(),
+            damp_percent: self.damp_percent,
+            act_order: self.act_order,
+            static_groups: self.static_groups,
+            sym: self.sym,
+            true_sequential: true,
+            format: if second { CheckpointFormat::GptqV2 } else { CheckpointFormat::Gptq },
+            ..QuantConfig::default()
+        }
     }
 
     /// The file's content.

@@ -3,12 +3,14 @@
 use std::fs;
 use std::path::Path;
 
+use gptq_runtime::checkpoint::Checkpoint;
 use gptq_runtime::config::ModelConfig;
 use gptq_runtime::layout::{self, TensorSpec};
 use gptq_runtime::quant_config::QuantConfig;
 use serde::Serialize;
 
 use crate::artifact::{ArtifactLayout, metadata};
+use crate::engines::{self, Facts, Verdict};
 use crate::plan::Plan;
 use crate::record::{EvaluationRecord, QuantizeLog};
 use crate::{Error, Result};
@@ -31,8 +33,10 @@ pub struct Row {
     pub tensor_bytes: u64,
     pub tensors: usize,
     pub elements: u64,
-    /// ExLlama's kernels read 4-bit files.
+    /// Whether ExLlama's kernels read it.
     pub exllama: bool,
+    /// What each known program makes of it.
+    pub engines: Vec<Verdict>,
     pub desc: String,
     pub perplexity: Option<f64>,
     pub baseline_perplexity: Option<f64>,
@@ -50,7 +54,8 @@ pub fn predict(config: &ModelConfig, plan: &Plan, dataset: &str, seq_len: usize)
         let specs = layout::artifact_tensors(config, &quant, true);
         let totals = Totals::of(&specs);
         let size = ArtifactLayout::new(specs, &metadata(&quant), None).length();
-        Ok(Row::new(&branch.name, &quant, dataset.into(), Some(seq_len), size, totals))
+        let facts = Facts::of_settings(config, &quant);
+        Ok(Row::new(&branch.name, &quant, &facts, dataset.into(), Some(seq_len), size, totals))
     };
     plan.branches.iter().map(row).collect()
 }
@@ -84,7 +89,7 @@ pub fn measure(dir: &Path) -> Result<Vec<Row>> {
 }
 
 fn measure_one(dir: &Path, quant: &QuantConfig) -> Result<Row> {
-    let checkpoint = gptq_runtime::checkpoint::Checkpoint::open(dir)?;
+    let checkpoint = Checkpoint::open(dir)?;
     let entries: Vec<_> = checkpoint.names().filter_map(|name| checkpoint.spec(name)).collect();
     let totals = Totals {
         bytes: entries.iter().map(|entry| entry.bytes()).sum(),
@@ -96,7 +101,12 @@ fn measure_one(dir: &Path, quant: &QuantConfig) -> Result<Row> {
     let calibration = log.as_ref().and_then(|log| log.calibration.as_ref());
     let dataset = calibration.map_or("unknown".into(), |c| c.dataset.clone());
     let name = dir.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
-    let row = Row::new(&name, quant, dataset, calibration.map(|c| c.seq_len), size, totals);
+    let config = ModelConfig::from_file(&dir.join("config.json"))?;
+    let facts = Facts::of_files(&config, quant, permuted(&checkpoint, &config, quant));
+    // A file whose groups lie in its own order says `desc_act: false`; the log knows in which order it was solved.
+    let solved =
+        QuantConfig { act_order: log.as_ref().map_or(quant.act_order, |log| log.act_order), ..quant.clone() };
+    let row = Row::new(&name, &solved, &facts, dataset, calibration.map(|c| c.seq_len), size, totals);
     let evaluation = log.as_ref().and_then(|log| log.evaluation.as_ref());
     let measured = |value: fn(&EvaluationRecord) -> Option<f64>| evaluation.and_then(value);
     Ok(Row {
@@ -107,6 +117,18 @@ fn measure_one(dir: &Path, quant: &QuantConfig) -> Result<Row> {
         seconds: log.as_ref().map(|log| log.seconds),
         ..row
     })
+}
+
+/// Whether some linear's features of one group lie apart.
+fn permuted(checkpoint: &Checkpoint, config: &ModelConfig, quant: &QuantConfig) -> bool {
+    let apart = |linear: &layout::LinearSpec, layer: usize| {
+        let name = format!("{}{}.g_idx", layout::layer_prefix(layer), linear.module);
+        let size = quant.group_size.unwrap_or(linear.in_features);
+        let g_idx = checkpoint.ints(&name, &[linear.in_features]);
+        g_idx.is_ok_and(|g_idx| g_idx.iter().enumerate().any(|(i, group)| *group != (i / size) as i32))
+    };
+    let linears = layout::linears(config);
+    (0..config.num_hidden_layers).any(|layer| linears.iter().any(|linear| apart(linear, layer)))
 }
 
 struct Totals {
@@ -129,6 +151,7 @@ impl Row {
     fn new(
         branch: &str,
         quant: &QuantConfig,
+        facts: &Facts,
         dataset: String,
         seq_len: Option<usize>,
         size_bytes: u64,
@@ -146,7 +169,8 @@ impl Row {
             tensor_bytes: totals.bytes,
             tensors: totals.count,
             elements: totals.elements,
-            exllama: quant.bits == 4,
+            exllama: engines::exllama(facts),
+            engines: engines::verdicts(facts),
             desc: describe(quant),
             perplexity: None,
             baseline_perplexity: None,
@@ -191,7 +215,24 @@ pub fn to_markdown(rows: &[Row]) -> String {
     let rule: Vec<String> = grid.iter().take(1).flatten().map(|_| "---".into()).collect();
     let mut lines: Vec<_> = grid.iter().map(|cells| line(cells)).collect();
     lines.insert(1, line(&rule));
-    lines.concat()
+    lines.concat() + "\n" + &loads_in(rows)
+}
+
+/// A row a program, a column a branch; with the reason of every no.
+fn loads_in(rows: &[Row]) -> String {
+    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let Some(first) = rows.first() else { return String::new() };
+    let branches = rows.iter().map(|row| row.branch.replace('|', "\\|"));
+    let mut text = line([String::from("Loads in")].into_iter().chain(branches).collect());
+    text += &line(vec!["---".into(); rows.len() + 1]);
+    for (i, engine) in first.engines.iter().map(|verdict| verdict.engine).enumerate() {
+        let cell = |row: &Row| match &row.engines[i] {
+            Verdict { loads: true, .. } => "Yes".into(),
+            Verdict { reason, .. } => format!("No: {}", reason.as_deref().unwrap_or_default()),
+        };
+        text += &line([String::from(engine)].into_iter().chain(rows.iter().map(cell)).collect());
+    }
+    text
 }
 
 /// An aligned table without the descriptions.
@@ -277,7 +318,11 @@ mod tests {
         let config = ModelConfig::preset("causallm-7b").unwrap();
         let text = to_markdown(&predict(&config, &Plan::card(), "wikitext", 8192).unwrap());
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines.len(), 8);
+        let loads = lines.iter().position(|line| line.is_empty()).unwrap();
+        assert_eq!(loads, 8);
+        assert!(lines[9].starts_with("| Loads in | main | gptq-4bit-32g-actorder_True |"));
+        assert!(lines[11].starts_with("| vLLM 0.33 | No: refuses desc_act with groups | "), "{}", lines[11]);
+        assert_eq!(lines.iter().skip(loads + 3).count(), 9);
         assert_eq!(
             lines[0],
             "| Branch | Bits | GS | Act Order | Damp % | GPTQ Dataset | Seq Len | Size | ExLlama | Desc |"

@@ -316,5 +316,7 @@ mod tests {
         assert!(!parse(&[]).no_act_order && !parse(&[]).asym);
         assert!(parse(&["--no-act-order", "--asym"]).no_act_order);
         assert!(!parse(&["--no-act-order", "--act-order"]).no_act_order);
+        assert!(!parse(&["--no-static-groups", "--static-groups"]).no_static_groups);
+        assert!(!parse(&["--static-groups", "--no-static-groups"]).static_groups);
     }
 }

@@ -17,7 +17,8 @@ use super::values::{
 #[command(after_help = "Examples:
   gptq quantize ./Llama-2-7b --out ./Llama-2-7B-GPTQ
   gptq quantize ./model --out ./q8 --bits 8 --group-size -1 --dataset my-texts.jsonl
-  gptq quantize ./model --out ./as-published --dataset wikitext2:test --join raw --seq-len 8192 --seed 0
+  gptq quantize ./model --out ./as-published --no-static-groups --dataset wikitext2:test --join raw \
+    --samples 128 --seq-len 8192 --seed 0
   gptq quantize ./model --out ./q4 --resume        # goes on after an interruption")]
 pub struct QuantizeArgs {
     /// Model folder, hub id, or hub-id:branch
@@ -35,7 +36,7 @@ pub struct QuantizeArgs {
     #[arg(long, default_value = "128", allow_hyphen_values = true, value_parser = parse_group_size)]
     pub group_size: GroupSize,
 
-    /// Solve columns by descending Hessian diagonal (default)
+    /// Solve columns by descending Hessian diagonal (default for gptq)
     #[arg(long, overrides_with = "no_act_order")]
     pub act_order: bool,
 
@@ -55,9 +56,15 @@ pub struct QuantizeArgs {
     #[arg(long)]
     pub asym: bool,
 
-    /// Take the grids from the original weights, groups in file order: every reader understands the result
-    #[arg(long)]
+    /// Take the grids from the original weights, groups in file order (default with act-order): vLLM 0.33 and
+    /// lmdeploy read the result, too
+    #[arg(long, overrides_with = "no_static_groups")]
     pub static_groups: bool,
+
+    /// Find each grid when its group is reached. With act-order, groups are then scattered over the inputs, as in
+    /// published files, and the file says desc_act: true
+    #[arg(long)]
+    pub no_static_groups: bool,
 
     /// Search each grid for the range with the least error (slower)
     #[arg(long)]
@@ -89,7 +96,8 @@ pub struct QuantizeArgs {
 /// Quantize every branch of a plan, one folder each, and print their table
 ///
 /// Without a plan: the six branches of the usual card, 4-bit 128g (main), 32g and 64g, 8-bit without groups,
-/// 128g and 32g, all with act-order and damp 0.1.
+/// 128g and 32g, all with act-order and damp 0.1. Five of them are act-order files with groups, as published;
+/// static_groups = true in a plan makes files that every program loads.
 #[derive(Args)]
 #[command(after_help = "Examples:
   gptq branches ./Llama-2-7b --out ./branches

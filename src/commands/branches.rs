@@ -6,11 +6,13 @@ use anyhow::{Context, Result};
 use gptq_calibration::dataset::Dataset;
 use gptq_kernels::Backend;
 use gptq_quantizer::artifact::OutMode;
+use gptq_quantizer::engines::{self, Facts, Place};
 use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::plan::{Branch, Plan};
 use gptq_quantizer::produce::{self, Job, Source};
 use gptq_quantizer::sequential::Tiles;
 use gptq_quantizer::table::{self, Row};
+use gptq_runtime::config::ModelConfig;
 use gptq_runtime::model::Model;
 use gptq_runtime::perplexity::Baseline;
 
@@ -38,7 +40,27 @@ pub fn run(args: &BranchesArgs) -> Result<()> {
     let rows = common::on_device(args.output.device, &config, work)?;
     match args.output.json {
         true => output::json(&rows)?,
-        false => output::text(format_args!("{}", table::to_terminal(&rows)))?,
+        false => {
+            output::text(format_args!("{}", table::to_terminal(&rows)))?;
+            print_advice(&plan, &config)?;
+        }
+    }
+    Ok(())
+}
+
+/// Which programs will not load what was written; branches of which the same is true share a line.
+fn print_advice(plan: &Plan, config: &ModelConfig) -> Result<()> {
+    let mut lines: Vec<(String, Vec<&str>)> = Vec::new();
+    for branch in &plan.branches {
+        for line in engines::advice(&Facts::of_settings(config, &branch.quant_config()), Place::Plan) {
+            match lines.iter_mut().find(|(known, _)| *known == line) {
+                Some((_, branches)) => branches.push(&branch.name),
+                None => lines.push((line, vec![&branch.name])),
+            }
+        }
+    }
+    for (line, branches) in lines {
+        output::line(format_args!("{line} ({})", branches.join(", ")))?;
     }
     Ok(())
 }

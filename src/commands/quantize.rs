@@ -7,6 +7,7 @@ use anyhow::Result;
 use gptq_kernels::{Backend, Memory};
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::card;
+use gptq_quantizer::engines::{self, Facts, Place};
 use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::produce::{self, Event, Job, Source, produce};
 use gptq_quantizer::record::{EvaluationRecord, QuantizeLog};
@@ -34,7 +35,13 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     let log = common::on_device(args.output.device, &files.config, work)?;
     match args.output.json {
         true => output::json(&log)?,
-        false => print_summary(&log, &args.out)?,
+        false => {
+            print_summary(&log, &args.out)?;
+            let facts = Facts::of_settings(&files.config, &params.quant);
+            for line in engines::advice(&facts, Place::Flags) {
+                output::line(format_args!("{line}"))?;
+            }
+        }
     }
     Ok(())
 }
@@ -195,13 +202,17 @@ pub fn record_evaluation(
 }
 
 fn params(args: &QuantizeArgs) -> GptqParams {
+    let act_order = !args.no_act_order && args.method == MethodArg::Gptq;
     GptqParams {
         quant: QuantConfig {
             bits: args.bits,
             group_size: args.group_size.0,
             damp_percent: args.damp_percent,
-            act_order: !args.no_act_order && args.method == MethodArg::Gptq,
-            static_groups: args.static_groups,
+            act_order,
+            // In an order of its own, groups of the sweep would be scattered over the file, and some programs refuse
+            // that. Without it the groups lie in file order anyway, and grids found on the way are the better ones.
+            static_groups: args.static_groups
+                || (act_order && args.group_size.0.is_some() && !args.no_static_groups),
             sym: !args.asym,
             true_sequential: true,
             format: match args.checkpoint_format {

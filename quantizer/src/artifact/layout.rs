@@ -78,7 +78,8 @@ impl ArtifactLayout {
     }
 }
 
-/// What AutoGPTQ 0.4.2 writes into the header, so that sizes agree with published files to the byte.
+/// What AutoGPTQ 0.4.2 writes into the header, so that sizes agree with published files to the byte. No reader
+/// looks at it: `gptq_desc_act` is the order of solving here, also where the config says `desc_act: false`.
 pub fn metadata(quant: &QuantConfig) -> [(&'static str, String); 6] {
     let desc_act = if quant.act_order { "True" } else { "False" };
     [

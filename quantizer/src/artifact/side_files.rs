@@ -25,7 +25,8 @@ const COPIED: [&str; 9] = [
 /// Beginnings of names of files that belong to a model's licence, in capitals.
 const LICENCES: [&str; 5] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING"];
 
-/// Names and contents: both configs, and the source's tokenizer and licence files.
+/// Names and contents: both configs, and the source's tokenizer and licence files. `quant` is what the configs
+/// shall say, see [`crate::engines::as_written`].
 pub fn side_files(
     source: &Path,
     model_config: &ModelConfig,

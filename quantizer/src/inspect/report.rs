@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::engines::Verdict;
 use crate::table::human_size;
 
 /// The findings.
@@ -13,6 +14,8 @@ pub struct Report {
     pub vocab_size: usize,
     pub context: usize,
     pub quantization: Option<Quantization>,
+    /// Which programs load it; empty where nothing is quantized.
+    pub engines: Vec<Verdict>,
     /// File names with their bytes.
     pub files: Vec<(String, u64)>,
     pub tensors: usize,
@@ -73,6 +76,12 @@ impl Report {
             text += &format!("file          {name}, {bytes} bytes ({})\n", human_size(*bytes));
         }
         text += &format!("tensors       {}, {} elements\n", self.tensors, self.elements);
+        for (i, verdict) in self.engines.iter().enumerate() {
+            let label = if i == 0 { "loads in" } else { "" };
+            let answer = if verdict.loads { "yes" } else { "no" };
+            let reason = verdict.reason.as_ref().map_or(String::new(), |reason| format!(", {reason}"));
+            text += &format!("{label:<14}{:<32}{answer}{reason}\n", verdict.engine);
+        }
         for note in &self.notes {
             text += &format!("note          {note}\n");
         }
@@ -91,7 +100,11 @@ impl Quantization {
             format!("groups of {}", self.group_size)
         };
         let kind = if self.sym { "symmetric" } else { "asymmetric" };
-        let order = if self.act_order { "act-order" } else { "no act-order" };
+        let order = match (self.act_order, self.static_groups) {
+            (true, _) => "act-order",
+            (false, true) => "static groups",
+            (false, false) => "no act-order",
+        };
         let g_idx = match self.g_idx {
             GroupIndex::Absent => "absent, groups are contiguous",
             GroupIndex::Contiguous => "contiguous groups",

@@ -63,7 +63,7 @@ __device__ Grid find_grid(const float* values, int count, const Spec& spec) {
     high = warp_max(high);
     if (spec.sym) {
         high = fmaxf(high, -low);
-        if (low < 0.f) low = -high;
+        low = -high;
     }
     if (low == 0.f && high == 0.f) {
         low = -1.f;

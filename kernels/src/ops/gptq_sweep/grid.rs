@@ -74,12 +74,15 @@ impl GridSpec {
     }
 
     /// The range to cover; it always holds 0.
+    ///
+    /// Symmetric ranges reach as far to both sides also where all weights have one sign: the zero point is the
+    /// middle code anyway, so a range from 0 would leave the larger half of positive weights without codes.
     fn range(&self, weights: &[f32]) -> (f32, f32) {
         let mut min = weights.iter().fold(0f32, |a, b| a.min(*b));
         let mut max = weights.iter().fold(0f32, |a, b| a.max(*b));
         if self.sym {
             max = max.max(-min);
-            min = if min < 0.0 { -max } else { min };
+            min = -max;
         }
         if min == 0.0 && max == 0.0 { (-1.0, 1.0) } else { (min, max) }
     }
@@ -122,8 +125,23 @@ mod tests {
     fn symmetric_grids_have_the_middle_code_as_zero() {
         let grid = spec(4, true).find(&[-0.75, 0.1, 1.5]);
         assert_eq!((grid.scale, grid.zero), (2.0 * 1.5 / 15.0, 8.0));
-        let positive = spec(8, true).find(&[0.5, 1.0]);
-        assert_eq!((positive.scale, positive.zero), (1.0 / 255.0, 128.0));
+    }
+
+    /// The zero point is the middle code, so a range that begins at 0 would cut everything above its half.
+    #[test]
+    fn symmetric_grids_reach_the_largest_weight_whatever_the_signs() {
+        let weights: Vec<f32> = (1..=64).map(|i| i as f32 / 64.0).collect();
+        for (bits, mse) in [(2, false), (3, false), (4, false), (8, false), (4, true), (8, true)] {
+            for sign in [1.0, -1.0] {
+                let weights: Vec<f32> = weights.iter().map(|w| sign * w).collect();
+                let grid = GridSpec { mse, ..spec(bits, true) }.find(&weights);
+                assert_eq!(grid.zero, 2f32.powi(bits as i32 - 1));
+                // On a tie the largest code is half a step away; the search may give up a little of the end.
+                let reach = if mse { 1.5 } else { 0.501 } * grid.scale;
+                let worst = weights.iter().map(|w| (grid.value(grid.code(*w)) - w).abs()).fold(0.0, f32::max);
+                assert!(worst <= reach, "{bits} bits, mse {mse}, sign {sign}: {worst} of {}", grid.scale);
+            }
+        }
     }
 
     #[test]
