@@ -63,10 +63,10 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Ids of the whole text and the characters that each covers, with what the model expects around a text.
-    pub fn encode_with_ranges(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+    /// Ids of the whole text and the characters that each covers; `add_special` as for [`Self::encode`].
+    pub fn encode_with_ranges(&self, text: &str, add_special: bool) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
         let encoding =
-            self.shared.inner.encode_char_offsets(text, true).map_err(failed("encode the text"))?;
+            self.shared.inner.encode_char_offsets(text, add_special).map_err(failed("encode the text"))?;
         let ranges = encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect();
         Ok((encoding.get_ids().to_vec(), ranges))
     }

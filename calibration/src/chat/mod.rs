@@ -1,5 +1,7 @@
 //! Chat templates: messages to the text that the model was trained on.
 
+mod conversation;
+
 use std::fmt::Write;
 use std::fs;
 use std::io;
@@ -10,28 +12,14 @@ use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
+pub use conversation::{Conversation, message};
+
 use crate::error::{Error, Result};
 use crate::tokenizer_config::{self, TokenizerConfig};
 
-/// ChatML models expect a system message that is not empty.
-const DEFAULT_SYSTEM_MESSAGE: &str = "You are a helpful assistant.";
-const CHATML_START: &str = "<|im_start|>";
 /// What ends a turn, in ChatML, Llama 3, Phi 3 and Llama 2.
 const END_OF_TURN: [&str; 4] = ["<|im_end|>", "<|eot_id|>", "<|end|>", "</s>"];
 const TEMPLATE_FILE: &str = "chat_template.jinja";
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// `system`, `user` or `assistant`.
-    pub role: String,
-    pub content: String,
-}
-
-impl Message {
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
-    }
-}
 
 /// A model's Jinja template, rendered as `transformers` does: the same whitespace rules, Python's methods on
 /// values, `raise_exception` and `strftime_now`.
@@ -40,6 +28,7 @@ pub struct ChatTemplate {
     source: String,
     bos_token: Option<String>,
     eos_token: Option<String>,
+    default_system: Option<String>,
 }
 
 impl ChatTemplate {
@@ -77,6 +66,7 @@ impl ChatTemplate {
             source: source.to_owned(),
             bos_token: bos_token.map(str::to_owned),
             eos_token: eos_token.map(str::to_owned),
+            default_system: None,
         })
     }
 
@@ -85,54 +75,42 @@ impl ChatTemplate {
         Self::from_source(&source, config.bos_token.as_deref(), config.eos_token.as_deref())
     }
 
-    /// The text of a conversation; `add_generation_prompt` ends it with the start of the assistant's turn.
-    /// Encode it without adding special tokens: the template has brought them. A ChatML conversation whose
-    /// system message is missing or blank gets a default one.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        self.render_with_tools(messages, None, add_generation_prompt)
+    /// The system message of conversations that have none. Without one they stay without.
+    pub fn with_default_system(mut self, text: Option<String>) -> Self {
+        self.default_system = text;
+        self
     }
 
-    /// The same for a template that describes tools to the model.
-    pub fn render_with_tools(
-        &self,
-        messages: &[Message],
-        tools: Option<&serde_json::Value>,
-        add_generation_prompt: bool,
-    ) -> Result<String> {
-        let messages: Vec<Value> = self
-            .with_system_message(messages)
-            .into_iter()
-            .map(|(role, content)| context! { role, content })
-            .collect();
+    /// The text of a conversation. Encode it without adding special tokens: the template has brought them.
+    ///
+    /// # Errors
+    /// [`Error::ChatTemplate`] where the template fails, or refuses the messages by `raise_exception`.
+    pub fn render(&self, conversation: &Conversation) -> Result<String> {
         let token = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
         let context = context! {
-            messages,
-            add_generation_prompt,
+            messages => self.messages(conversation.messages),
+            add_generation_prompt => conversation.add_generation_prompt,
             bos_token => token(&self.bos_token),
             eos_token => token(&self.eos_token),
             // Templates may test them against none without asking whether they are defined.
-            tools => tools.map_or(Value::from(()), Value::from_serialize),
+            tools => conversation.tools.map_or(Value::from(()), Value::from_serialize),
             documents => Value::from(()),
+            ..Value::from_serialize(conversation.kwargs)
         };
         self.environment.render_named_str(TEMPLATE_FILE, &self.source, context).map_err(Error::ChatTemplate)
+    }
+
+    fn messages(&self, messages: &[serde_json::Value]) -> Vec<Value> {
+        let has_system = messages.iter().any(|message| message["role"] == "system");
+        let default = self.default_system.as_deref().filter(|_| !has_system);
+        let default = default.map(|text| Value::from_serialize(message("system", text)));
+        default.into_iter().chain(messages.iter().map(Value::from_serialize)).collect()
     }
 
     /// The end-of-turn markers that the template writes. A tokenizer's eos token may be another one: without
     /// these in the stop set a chat runs on into the next turn.
     pub fn stop_tokens(&self) -> Vec<&'static str> {
         END_OF_TURN.into_iter().filter(|marker| self.source.contains(marker)).collect()
-    }
-
-    /// Messages as (role, content).
-    fn with_system_message<'a>(&self, messages: &'a [Message]) -> Vec<(&'a str, &'a str)> {
-        let is_blank = |message: &Message| message.role == "system" && message.content.trim().is_empty();
-        let has_system = messages.iter().any(|message| message.role == "system" && !is_blank(message));
-        let as_they_are = |message: &'a Message| (message.role.as_str(), message.content.as_str());
-        if has_system || !self.source.contains(CHATML_START) {
-            return messages.iter().map(as_they_are).collect();
-        }
-        let others = messages.iter().filter(|message| !is_blank(message)).map(as_they_are);
-        [("system", DEFAULT_SYSTEM_MESSAGE)].into_iter().chain(others).collect()
     }
 }
 
@@ -180,29 +158,33 @@ mod tests {
         ChatTemplate::from_source(source, Some("<s>"), None).unwrap()
     }
 
-    fn message(error: Result<String>) -> String {
-        error.unwrap_err().to_string()
+    fn render(source: &str, messages: &[serde_json::Value]) -> String {
+        let conversation = Conversation { add_generation_prompt: false, ..Conversation::new(messages) };
+        template(source).render(&conversation).unwrap()
+    }
+
+    fn refused(source: &str) -> String {
+        template(source).render(&Conversation::new(&[])).unwrap_err().to_string()
     }
 
     #[test]
     fn chatml_turns_end_and_the_assistant_is_prompted() {
-        let messages = [Message::new("system", "Be brief."), Message::new("user", "Hi\nthere")];
+        let messages = [message("system", "Be brief."), message("user", "Hi\nthere")];
         let text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi\nthere<|im_end|>\n";
-        assert_eq!(template(CHATML).render(&messages, false).unwrap(), text);
-        let prompted = template(CHATML).render(&messages, true).unwrap();
+        assert_eq!(render(CHATML, &messages), text);
+        let prompted = template(CHATML).render(&Conversation::new(&messages)).unwrap();
         assert_eq!(prompted, format!("{text}<|im_start|>assistant\n"));
     }
 
     #[test]
-    fn a_chatml_system_message_is_never_missing_or_empty() {
-        let user = Message::new("user", "Hi");
-        let expected =
-            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n";
-        for messages in [vec![user.clone()], vec![Message::new("system", " "), user.clone()]] {
-            assert_eq!(template(CHATML).render(&messages, false).unwrap(), expected);
-        }
-        let other = template("{% for m in messages %}{{ m.role }};{% endfor %}");
-        assert_eq!(other.render(&[user], false).unwrap(), "user;", "other formats are left alone");
+    fn a_system_message_is_added_only_where_it_was_asked_for_and_there_is_none() {
+        let roles = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}";
+        let (user, blank) = (message("user", "Hi"), message("system", " "));
+        assert_eq!(render(roles, &[user.clone()]), "user:Hi;");
+        let asked = template(roles).with_default_system(Some("Be brief.".into()));
+        let rendered = |messages: &[_]| asked.render(&Conversation::new(messages)).unwrap();
+        assert_eq!(rendered(&[user.clone()]), "system:Be brief.;user:Hi;");
+        assert_eq!(rendered(&[blank, user]), "system: ;user:Hi;");
     }
 
     #[test]
@@ -221,27 +203,22 @@ mod tests {
             ),
             ("{{ '<a&\\'b\\'>' | tojson }}", "\"<a&'b'>\""),
         ] {
-            let messages = [Message::new("user", " a"), Message::new("user", "b ")];
-            assert_eq!(
-                template(source).render(&messages, false).unwrap().trim_end_matches('\n'),
-                expected,
-                "{source}"
-            );
+            let messages = [message("user", " a"), message("user", "b ")];
+            assert_eq!(render(source, &messages).trim_end_matches('\n'), expected, "{source}");
         }
     }
 
     #[test]
     fn a_template_can_refuse_the_messages() {
-        let refusing = template("{{ raise_exception('roles must alternate') }}");
-        let error = message(refusing.render(&[], false));
+        let error = refused("{{ raise_exception('roles must alternate') }}");
         assert!(error.contains("roles must alternate") && !error.contains('\n'), "{error}");
     }
 
     #[test]
     fn the_date_is_formatted_and_a_bad_format_is_an_error() {
-        let date = template("{{ strftime_now('%d %b %Y') }}").render(&[], false).unwrap();
+        let date = render("{{ strftime_now('%d %b %Y') }}", &[]);
         assert!(chrono::NaiveDate::parse_from_str(&date, "%d %b %Y").is_ok(), "{date}");
-        let error = message(template("{{ strftime_now('%Q') }}").render(&[], false));
+        let error = refused("{{ strftime_now('%Q') }}");
         assert!(error.contains("%Q"), "{error}");
     }
 
@@ -265,12 +242,12 @@ mod tests {
         assert!(matches!(&error, Error::NoChatTemplate { .. }), "{error}");
         let config = r#"{"bos_token": "<s>", "chat_template": "config {{ bos_token }}"}"#;
         fs::write(folder.path().join(tokenizer_config::FILE_NAME), config).unwrap();
-        assert_eq!(load().unwrap().render(&[], false).unwrap(), "config <s>");
+        assert_eq!(load().unwrap().render(&Conversation::new(&[])).unwrap(), "config <s>");
         assert_eq!(
-            ChatTemplate::from_config(config.as_bytes()).unwrap().render(&[], false).unwrap(),
+            ChatTemplate::from_config(config.as_bytes()).unwrap().render(&Conversation::new(&[])).unwrap(),
             "config <s>"
         );
         fs::write(folder.path().join(TEMPLATE_FILE), "file {{ bos_token }}").unwrap();
-        assert_eq!(load().unwrap().render(&[], false).unwrap(), "file <s>");
+        assert_eq!(load().unwrap().render(&Conversation::new(&[])).unwrap(), "file <s>");
     }
 }
