@@ -2,6 +2,7 @@
 
 mod answer;
 mod request;
+pub mod tool_calls;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
