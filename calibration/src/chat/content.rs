@@ -83,3 +83,46 @@ pub(super) fn cut_at_end(mut prompt: String, text: &str) -> Result<String> {
     }
     Ok(prompt)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn content(message: Value, iterates: bool) -> Result<Value, String> {
+        let prepared = prepared(&message, iterates).map_err(|error| error.to_string())?;
+        Ok(prepared["content"].clone())
+    }
+
+    #[test]
+    fn texts_are_joined_for_templates_that_do_not_go_through_parts() {
+        let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b\n"}, "c"]);
+        let message = json!({"role": "user", "content": parts});
+        assert_eq!(content(message.clone(), false).unwrap(), "a\nb\n\nc");
+        assert_eq!(content(message, true).unwrap(), parts);
+        assert_eq!(content(json!({"role": "assistant", "content": null}), false).unwrap(), Value::Null);
+    }
+
+    #[test]
+    fn parts_that_are_no_text_are_refused_by_name_and_not_dropped() {
+        for (part, iterates, error) in [
+            (
+                json!({"type": "image_url", "image_url": {"url": "x"}}),
+                true,
+                "image_url parts are not supported",
+            ),
+            (
+                json!({"type": "image_url", "image_url": {"url": "x"}}),
+                false,
+                "image_url parts are not supported",
+            ),
+            (json!({"type": "input_audio", "text": "x"}), true, "input_audio parts are not supported"),
+            (json!({"type": "thinking", "thinking": "x"}), false, "thinking parts are not supported"),
+            (json!({"type": "text"}), false, "content: expected parts with a `text`"),
+        ] {
+            assert_eq!(content(json!({"role": "user", "content": [part]}), iterates).unwrap_err(), error);
+        }
+        assert!(content(json!("Hi"), false).unwrap_err().starts_with("messages: expected objects"));
+    }
+}

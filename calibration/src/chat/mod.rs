@@ -170,7 +170,7 @@ fn check(conversation: &Conversation, tools: Option<&Json>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use serde_json::json;
 
     use super::*;
 
@@ -216,27 +216,6 @@ mod tests {
     }
 
     #[test]
-    fn templates_written_for_python_render_the_same() {
-        for (source, expected) in [
-            (
-                "{%- for m in messages %}\n    {% if loop.first %}{% continue %}{% endif %}\n{{ m.content }}\n{% endfor %}",
-                "b ",
-            ),
-            ("{{ messages[0]['content'].strip().upper().startswith('A') }}", "True"),
-            ("{{ bos_token }}{% if eos_token is defined %}!{% endif %}{{ eos_token }}", "<s>"),
-            ("{% if tools is not none %}tools{% else %}none{% endif %}", "none"),
-            (
-                "{% set ns = namespace(n=0) %}{% for m in messages[1:] %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
-                "1",
-            ),
-            ("{{ '<a&\\'b\\'>' | tojson }}", "\"<a&'b'>\""),
-        ] {
-            let messages = [message("user", " a"), message("user", "b ")];
-            assert_eq!(render(source, &messages).trim_end_matches('\n'), expected, "{source}");
-        }
-    }
-
-    #[test]
     fn a_template_can_refuse_the_messages() {
         let error = refused("{{ raise_exception('roles must alternate') }}");
         assert!(error.contains("roles must alternate") && !error.contains('\n'), "{error}");
@@ -263,19 +242,32 @@ mod tests {
     }
 
     #[test]
-    fn the_file_wins_over_the_configuration() {
-        let folder = tempfile::tempdir().unwrap();
-        let load = || ChatTemplate::load(folder.path());
-        let error = load().err().unwrap();
-        assert!(matches!(&error, Error::NoChatTemplate { .. }), "{error}");
-        let config = r#"{"bos_token": "<s>", "chat_template": "config {{ bos_token }}"}"#;
-        fs::write(folder.path().join(tokenizer_config::FILE_NAME), config).unwrap();
-        assert_eq!(load().unwrap().render(&Conversation::new(&[])).unwrap(), "config <s>");
-        assert_eq!(
-            ChatTemplate::from_config(config.as_bytes()).unwrap().render(&Conversation::new(&[])).unwrap(),
-            "config <s>"
-        );
-        fs::write(folder.path().join(sources::FILE_NAME), "file {{ bos_token }}").unwrap();
-        assert_eq!(load().unwrap().render(&Conversation::new(&[])).unwrap(), "file <s>");
+    fn the_template_for_tools_is_taken_where_there_are_tools() {
+        let config = r#"{"chat_template": [{"name": "tool_use", "template": "{{ tools | length }} tools"},
+            {"name": "default", "template": "plain"}]}"#;
+        let template = ChatTemplate::from_config(config.as_bytes()).unwrap();
+        for (tools, expected) in
+            [(json!([{}]), "1 tools"), (json!([]), "0 tools"), (Json::Null, "plain"), (json!("no"), "")]
+        {
+            let conversation = Conversation { tools: Some(&tools), ..Conversation::new(&[]) };
+            match template.render(&conversation) {
+                Ok(prompt) => assert_eq!(prompt, expected),
+                Err(error) => assert_eq!(error.to_string(), "tools: expected a list of objects"),
+            }
+        }
+        assert_eq!(template.source(true), Some("{{ tools | length }} tools"));
+    }
+
+    #[test]
+    fn further_variables_win_over_tokens_and_never_over_the_messages() {
+        let source = template("{{ bos_token }}{{ enable_thinking }}{{ add_generation_prompt }}");
+        let rendered = |kwargs: Json| {
+            let kwargs = kwargs.as_object().unwrap();
+            source
+                .render(&Conversation { kwargs, ..Conversation::new(&[]) })
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(rendered(json!({"bos_token": "<b>", "enable_thinking": false})).unwrap(), "<b>FalseTrue");
+        assert!(rendered(json!({"messages": []})).unwrap_err().contains("messages"));
     }
 }

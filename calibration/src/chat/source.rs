@@ -120,6 +120,10 @@ fn content_at<'a>(tokens: &'a [Token<'a>], names: &HashSet<&str>) -> impl Iterat
             Kind::Text if token.text == "content" && before.is_some_and(|it| it.is("[")) => {
                 after.split_first().filter(|(next, _)| next.is("]")).map(|(_, rest)| rest)
             }
+            // `message.get('content')`
+            Kind::Text if token.text == "content" && i >= 2 && tokens[i - 2].is_name("get") => {
+                after.iter().position(|next| next.is(")")).map(|end| &after[end + 1..])
+            }
             _ => None,
         }
     })
@@ -238,6 +242,7 @@ mod tests {
             "{% for part in message.content %}",
             "{%- for part in message['content'] if part.type == 'text' -%}",
             "{% set parts = m[\"content\"] %}{% for part in parts %}",
+            "{% set c = m.get('content', '') %}{% for part in c %}",
             "{% macro render(content) %}{% for item in content %}",
             "{{ m.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join }}",
         ] {

@@ -71,3 +71,63 @@ fn knows_chatml(tokenizer: &Path) -> Result<bool> {
     let is_added = |token: &str| added.into_iter().flatten().any(|it| it["content"] == token);
     Ok(CHATML.iter().all(|token| is_added(token) || json["model"]["vocab"].get(token).is_some()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ChatTemplate, Conversation, message};
+    use super::*;
+
+    struct Model(tempfile::TempDir);
+
+    impl Model {
+        fn with(files: &[(&str, &str)]) -> Self {
+            let model = Self(tempfile::tempdir().unwrap());
+            files.iter().for_each(|(name, text)| model.write(name, text));
+            model
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            let path = self.0.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+
+        fn prompt(&self, messages: &[Value], tools: Option<&Value>) -> Result<String> {
+            let conversation = Conversation { tools, ..Conversation::new(messages) };
+            ChatTemplate::load(self.0.path())?.render(&conversation)
+        }
+    }
+
+    #[test]
+    fn files_of_templates_win_over_the_configuration() {
+        let model = Model::with(&[]);
+        let tools = serde_json::json!([{}]);
+        assert!(matches!(model.prompt(&[], None).unwrap_err(), Error::NoChatTemplate { .. }));
+        let config = r#"{"bos_token": "<s>", "chat_template": "config {{ bos_token }}"}"#;
+        model.write("tokenizer_config.json", config);
+        assert_eq!(model.prompt(&[], Some(&tools)).unwrap(), "config <s>");
+        model.write("chat_template.jinja", "file {{ bos_token }}");
+        assert_eq!(model.prompt(&[], Some(&tools)).unwrap(), "file <s>");
+        model.write("additional_chat_templates/tool_use.jinja", "tools");
+        assert_eq!(model.prompt(&[], Some(&tools)).unwrap(), "tools");
+        assert_eq!(model.prompt(&[], None).unwrap(), "file <s>");
+    }
+
+    #[test]
+    fn a_tokenizer_that_knows_chatml_gets_its_template_with_a_system_message() {
+        let tokenizer = |tokens: &[&str]| {
+            let added: Vec<_> = tokens.iter().map(|it| serde_json::json!({"content": it})).collect();
+            serde_json::json!({"added_tokens": added, "model": {"vocab": {"<|im_end|>": 1}}}).to_string()
+        };
+        let chatml = Model::with(&[("tokenizer.json", &tokenizer(&["<|im_start|>"]))]);
+        let (user, own) = (message("user", " Hi"), message("system", "Be brief."));
+        let rest = "<|im_start|>user\n Hi<|im_end|>\n<|im_start|>assistant\n";
+        let default = format!("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{rest}");
+        assert_eq!(chatml.prompt(&[user.clone()], None).unwrap(), default);
+        assert_eq!(chatml.prompt(&[message("system", " "), user.clone()], None).unwrap(), default);
+        let prompt = chatml.prompt(&[own, user.clone()], None).unwrap();
+        assert_eq!(prompt, format!("<|im_start|>system\nBe brief.<|im_end|>\n{rest}"));
+        let other = Model::with(&[("tokenizer.json", &tokenizer(&["<s>"]))]);
+        assert!(matches!(other.prompt(&[user], None).unwrap_err(), Error::NoChatTemplate { .. }));
+    }
+}

@@ -23,8 +23,8 @@ impl ToolFormat {
     pub fn of_template(source: &str) -> Option<Self> {
         let has = |marker: &str| source.contains(marker);
         match () {
-            // The same tags around another language.
-            () if has("<tool_call>") && has("<function=") => None,
+            // The same tags around other languages.
+            () if has("<tool_call>") && (has("<function=") || has("<arg_key>")) => None,
             () if has("<tool_call>") => Some(Self::Hermes),
             () if has("[TOOL_CALLS]") => Some(Self::Mistral),
             () if has("<|python_tag|>") => Some(Self::Llama),
