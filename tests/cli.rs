@@ -110,10 +110,11 @@ fn a_chat_goes_through_the_template() {
     let short = tokens(&["--chat", "--system", "Be brief."]);
     let long =
         tokens(&["--chat", "--system", "Be brief, be kind, and answer in the tongue of the question."]);
-    let default = tokens(&["--chat"]);
-    assert!(tokens(&[]) < short && short < default && default < long, "{short}, {default}, {long}");
-    // ChatML models get this system message where none is given.
-    assert_eq!(default, tokens(&["--chat", "--system", "You are a helpful assistant."]));
+    let none = tokens(&["--chat"]);
+    assert!(tokens(&[]) < none && none < short && short < long, "{none}, {short}, {long}");
+    // Nobody gets a system message unasked, and an own one wins.
+    assert_eq!(short, tokens(&["--chat", "--default-system", "Be brief."]));
+    assert_eq!(short, tokens(&["--chat", "--system", "Be brief.", "--default-system", "Be brief, be kind."]));
 }
 
 #[test]

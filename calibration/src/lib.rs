@@ -43,7 +43,7 @@ mod text_stream;
 pub mod tokenizer;
 mod tokenizer_config;
 
-pub use crate::chat::{ChatTemplate, Message};
+pub use crate::chat::{ChatTemplate, Conversation};
 pub use crate::dataset::{Dataset, DatasetRoots, DatasetSpec, Join, Split, WikiText2};
 pub use crate::error::{Error, Result};
 pub use crate::hub::{HubCache, ModelRef};

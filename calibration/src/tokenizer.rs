@@ -55,7 +55,8 @@ impl Tokenizer {
         let added = inner.get_added_tokens_decoder();
         let special = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        let TokenizerConfig { bos_token, eos_token, .. } = config;
+        let (bos_token, eos_token) =
+            (config.bos_token().map(str::to_owned), config.eos_token().map(str::to_owned));
         Ok(Self { shared: Arc::new(Shared { inner, vocab_size, special, bos_token, eos_token }) })
     }
 
@@ -67,10 +68,10 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Ids of the whole text and the characters that each covers, with what the model expects around a text.
-    pub fn encode_with_ranges(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+    /// Ids of the whole text and the characters that each covers; `add_special` as for [`Self::encode`].
+    pub fn encode_with_ranges(&self, text: &str, add_special: bool) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
         let encoding =
-            self.shared.inner.encode_char_offsets(text, true).map_err(failed("encode the text"))?;
+            self.shared.inner.encode_char_offsets(text, add_special).map_err(failed("encode the text"))?;
         let ranges = encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect();
         Ok((encoding.get_ids().to_vec(), ranges))
     }

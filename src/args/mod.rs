@@ -186,6 +186,10 @@ pub struct ChatArgs {
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
 
+    /// System message where none is given, also after /system without a text
+    #[arg(long, value_name = "TEXT")]
+    pub default_system: Option<String>,
+
     /// Tokens of an answer at most
     #[arg(long, default_value_t = 512)]
     pub max_new_tokens: usize,
@@ -230,6 +234,10 @@ pub struct GenerateArgs {
     /// System message of the chat
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub system: Option<String>,
+
+    /// System message of the chat where --system gives none
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub default_system: Option<String>,
 
     #[command(flatten)]
     pub kv_cache: KvCacheArgs,

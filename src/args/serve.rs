@@ -33,6 +33,10 @@ pub struct ServeArgs {
     #[arg(long, env = "QUANTIZE", value_enum)]
     pub quantize: Option<QuantizeKind>,
 
+    /// System message of conversations that have none; without it they stay as they were sent
+    #[arg(long, env = "DEFAULT_SYSTEM", value_name = "TEXT")]
+    pub default_system: Option<String>,
+
     /// Tokens of a prompt
     #[arg(long, env = "MAX_INPUT_TOKENS")]
     pub max_input_tokens: Option<usize>,

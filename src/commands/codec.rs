@@ -1,13 +1,13 @@
 //! The model's tokenizer and chat template, as the server wants them.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::Result;
 use gptq_calibration::TextStream;
-use gptq_calibration::chat::{ChatTemplate, Message};
+use gptq_calibration::chat::{ChatTemplate, Conversation};
 use gptq_calibration::tokenizer::Tokenizer;
-use gptq_runtime::server::text::{ChatMessage, Pieces, Span, TextCodec};
-use serde_json::Value;
+use gptq_runtime::server::text::{Pieces, PromptRequest, Span, TextCodec};
 
 pub struct Codec {
     tokenizer: Tokenizer,
@@ -16,8 +16,10 @@ pub struct Codec {
 }
 
 impl Codec {
-    pub fn load(dir: &Path) -> Result<Self> {
+    /// `default_system` is the system message of conversations that have none.
+    pub fn load(dir: &Path, default_system: Option<&str>) -> Result<Self> {
         let template = ChatTemplate::load(dir).map_err(|error| error.to_string());
+        let template = template.map(|it| it.with_default_system(default_system.map(str::to_owned)));
         Ok(Self { tokenizer: Tokenizer::load(dir)?, template })
     }
 }
@@ -27,8 +29,9 @@ impl TextCodec for Codec {
         self.tokenizer.encode(text, add_special).map_err(|error| error.to_string())
     }
 
-    fn spans(&self, text: &str) -> Result<Vec<Span>, String> {
-        let (ids, ranges) = self.tokenizer.encode_with_ranges(text).map_err(|error| error.to_string())?;
+    fn spans(&self, text: &str, add_special: bool) -> Result<Vec<Span>, String> {
+        let (ids, ranges) =
+            self.tokenizer.encode_with_ranges(text, add_special).map_err(|error| error.to_string())?;
         let of = |(id, range): (u32, std::ops::Range<usize>)| {
             let piece = text.chars().skip(range.start).take(range.len()).collect();
             Span { id, text: piece, start: range.start, stop: range.end }
@@ -36,11 +39,17 @@ impl TextCodec for Codec {
         Ok(ids.into_iter().zip(ranges).map(of).collect())
     }
 
-    fn render(&self, messages: &[ChatMessage], tools: Option<&Value>) -> Result<String, String> {
+    fn render(&self, request: &PromptRequest) -> Result<String, String> {
         let template = self.template.as_ref().map_err(Clone::clone)?;
-        let messages: Vec<_> =
-            messages.iter().map(|m| Message::new(m.role.as_str(), m.content.as_str())).collect();
-        template.render_with_tools(&messages, tools, true).map_err(|error| error.to_string())
+        let PromptRequest { messages, tools, add_generation_prompt, continue_final_message, kwargs } =
+            *request;
+        let conversation =
+            Conversation { messages, tools, add_generation_prompt, continue_final_message, kwargs };
+        template.render(&conversation).map_err(|error| error.to_string())
+    }
+
+    fn template_source(&self, with_tools: bool) -> Option<&str> {
+        self.template.as_ref().ok()?.source(with_tools)
     }
 
     fn end_of_turn(&self) -> Vec<u32> {
@@ -56,19 +65,33 @@ impl TextCodec for Codec {
         self.tokenizer.decode(&[id], false).unwrap_or_default()
     }
 
-    fn pieces(&self) -> Box<dyn Pieces> {
-        Box::new(Stream(self.tokenizer.stream(true)))
+    fn pieces_keeping(&self, kept: &[&str]) -> Box<dyn Pieces> {
+        let special = |token: &&str| {
+            let id = self.tokenizer.token_id(token).filter(|id| self.tokenizer.is_special(*id))?;
+            Some((id, token.to_string()))
+        };
+        Box::new(Stream {
+            text: self.tokenizer.stream(true),
+            kept: kept.iter().filter_map(special).collect(),
+        })
     }
 }
 
-struct Stream(TextStream);
+struct Stream {
+    text: TextStream,
+    /// Special tokens that have a text here.
+    kept: HashMap<u32, String>,
+}
 
 impl Pieces for Stream {
     fn push(&mut self, id: u32) -> Result<String, String> {
-        self.0.push(id).map(Option::unwrap_or_default).map_err(|error| error.to_string())
+        match self.kept.get(&id).cloned() {
+            Some(token) => Ok(self.finish()? + &token),
+            None => self.text.push(id).map(Option::unwrap_or_default).map_err(|error| error.to_string()),
+        }
     }
 
     fn finish(&mut self) -> Result<String, String> {
-        self.0.finish().map(Option::unwrap_or_default).map_err(|error| error.to_string())
+        self.text.finish().map(Option::unwrap_or_default).map_err(|error| error.to_string())
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use gptq_calibration::chat::{ChatTemplate, Message};
+use gptq_calibration::chat::{ChatTemplate, Conversation, message};
 use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::Backend;
 use gptq_runtime::generate::{FinishReason, GenerateParams, Session};
@@ -173,12 +173,12 @@ fn prompt(args: &GenerateArgs, dir: &Path) -> Result<(String, Vec<String>)> {
     if !args.chat {
         return Ok((args.prompt.clone(), Vec::new()));
     }
-    let template = ChatTemplate::load(dir).context("--chat")?;
-    let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let template =
+        ChatTemplate::load(dir).context("--chat")?.with_default_system(args.default_system.clone());
     let mut messages: Vec<_> = args.system.iter().map(|system| message("system", system)).collect();
     messages.push(message("user", &args.prompt));
     let stops = template.stop_tokens().into_iter().map(String::from).collect();
-    Ok((template.render(&messages, true)?, stops))
+    Ok((template.render(&Conversation::new(&messages))?, stops))
 }
 
 /// The ids that end a turn.

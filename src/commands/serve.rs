@@ -34,7 +34,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     check(args, &dir)?;
     let limits = Limits::new(args, &config)?;
     let (engine, inbox) = engine::handle();
-    let codec = Codec::load(&dir)?;
+    let codec = Codec::load(&dir, args.default_system.as_deref())?;
     let server = ServerConfig {
         limits: limits.server,
         info: ModelInfo {

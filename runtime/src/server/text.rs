@@ -1,10 +1,21 @@
 //! What the server needs of text. The command line supplies it, so this crate needs no tokenizer.
 
-/// A message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChatMessage {
-    pub role: String,
-    pub content: String,
+use serde_json::{Map, Value};
+
+/// A conversation as it was sent, and what is asked of the model's chat template.
+#[derive(Clone, Copy, Debug)]
+pub struct PromptRequest<'a> {
+    /// Objects with all the fields that they came with.
+    pub messages: &'a [Value],
+    /// Descriptions of functions, in the order given.
+    pub tools: Option<&'a Value>,
+    /// Ends the prompt with the start of the assistant's turn.
+    pub add_generation_prompt: bool,
+    /// Ends the prompt where the last message does, so that the answer goes on with it. Never together with
+    /// `add_generation_prompt`.
+    pub continue_final_message: bool,
+    /// More variables of the template, which win over the others.
+    pub kwargs: &'a Map<String, Value>,
 }
 
 /// A token and the characters that it covers.
@@ -21,11 +32,14 @@ pub trait TextCodec: Send + Sync + 'static {
     /// Ids of a text; `add_special` adds what the model expects around one.
     fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, String>;
 
-    /// Ids with their places in the text, counted in characters.
-    fn spans(&self, text: &str) -> Result<Vec<Span>, String>;
+    /// Ids with their places in the text, counted in characters; `add_special` as for `encode`.
+    fn spans(&self, text: &str, add_special: bool) -> Result<Vec<Span>, String>;
 
-    /// The text of a conversation up to the assistant's turn.
-    fn render(&self, messages: &[ChatMessage], tools: Option<&serde_json::Value>) -> Result<String, String>;
+    /// The text of a conversation. Encode it without adding special tokens: the template has brought them.
+    fn render(&self, request: &PromptRequest) -> Result<String, String>;
+
+    /// The source of the chat template that a conversation with or without tools takes.
+    fn template_source(&self, with_tools: bool) -> Option<&str>;
 
     /// Ids that end the assistant's turn.
     fn end_of_turn(&self) -> Vec<u32>;
@@ -35,8 +49,13 @@ pub trait TextCodec: Send + Sync + 'static {
     /// The text of one id, as far as it is one.
     fn token_text(&self, id: u32) -> String;
 
-    /// A decoder for a growing sequence.
-    fn pieces(&self) -> Box<dyn Pieces>;
+    /// A decoder for a growing sequence. Special tokens have no text, but for those named in `kept`.
+    fn pieces_keeping(&self, kept: &[&str]) -> Box<dyn Pieces>;
+
+    /// A decoder for a growing sequence, without special tokens.
+    fn pieces(&self) -> Box<dyn Pieces> {
+        self.pieces_keeping(&[])
+    }
 }
 
 /// Generated ids to text. Only whole characters come out.

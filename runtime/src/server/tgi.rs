@@ -253,6 +253,6 @@ pub fn logit_bias(given: Option<&BTreeMap<String, f32>>) -> Result<Vec<(u32, f32
 /// POST `/tokenize`
 pub fn tokenize(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
     let request: GenerateRequest = routes::parse(body)?;
-    let spans = call.text.spans(&request.inputs).map_err(ApiError::validation)?;
+    let spans = call.text.spans(&request.inputs, true).map_err(ApiError::validation)?;
     Ok(Json(spans).into_response())
 }

@@ -7,11 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use gptq_calibration::chat::{ChatTemplate, Message};
+use gptq_calibration::chat::{ChatTemplate, Conversation, message};
 use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::Backend;
 use gptq_runtime::generate::{GenerateParams, Session};
 use gptq_runtime::model::Model;
+use serde_json::Value;
 
 use super::common::{self, DeviceKind, OnDevice};
 use super::eval;
@@ -44,7 +45,8 @@ impl OnDevice for Chat<'_> {
 
     fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<()> {
         let Self { args, dir } = self;
-        let template = ChatTemplate::load(dir).context("chat")?;
+        let template =
+            ChatTemplate::load(dir).context("chat")?.with_default_system(args.default_system.clone());
         let tokenizer = Tokenizer::load(dir)?;
         let model = eval::load(&device, dir)?.with_kv_dtype(args.kv_cache.kv_cache_dtype.into());
         let stops: Vec<String> = template.stop_tokens().into_iter().map(String::from).collect();
@@ -53,7 +55,7 @@ impl OnDevice for Chat<'_> {
             eos_token_ids: generate::end_ids(&model, &tokenizer, &stops),
             sampling: generate::sampling(&args.sampling),
         };
-        let mut conversation = Conversation {
+        let mut talk = Talk {
             model: &model,
             session: Session::new(&model, ROOM),
             tokenizer: &tokenizer,
@@ -63,11 +65,11 @@ impl OnDevice for Chat<'_> {
             turns: Vec::new(),
             interrupt: Interrupt::listen()?,
         };
-        conversation.hold()
+        talk.hold()
     }
 }
 
-struct Conversation<'a, B: Backend> {
+struct Talk<'a, B: Backend> {
     model: &'a Model<B>,
     session: Session<'a, B>,
     tokenizer: &'a Tokenizer,
@@ -75,11 +77,11 @@ struct Conversation<'a, B: Backend> {
     params: GenerateParams,
     system: Option<String>,
     /// Messages of the user and answers in turn.
-    turns: Vec<Message>,
+    turns: Vec<Value>,
     interrupt: Arc<Interrupt>,
 }
 
-impl<B: Backend> Conversation<'_, B> {
+impl<B: Backend> Talk<'_, B> {
     /// Until the input ends or `/quit`.
     fn hold(&mut self) -> Result<()> {
         let mut lines = Lines::open()?;
@@ -101,13 +103,13 @@ impl<B: Backend> Conversation<'_, B> {
                 (command, _) if command.starts_with('/') => {
                     eprintln!("unknown command {command}: expected /reset, /system TEXT, /help or /quit");
                 }
-                _ => self.answer(line.trim().to_owned())?,
+                _ => self.answer(line.trim())?,
             }
         }
     }
 
-    fn answer(&mut self, message: String) -> Result<()> {
-        self.turns.push(Message::new("user", message));
+    fn answer(&mut self, said: &str) -> Result<()> {
+        self.turns.push(message("user", said));
         let prompt = match self.prompt() {
             Ok(prompt) => prompt,
             Err(refusal) => {
@@ -124,7 +126,7 @@ impl<B: Backend> Conversation<'_, B> {
         let (tokens, computed) = (prompt.len(), self.session.computed());
         tracing::info!(tokens, computed, "the conversation so far");
         output::line(format_args!(""))?;
-        self.turns.push(Message::new("assistant", out.text));
+        self.turns.push(message("assistant", &out.text));
         Ok(())
     }
 
@@ -134,9 +136,10 @@ impl<B: Backend> Conversation<'_, B> {
         let limit = self.model.config.context_length();
         let mut forgotten = 0;
         loop {
-            let system = self.system.iter().map(|system| Message::new("system", system.as_str()));
-            let messages: Vec<Message> = system.chain(self.turns.iter().cloned()).collect();
-            let ids = self.tokenizer.encode(&self.template.render(&messages, true)?, false)?;
+            let system = self.system.iter().map(|system| message("system", system));
+            let messages: Vec<Value> = system.chain(self.turns.iter().cloned()).collect();
+            let prompt = self.template.render(&Conversation::new(&messages))?;
+            let ids = self.tokenizer.encode(&prompt, false)?;
             if ids.len() + self.params.max_new_tokens.min(limit / 4) <= limit {
                 if forgotten > 0 {
                     eprintln!("the context of {limit} tokens is full: oldest turns forgotten: {forgotten}");

@@ -2,6 +2,7 @@
 
 mod answer;
 mod request;
+pub mod tool_calls;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -64,7 +65,7 @@ pub async fn completions(call: &Call, body: &[u8]) -> Result<Response, ApiError>
 pub fn chat_tokenize(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
     let request: ChatRequest = parse(body)?;
     let prompt = request.render(call)?;
-    let spans = call.text.spans(&prompt).map_err(ApiError::validation)?;
+    let spans = call.text.spans(&prompt, false).map_err(ApiError::validation)?;
     Ok(Json(json!({"tokenize_response": spans, "templated_text": prompt})).into_response())
 }
 

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::engine::Task;
 use crate::sampling::{Adjustments, SamplingParams};
 use crate::server::Call;
 use crate::server::error::ApiError;
 use crate::server::generation::Plan;
-use crate::server::text::ChatMessage;
+use crate::server::text::PromptRequest;
 use crate::server::tgi::{OneOrMany, logit_bias};
 
 /// OpenAI's own limit, where the server's is lower.
@@ -45,7 +45,7 @@ struct StreamOptions {
 
 #[derive(Deserialize)]
 pub struct ChatRequest {
-    messages: Vec<InMessage>,
+    messages: Vec<Value>,
     tools: Option<Value>,
     tool_choice: Option<Value>,
     response_format: Option<ResponseFormat>,
@@ -58,24 +58,6 @@ pub struct ChatRequest {
 #[derive(Deserialize)]
 struct ResponseFormat {
     r#type: String,
-}
-
-#[derive(Deserialize)]
-struct InMessage {
-    role: String,
-    content: Option<Content>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Deserialize)]
-struct Part {
-    text: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -145,16 +127,16 @@ impl ChatRequest {
         if self.messages.is_empty() {
             return Err(ApiError::validation("messages: expected at least one, got none"));
         }
-        let content = |content: &Option<Content>| match content {
-            None => String::new(),
-            Some(Content::Text(text)) => text.clone(),
-            Some(Content::Parts(parts)) => parts.iter().filter_map(|part| part.text.as_deref()).collect(),
-        };
-        let message = |m: &InMessage| ChatMessage { role: m.role.clone(), content: content(&m.content) };
-        let messages: Vec<_> = self.messages.iter().map(message).collect();
         let unwanted = self.tool_choice.as_ref().is_some_and(|choice| choice == "none");
         let tools = self.tools.as_ref().filter(|_| !unwanted);
-        call.text.render(&messages, tools).map_err(ApiError::validation)
+        let request = PromptRequest {
+            messages: &self.messages,
+            tools,
+            add_generation_prompt: true,
+            continue_final_message: false,
+            kwargs: &Map::new(),
+        };
+        call.text.render(&request).map_err(ApiError::validation)
     }
 }
 

@@ -29,7 +29,7 @@ use crate::output;
 pub fn run(args: &ServeBenchArgs, model: &str) -> Result<()> {
     let dir = common::model_dir(model)?;
     let config = common::model_config(&dir)?;
-    let text = Arc::new(Codec::load(&dir)?);
+    let text = Arc::new(Codec::load(&dir, None)?);
     let limits = limits(args, &config)?;
     let compare = Compare { args, dir: &dir, config: &config, text, limits };
     let comparison = common::on_device(args.device, &config, compare)?;
