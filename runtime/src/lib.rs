@@ -5,12 +5,14 @@ pub mod config;
 pub mod engine;
 mod error;
 pub mod generate;
+pub mod generation_config;
 pub mod layout;
 pub mod model;
 pub mod perplexity;
 pub mod quant_config;
 pub mod sampling;
 pub mod server;
+pub mod stop_strings;
 pub mod synth;
 
 pub use error::{Error, Result};

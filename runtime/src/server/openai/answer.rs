@@ -7,6 +7,7 @@ use axum::response::sse::Event as SseEvent;
 use futures_util::stream::{self, SelectAll, StreamExt};
 use serde_json::{Value, json};
 
+use crate::engine::Token;
 use crate::generate::FinishReason;
 use crate::sampling::TokenProbability;
 use crate::server::error::{ApiError, Dialect};
@@ -27,6 +28,8 @@ pub struct Frame {
     created: u64,
     pub prompt_tokens: usize,
     logprobs: bool,
+    /// The answer may call functions.
+    pub calls: bool,
     /// Choices of each prompt.
     pub n: usize,
     /// What stands before the answers to each prompt; nothing where there are fewer.
@@ -39,8 +42,8 @@ impl Frame {
         let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
         let id = format!("{prefix}-{}", access::new_id());
         let created = unix_time();
-        let (prompt_tokens, n, echoes, include_usage) = (0, 1, Vec::new(), false);
-        Self { kind, id, created, prompt_tokens, logprobs, n, echoes, include_usage }
+        let (prompt_tokens, calls, n, echoes, include_usage) = (0, false, 1, Vec::new(), false);
+        Self { kind, id, created, prompt_tokens, logprobs, calls, n, echoes, include_usage }
     }
 
     fn echo(&self, index: usize) -> &str {
@@ -66,7 +69,7 @@ impl Frame {
     pub fn choice(&self, call: &Call, index: usize, steps: &[Step]) -> Value {
         let echo = self.echo(index);
         let text = steps.iter().fold(echo.to_owned(), |text, step| text + &step.text);
-        let finish = steps.last().and_then(|step| step.token.finish).map(finish_reason);
+        let finish = steps.last().and_then(|step| step.finish).map(finish_reason);
         let logprobs = self.logprobs(call, steps, echo.chars().count());
         match self.kind {
             Kind::Chat => json!({"index": index, "message": {"role": "assistant", "content": text},
@@ -79,7 +82,7 @@ impl Frame {
 
     /// One token of an answer. `shown`: characters of the answer so far, `None` at its beginning.
     fn chunk(&self, call: &Call, index: usize, step: &Step, shown: Option<usize>) -> Value {
-        let finish = step.token.finish.map(finish_reason);
+        let finish = step.finish.map(finish_reason);
         let echo = if shown.is_none() { self.echo(index) } else { "" };
         let offset = shown.unwrap_or_else(|| echo.chars().count());
         let logprobs = self.logprobs(call, std::slice::from_ref(step), offset);
@@ -108,12 +111,13 @@ impl Frame {
                     let token = call.text.token_text(id);
                     json!({"token": token, "logprob": logprob, "bytes": token.as_bytes()})
                 };
-                let with_top = |step: &Step| {
-                    let mut value = entry(step.token.id, step.token.logprob);
-                    value["top_logprobs"] = step.token.top.iter().map(|t| entry(t.id, t.logprob)).collect();
+                let with_top = |token: &Token| {
+                    let mut value = entry(token.id, token.logprob);
+                    value["top_logprobs"] = token.top.iter().map(|t| entry(t.id, t.logprob)).collect();
                     value
                 };
-                json!({"content": steps.iter().map(with_top).collect::<Vec<_>>()})
+                let tokens = steps.iter().filter_map(|step| step.token.as_ref());
+                json!({"content": tokens.map(with_top).collect::<Vec<_>>()})
             }
             Kind::Text => {
                 let mut columns = Columns::default();
@@ -125,7 +129,8 @@ impl Frame {
                     end += pieces.push(token.id).map_or(0, |piece| piece.chars().count());
                 }
                 let mut end = offset;
-                for Step { token, text, .. } in steps {
+                let made = steps.iter().filter_map(|step| Some((step.token.as_ref()?, &step.text)));
+                for (token, text) in made {
                     columns.add(call, token.id, Some(token.logprob), &token.top, end);
                     end += text.chars().count();
                 }
@@ -197,7 +202,7 @@ impl<S: futures_util::Stream<Item = (usize, Result<Step, ApiError>)> + Unpin> St
                 let chunk = self.frame.chunk(&self.call, index, &step, shown);
                 let before = shown.unwrap_or_else(|| self.frame.echo(index).chars().count());
                 self.shown[index] = Some(before + step.text.chars().count());
-                self.tokens += 1;
+                self.tokens += usize::from(step.token.is_some());
                 Some(chunk.to_string())
             }
             None if self.frame.include_usage => {
