@@ -35,6 +35,10 @@ pub enum Error {
     )]
     NoChatTemplate { at: String },
 
+    /// The messages are none that a prompt can be made of.
+    #[error("{0}")]
+    Conversation(String),
+
     /// The template does not compile, failed, or refused the messages through `raise_exception`.
     #[error("chat template: {0}")]
     ChatTemplate(minijinja::Error),

@@ -51,7 +51,8 @@ impl Tokenizer {
         let added = inner.get_added_tokens_decoder();
         let special = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        let TokenizerConfig { bos_token, eos_token, .. } = config;
+        let (bos_token, eos_token) =
+            (config.bos_token().map(str::to_owned), config.eos_token().map(str::to_owned));
         Ok(Self { shared: Arc::new(Shared { inner, vocab_size, special, bos_token, eos_token }) })
     }
 

@@ -1,5 +1,6 @@
 //! The model's tokenizer and chat template, as the server wants them.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::Result;
@@ -51,6 +52,10 @@ impl TextCodec for Codec {
         template.render(&conversation).map_err(|error| error.to_string())
     }
 
+    fn template_source(&self, with_tools: bool) -> Option<&str> {
+        self.template.as_ref().ok()?.source(with_tools)
+    }
+
     fn end_of_turn(&self) -> Vec<u32> {
         let markers = self.template.iter().flat_map(ChatTemplate::stop_tokens);
         markers.filter_map(|marker| self.tokenizer.token_id(marker)).collect()
@@ -64,19 +69,33 @@ impl TextCodec for Codec {
         self.tokenizer.decode(&[id], false).unwrap_or_default()
     }
 
-    fn pieces(&self) -> Box<dyn Pieces> {
-        Box::new(Stream(self.tokenizer.stream(true)))
+    fn pieces_keeping(&self, kept: &[&str]) -> Box<dyn Pieces> {
+        let special = |token: &&str| {
+            let id = self.tokenizer.token_id(token).filter(|id| self.tokenizer.is_special(*id))?;
+            Some((id, token.to_string()))
+        };
+        Box::new(Stream {
+            text: self.tokenizer.stream(true),
+            kept: kept.iter().filter_map(special).collect(),
+        })
     }
 }
 
-struct Stream(TextStream);
+struct Stream {
+    text: TextStream,
+    /// Special tokens that have a text here.
+    kept: HashMap<u32, String>,
+}
 
 impl Pieces for Stream {
     fn push(&mut self, id: u32) -> Result<String, String> {
-        self.0.push(id).map(Option::unwrap_or_default).map_err(|error| error.to_string())
+        match self.kept.get(&id).cloned() {
+            Some(token) => Ok(self.finish()? + &token),
+            None => self.text.push(id).map(Option::unwrap_or_default).map_err(|error| error.to_string()),
+        }
     }
 
     fn finish(&mut self) -> Result<String, String> {
-        self.0.finish().map(Option::unwrap_or_default).map_err(|error| error.to_string())
+        self.text.finish().map(Option::unwrap_or_default).map_err(|error| error.to_string())
     }
 }

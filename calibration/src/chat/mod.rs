@@ -1,78 +1,90 @@
 //! Chat templates: messages to the text that the model was trained on.
 
+mod content;
 mod conversation;
+mod environment;
+mod filters;
+mod json;
+mod methods;
+mod numbers;
+mod python;
+mod source;
+mod sources;
+mod values;
 
-use std::fmt::Write;
-use std::fs;
-use std::io;
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use chrono::Local;
+use minijinja::Environment;
 use minijinja::value::Value;
-use minijinja::{Environment, ErrorKind, context};
-use minijinja_contrib::pycompat::unknown_method_callback;
+use serde_json::Value as Json;
 
 pub use conversation::{Conversation, message};
+use environment::environment;
+use values::value_of;
 
 use crate::error::{Error, Result};
 use crate::tokenizer_config::{self, TokenizerConfig};
 
 /// What ends a turn, in ChatML, Llama 3, Phi 3 and Llama 2.
 const END_OF_TURN: [&str; 4] = ["<|im_end|>", "<|eot_id|>", "<|end|>", "</s>"];
-const TEMPLATE_FILE: &str = "chat_template.jinja";
 
-/// A model's Jinja template, rendered as `transformers` does: the same whitespace rules, Python's methods on
-/// values, `raise_exception` and `strftime_now`.
+/// A model's Jinja templates, rendered as `transformers` does: the same whitespace rules, Python's methods on
+/// values and Python's way to print them, `tojson`, `raise_exception` and `strftime_now`.
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    source: String,
-    bos_token: Option<String>,
-    eos_token: Option<String>,
+    default: Option<Template>,
+    /// Taken where tools are given.
+    tool_use: Option<Template>,
+    /// Texts of special tokens by their names, such as `bos_token`.
+    tokens: BTreeMap<String, String>,
     default_system: Option<String>,
 }
 
+struct Template {
+    source: String,
+    /// Whether it goes through the parts of a content itself.
+    iterates: bool,
+}
+
+impl Template {
+    fn new(source: &str) -> Self {
+        let iterates = source::iterates_over_content(source);
+        Self { source: source::for_engine(source), iterates }
+    }
+}
+
 impl ChatTemplate {
-    /// The template of a model's folder: chat_template.jinja, else `chat_template` in tokenizer_config.json,
-    /// which also names the bos and eos tokens.
+    /// The templates of a model's folder: chat_template.jinja and additional_chat_templates/*.jinja, else
+    /// `chat_template` in tokenizer_config.json, else ChatML's where the tokenizer has its tokens.
+    /// tokenizer_config.json and special_tokens_map.json name the tokens that templates know.
     ///
     /// # Errors
-    /// [`Error::NoChatTemplate`] when there is neither.
+    /// [`Error::NoChatTemplate`] when there is none.
     pub fn load(folder: &Path) -> Result<Self> {
         let config = TokenizerConfig::load(folder)?;
-        let path = folder.join(TEMPLATE_FILE);
-        match fs::read_to_string(&path) {
-            Ok(source) => {
-                Self::from_source(&source, config.bos_token.as_deref(), config.eos_token.as_deref())
-            }
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
-                Self::new(config, &folder.display().to_string())
-            }
-            Err(cause) => Err(Error::io(&path)(cause)),
-        }
+        let sources = sources::find(folder, &config)?;
+        Self::new(&sources, config.tokens, &folder.display().to_string())
     }
 
-    /// The template inside the contents of a tokenizer_config.json.
+    /// The templates inside the contents of a tokenizer_config.json.
     pub fn from_config(tokenizer_config_json: &[u8]) -> Result<Self> {
         let at = tokenizer_config::FILE_NAME;
-        Self::new(TokenizerConfig::parse(tokenizer_config_json, at)?, at)
+        let config = TokenizerConfig::parse(tokenizer_config_json, at)?;
+        Self::new(&config.chat_templates, config.tokens, at)
     }
 
-    /// Checks the template's syntax; a token that is `None` is undefined in it.
-    pub fn from_source(source: &str, bos_token: Option<&str>, eos_token: Option<&str>) -> Result<Self> {
+    fn new(sources: &BTreeMap<String, String>, tokens: BTreeMap<String, String>, at: &str) -> Result<Self> {
+        let named = |name: &str| sources.get(name).map(|source| Template::new(source));
+        let (default, tool_use) = (named("default"), named("tool_use"));
         let environment = environment();
-        environment.template_from_named_str(TEMPLATE_FILE, source).map_err(Error::ChatTemplate)?;
-        Ok(Self {
-            environment,
-            source: source.to_owned(),
-            bos_token: bos_token.map(str::to_owned),
-            eos_token: eos_token.map(str::to_owned),
-            default_system: None,
-        })
-    }
-
-    fn new(config: TokenizerConfig, at: &str) -> Result<Self> {
-        let source = config.chat_template.ok_or_else(|| Error::NoChatTemplate { at: at.to_owned() })?;
-        Self::from_source(&source, config.bos_token.as_deref(), config.eos_token.as_deref())
+        match default.as_ref().or(tool_use.as_ref()) {
+            None => return Err(Error::NoChatTemplate { at: at.to_owned() }),
+            Some(template) => environment
+                .template_from_named_str(sources::FILE_NAME, &template.source)
+                .map_err(Error::ChatTemplate)?,
+        };
+        Ok(Self { environment, default, tool_use, tokens, default_system: None })
     }
 
     /// The system message of conversations that have none. Without one they stay without.
@@ -84,78 +96,94 @@ impl ChatTemplate {
     /// The text of a conversation. Encode it without adding special tokens: the template has brought them.
     ///
     /// # Errors
-    /// [`Error::ChatTemplate`] where the template fails, or refuses the messages by `raise_exception`.
+    /// [`Error::ChatTemplate`] where the template fails, or refuses the messages by `raise_exception`;
+    /// [`Error::Conversation`] for messages and tools of another shape, parts that are no text, and a last message
+    /// that cannot be continued.
     pub fn render(&self, conversation: &Conversation) -> Result<String> {
-        let token = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
-        let context = context! {
-            messages => self.messages(conversation.messages),
-            add_generation_prompt => conversation.add_generation_prompt,
-            bos_token => token(&self.bos_token),
-            eos_token => token(&self.eos_token),
-            // Templates may test them against none without asking whether they are defined.
-            tools => conversation.tools.map_or(Value::from(()), Value::from_serialize),
-            documents => Value::from(()),
-            ..Value::from_serialize(conversation.kwargs)
-        };
-        self.environment.render_named_str(TEMPLATE_FILE, &self.source, context).map_err(Error::ChatTemplate)
+        let tools = conversation.tools.filter(|tools| !tools.is_null());
+        check(conversation, tools)?;
+        let template = self.template(tools.is_some()).ok_or_else(|| {
+            Error::Conversation("chat template: there is one for tools alone, and no tools are given".into())
+        })?;
+        let system = self.default_system(conversation.messages);
+        let messages = system.iter().chain(conversation.messages);
+        let mut messages =
+            messages.map(|it| content::prepared(it, template.iterates)).collect::<Result<Vec<_>>>()?;
+        let continued =
+            conversation.continue_final_message.then(|| content::mark_end(&mut messages)).transpose()?;
+        let mut variables: BTreeMap<&str, Value> =
+            self.tokens.iter().map(|(name, text)| (name.as_str(), Value::from(text.as_str()))).collect();
+        variables.insert("messages", messages.into_iter().map(|it| value_of(&it.into())).collect());
+        variables.insert("add_generation_prompt", Value::from(conversation.add_generation_prompt));
+        // Templates may test them against none without asking whether they are defined.
+        variables.insert("tools", tools.map_or(Value::from(()), value_of));
+        variables.insert("documents", Value::from(()));
+        variables.extend(conversation.kwargs.iter().map(|(name, value)| (name.as_str(), value_of(value))));
+        let prompt = self
+            .environment
+            .render_named_str(sources::FILE_NAME, &template.source, variables)
+            .map_err(Error::ChatTemplate)?;
+        match continued {
+            Some(text) => content::cut_at_end(prompt, &text),
+            None => Ok(prompt),
+        }
     }
 
-    fn messages(&self, messages: &[serde_json::Value]) -> Vec<Value> {
+    /// The source of the template that a conversation with or without tools takes.
+    pub fn source(&self, with_tools: bool) -> Option<&str> {
+        self.template(with_tools).map(|template| template.source.as_str())
+    }
+
+    fn template(&self, with_tools: bool) -> Option<&Template> {
+        self.tool_use.as_ref().filter(|_| with_tools).or(self.default.as_ref())
+    }
+
+    fn default_system(&self, messages: &[Json]) -> Option<Json> {
         let has_system = messages.iter().any(|message| message["role"] == "system");
-        let default = self.default_system.as_deref().filter(|_| !has_system);
-        let default = default.map(|text| Value::from_serialize(message("system", text)));
-        default.into_iter().chain(messages.iter().map(Value::from_serialize)).collect()
+        self.default_system.as_deref().filter(|_| !has_system).map(|text| message("system", text))
     }
 
     /// The end-of-turn markers that the template writes. A tokenizer's eos token may be another one: without
     /// these in the stop set a chat runs on into the next turn.
     pub fn stop_tokens(&self) -> Vec<&'static str> {
-        END_OF_TURN.into_iter().filter(|marker| self.source.contains(marker)).collect()
+        let sources = || self.default.iter().chain(&self.tool_use).map(|template| &template.source);
+        END_OF_TURN.into_iter().filter(|marker| sources().any(|source| source.contains(marker))).collect()
     }
 }
 
-fn environment() -> Environment<'static> {
-    let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
-    environment.set_unknown_method_callback(unknown_method_callback);
-    environment.add_filter("tojson", to_json);
-    environment.add_function("raise_exception", raise_exception);
-    environment.add_function("strftime_now", strftime_now);
-    environment
-}
-
-/// Unlike minijinja's own filter it does not escape for HTML.
-fn to_json(value: Value) -> Result<String, minijinja::Error> {
-    serde_json::to_string(&value)
-        .map_err(|cause| minijinja::Error::new(ErrorKind::BadSerialization, cause.to_string()))
-}
-
-fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-}
-
-/// The local time, formatted as C's strftime does.
-fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
-    let mut text = String::new();
-    match write!(text, "{}", Local::now().format(format)) {
-        Ok(()) => Ok(text),
-        Err(_) => Err(minijinja::Error::new(
-            ErrorKind::InvalidOperation,
-            format!("`{format}` is no strftime format"),
-        )),
+fn check(conversation: &Conversation, tools: Option<&Json>) -> Result<()> {
+    let refused = |message: &str| Err(Error::Conversation(message.into()));
+    if conversation.continue_final_message && conversation.add_generation_prompt {
+        return refused(
+            "continue_final_message and add_generation_prompt are not compatible: the one goes on with the last \
+             message, the other begins a new one",
+        );
+    }
+    if tools.is_some_and(|tools| !tools.as_array().is_some_and(|tools| tools.iter().all(Json::is_object))) {
+        return refused("tools: expected a list of objects");
+    }
+    match conversation.kwargs.contains_key("messages") {
+        true => refused("chat_template_kwargs: expected no `messages`, which the conversation has"),
+        false => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] \
         + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
     fn template(source: &str) -> ChatTemplate {
-        ChatTemplate::from_source(source, Some("<s>"), None).unwrap()
+        from_source(source).unwrap()
+    }
+
+    fn from_source(source: &str) -> Result<ChatTemplate> {
+        let sources = BTreeMap::from([("default".into(), source.into())]);
+        ChatTemplate::new(&sources, BTreeMap::from([("bos_token".into(), "<s>".into())]), "here")
     }
 
     fn render(source: &str, messages: &[serde_json::Value]) -> String {
@@ -224,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_syntax_error_is_found_when_the_template_is_loaded() {
-        let error = ChatTemplate::from_source("{% for %}", None, None).err().unwrap().to_string();
+        let error = from_source("{% for %}").err().unwrap().to_string();
         assert!(error.starts_with("chat template: syntax error"), "{error}");
     }
 
@@ -247,7 +275,7 @@ mod tests {
             ChatTemplate::from_config(config.as_bytes()).unwrap().render(&Conversation::new(&[])).unwrap(),
             "config <s>"
         );
-        fs::write(folder.path().join(TEMPLATE_FILE), "file {{ bos_token }}").unwrap();
+        fs::write(folder.path().join(sources::FILE_NAME), "file {{ bos_token }}").unwrap();
         assert_eq!(load().unwrap().render(&Conversation::new(&[])).unwrap(), "file <s>");
     }
 }

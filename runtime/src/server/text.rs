@@ -38,6 +38,9 @@ pub trait TextCodec: Send + Sync + 'static {
     /// The text of a conversation. Encode it without adding special tokens: the template has brought them.
     fn render(&self, request: &PromptRequest) -> Result<String, String>;
 
+    /// The source of the chat template that a conversation with or without tools takes.
+    fn template_source(&self, with_tools: bool) -> Option<&str>;
+
     /// Ids that end the assistant's turn.
     fn end_of_turn(&self) -> Vec<u32>;
 
@@ -46,8 +49,13 @@ pub trait TextCodec: Send + Sync + 'static {
     /// The text of one id, as far as it is one.
     fn token_text(&self, id: u32) -> String;
 
-    /// A decoder for a growing sequence.
-    fn pieces(&self) -> Box<dyn Pieces>;
+    /// A decoder for a growing sequence. Special tokens have no text, but for those named in `kept`.
+    fn pieces_keeping(&self, kept: &[&str]) -> Box<dyn Pieces>;
+
+    /// A decoder for a growing sequence, without special tokens.
+    fn pieces(&self) -> Box<dyn Pieces> {
+        self.pieces_keeping(&[])
+    }
 }
 
 /// Generated ids to text. Only whole characters come out.

@@ -2,6 +2,7 @@
 
 mod answer;
 mod request;
+pub mod tool_calls;
 
 /// PLACEHOLDER
 pub fn marks_calls(_token: &str) -> bool {

@@ -1,0 +1,73 @@
+//! Where a model's templates come from.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::tokenizer_config::TokenizerConfig;
+
+pub(super) const FILE_NAME: &str = "chat_template.jinja";
+const FOLDER: &str = "additional_chat_templates";
+const CHATML: [&str; 2] = ["<|im_start|>", "<|im_end|>"];
+
+/// For models that know ChatML by its tokens alone: they expect a system message that is not empty.
+const CHATML_TEMPLATE: &str = "\
+{%- set default = 'You are a helpful assistant.' %}
+{%- if not messages or messages[0]['role'] != 'system' %}
+{{- '<|im_start|>system\\n' + default + '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+{%- set content = message['content'] %}
+{%- if message['role'] == 'system' and not content | trim %}{% set content = default %}{% endif %}
+{{- '<|im_start|>' + message['role'] + '\\n' + content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+/// Templates by their names: those in files of their own, or else those of the tokenizer's configuration, or else
+/// ChatML for a tokenizer that has its tokens.
+pub(super) fn find(folder: &Path, config: &TokenizerConfig) -> Result<BTreeMap<String, String>> {
+    let mut sources = BTreeMap::new();
+    if let Some(source) = read(&folder.join(FILE_NAME))? {
+        sources.insert("default".to_owned(), source);
+    }
+    let additional = folder.join(FOLDER);
+    for entry in fs::read_dir(&additional).into_iter().flatten() {
+        let path = entry.map_err(Error::io(&additional))?.path();
+        let name = path.file_stem().and_then(|name| name.to_str()).map(str::to_owned);
+        if let Some(name) = name.filter(|_| path.extension().is_some_and(|it| it == "jinja")) {
+            sources.insert(name, read(&path)?.unwrap_or_default());
+        }
+    }
+    if sources.is_empty() {
+        sources = config.chat_templates.clone();
+    }
+    if sources.is_empty() && knows_chatml(&folder.join("tokenizer.json"))? {
+        sources.insert("default".to_owned(), CHATML_TEMPLATE.to_owned());
+    }
+    Ok(sources)
+}
+
+fn read(path: &Path) -> Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(source) => Ok(Some(source)),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(Error::io(path)(cause)),
+    }
+}
+
+fn knows_chatml(tokenizer: &Path) -> Result<bool> {
+    let Some(json) = read(tokenizer)? else { return Ok(false) };
+    // Larger than most, and not worth its reading where the tokens are nowhere in it.
+    if !CHATML.iter().all(|token| json.contains(token)) {
+        return Ok(false);
+    }
+    let json: Value =
+        serde_json::from_str(&json).map_err(|cause| Error::malformed(tokenizer.display(), cause))?;
+    let added = json["added_tokens"].as_array();
+    let is_added = |token: &str| added.into_iter().flatten().any(|it| it["content"] == token);
+    Ok(CHATML.iter().all(|token| is_added(token) || json["model"]["vocab"].get(token).is_some()))
+}
