@@ -19,16 +19,10 @@ use crate::stop_strings::StopStrings;
 pub struct Plan {
     pub task: Task,
     pub stops: StopStrings,
-    pub special: Special,
-}
-
-/// Which special tokens belong to the text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Special {
-    None,
-    /// Those that calls of functions are marked with.
-    OfCalls,
-    All,
+    /// Special tokens that belong to the text all the same.
+    pub kept: &'static [&'static str],
+    /// All of them do.
+    pub all_special: bool,
 }
 
 /// A token and the text that it lets out.
@@ -46,7 +40,7 @@ pub struct Generation {
     events: UnboundedReceiver<Event>,
     pieces: Box<dyn Pieces>,
     stops: StopStrings,
-    special: Special,
+    all_special: bool,
     /// Before so many tokens no stop string ends the text.
     least: usize,
     /// The prompt alone is wanted.
@@ -89,9 +83,9 @@ impl Generation {
         let now = Instant::now();
         Ok(Self {
             events,
-            pieces: call.text.pieces(),
+            pieces: call.text.pieces_keeping(plan.kept),
             stops: plan.stops.clone(),
-            special: plan.special,
+            all_special: plan.all_special,
             least: plan.task.min_new_tokens,
             only_scores: plan.task.max_new_tokens == 0,
             ended: false,
@@ -158,11 +152,11 @@ impl Generation {
         self.call.access.tokens.fetch_add(1, Relaxed);
         let (mut piece, mut shown, mut finish) = (String::new(), true, token.finish);
         if finish != Some(FinishReason::EosToken) {
-            // Special tokens have no piece of text.
             piece = self.pieces.push(token.id).map_err(ApiError::generation)?;
-            if self.call.text.is_special(token.id) {
+            // A special token has no piece of text, but may be what ends it.
+            if piece.is_empty() && self.call.text.is_special(token.id) {
                 piece = self.call.text.token_text(token.id);
-                shown = self.special.shows(&piece);
+                shown = self.all_special;
             }
         }
         let armed = self.tokens > self.least;
@@ -186,16 +180,6 @@ impl Generation {
             steps.push(step?);
         }
         Ok(steps)
-    }
-}
-
-impl Special {
-    fn shows(self, token: &str) -> bool {
-        match self {
-            Self::None => false,
-            Self::OfCalls => super::openai::marks_calls(token),
-            Self::All => true,
-        }
     }
 }
 

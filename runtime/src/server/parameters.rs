@@ -8,7 +8,7 @@ use serde_json::Number;
 
 use super::Call;
 use super::error::ApiError;
-use super::generation::{Plan, Special};
+use super::generation::Plan;
 use crate::engine::Task;
 use crate::sampling::{Adjustments, SamplingParams};
 use crate::stop_strings::StopStrings;
@@ -67,8 +67,8 @@ impl Parameters {
             adjustments: self.adjustments(call)?,
             ..Task::new(prompt, max_new_tokens, self.sampling(call, temperature)?)
         };
-        let special = if self.skip_special_tokens == Some(false) { Special::All } else { Special::None };
-        call.checked(Plan { task, stops: self.stops(call)?, special })
+        let all_special = self.skip_special_tokens == Some(false);
+        call.checked(Plan { task, stops: self.stops(call)?, kept: &[], all_special })
     }
 
     fn sampling(&self, call: &Call, temperature: f32) -> Result<SamplingParams, ApiError> {

@@ -5,8 +5,10 @@ use std::convert::Infallible;
 use axum::response::Response;
 use axum::response::sse::Event as SseEvent;
 use futures_util::stream::{self, SelectAll, StreamExt};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::calls::Calls;
+use super::tool_calls::ToolFormat;
 use crate::engine::Token;
 use crate::generate::FinishReason;
 use crate::sampling::TokenProbability;
@@ -28,8 +30,8 @@ pub struct Frame {
     created: u64,
     pub prompt_tokens: usize,
     logprobs: bool,
-    /// The answer may call functions.
-    pub calls: bool,
+    /// How the answer may call functions.
+    pub calls: Option<ToolFormat>,
     /// Choices of each prompt.
     pub n: usize,
     /// What stands before the answers to each prompt; nothing where there are fewer.
@@ -42,7 +44,7 @@ impl Frame {
         let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
         let id = format!("{prefix}-{}", access::new_id());
         let created = unix_time();
-        let (prompt_tokens, calls, n, echoes, include_usage) = (0, false, 1, Vec::new(), false);
+        let (prompt_tokens, calls, n, echoes, include_usage) = (0, None, 1, Vec::new(), false);
         Self { kind, id, created, prompt_tokens, logprobs, calls, n, echoes, include_usage }
     }
 
@@ -72,23 +74,57 @@ impl Frame {
         let finish = steps.last().and_then(|step| step.finish).map(finish_reason);
         let logprobs = self.logprobs(call, steps, echo.chars().count());
         match self.kind {
-            Kind::Chat => json!({"index": index, "message": {"role": "assistant", "content": text},
-                "logprobs": logprobs, "finish_reason": finish}),
+            Kind::Chat => {
+                let (message, finish) = self.message(&text, finish);
+                json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish})
+            }
             Kind::Text => {
                 json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish})
             }
         }
     }
 
-    /// One token of an answer. `shown`: characters of the answer so far, `None` at its beginning.
-    fn chunk(&self, call: &Call, index: usize, step: &Step, shown: Option<usize>) -> Value {
-        let finish = step.finish.map(finish_reason);
+    /// A whole answer of the assistant, and why it ended.
+    fn message(&self, text: &str, finish: Option<&'static str>) -> (Value, Option<&'static str>) {
+        let Some(format) = self.calls else {
+            return (json!({"role": "assistant", "content": text}), finish);
+        };
+        let mut calls = Calls::new(format);
+        let mut found = calls.push(text, true);
+        let mut message = json!({"role": "assistant", "content": found.content()});
+        if !found.calls.is_empty() {
+            // Places belong to streams.
+            let listed = found.calls.iter_mut().filter_map(Value::as_object_mut);
+            listed.for_each(|call| drop(call.shift_remove("index")));
+            message["tool_calls"] = json!(found.calls);
+        }
+        (message, finish.map(|reason| calls.finish_reason(reason)))
+    }
+
+    /// One token of an answer, whose calls so far are in `calls` where it may have some. `shown`: characters of the answer so far, `None` at its beginning.
+    fn chunk(
+        &self,
+        call: &Call,
+        index: usize,
+        step: &Step,
+        shown: Option<usize>,
+        calls: Option<&mut Calls>,
+    ) -> Value {
+        let mut finish = step.finish.map(finish_reason);
         let echo = if shown.is_none() { self.echo(index) } else { "" };
         let offset = shown.unwrap_or_else(|| echo.chars().count());
         let logprobs = self.logprobs(call, std::slice::from_ref(step), offset);
         let choice = match self.kind {
             Kind::Chat => {
                 let mut delta = json!({"content": step.text});
+                if let Some(calls) = calls {
+                    let found = calls.push(&step.text, step.finish.is_some());
+                    delta["content"] = found.content();
+                    if !found.calls.is_empty() {
+                        delta["tool_calls"] = json!(found.calls);
+                    }
+                    finish = finish.map(|reason| calls.finish_reason(reason));
+                }
                 if shown.is_none() {
                     delta["role"] = json!("assistant");
                 }
@@ -156,7 +192,14 @@ struct Columns {
 impl Columns {
     fn add(&mut self, call: &Call, id: u32, logprob: Option<f32>, top: &[TokenProbability], offset: usize) {
         let text = |id| call.text.token_text(id);
-        let top = || top.iter().map(|t| (text(t.id), json!(t.logprob))).collect();
+        let top = || {
+            let mut listed = Map::new();
+            for t in top {
+                // Of tokens with the same text the likeliest counts.
+                listed.entry(text(t.id)).or_insert(json!(t.logprob));
+            }
+            Value::Object(listed)
+        };
         self.tokens.push(text(id));
         self.token_logprobs.push(logprob);
         self.top_logprobs.push(logprob.map_or(Value::Null, |_| top()));
@@ -175,7 +218,8 @@ pub fn stream(call: &Call, generations: Vec<Generation>, frame: Frame) -> Respon
         steps.map(move |step| (index, step)).boxed()
     });
     let steps: SelectAll<_> = stream::select_all(each);
-    let state = Streaming { call: call.clone(), frame, steps, shown, tokens: 0, ended: false };
+    let calls = shown.iter().map(|_| frame.calls.map(Calls::new)).collect();
+    let state = Streaming { call: call.clone(), frame, steps, shown, calls, tokens: 0, ended: false };
     let lines = stream::unfold(state, |mut state| async move { Some((state.next().await?, state)) });
     sse(lines.map(|line| Ok::<_, Infallible>(SseEvent::default().data(line))))
 }
@@ -186,6 +230,8 @@ struct Streaming<S> {
     steps: S,
     /// Characters of each choice so far, `None` where nothing came yet.
     shown: Vec<Option<usize>>,
+    /// The calls of each choice so far, `None` where it may have none.
+    calls: Vec<Option<Calls>>,
     tokens: usize,
     ended: bool,
 }
@@ -199,7 +245,8 @@ impl<S: futures_util::Stream<Item = (usize, Result<Step, ApiError>)> + Unpin> St
             Some((_, Err(error))) => Some(error.body(Dialect::OpenAi).to_string()),
             Some((index, Ok(step))) => {
                 let shown = self.shown[index];
-                let chunk = self.frame.chunk(&self.call, index, &step, shown);
+                let calls = self.calls[index].as_mut();
+                let chunk = self.frame.chunk(&self.call, index, &step, shown, calls);
                 let before = shown.unwrap_or_else(|| self.frame.echo(index).chars().count());
                 self.shown[index] = Some(before + step.text.chars().count());
                 self.tokens += usize::from(step.token.is_some());

@@ -1,13 +1,9 @@
 //! OpenAI's routes: chat completions and completions.
 
 mod answer;
+mod calls;
 mod request;
 pub mod tool_calls;
-
-/// PLACEHOLDER
-pub fn marks_calls(_token: &str) -> bool {
-    false
-}
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -16,10 +12,11 @@ use serde_json::json;
 use super::Call;
 use super::error::ApiError;
 use super::fields::Route;
-use super::generation::{self, Plan, Special};
+use super::generation::{self, Plan};
 use super::routes::parse;
 use answer::{Frame, Kind};
 use request::{ChatRequest, Common, CompletionRequest, Prompt, alternatives};
+use tool_calls::ToolFormat;
 
 /// What OpenAI generates where a completion asks for no number of tokens.
 const DEFAULT_COMPLETION: usize = 16;
@@ -33,9 +30,9 @@ pub async fn chat(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
     plan.task.top_n = alternatives(call, request.top_logprobs.unwrap_or(0), "top_logprobs")?;
     let mut frame = Frame::new(Kind::Chat, request.logprobs.unwrap_or(false));
     if request.tools()?.is_some() {
-        frame.calls = true;
+        frame.calls = call.text.template_source(true).and_then(ToolFormat::of_template);
         // What calls are marked with is often special.
-        plan.special = plan.special.max(Special::OfCalls);
+        plan.kept = frame.calls.map_or(&[], ToolFormat::markers);
     }
     respond(call, vec![plan], &request.common, frame).await
 }
