@@ -8,7 +8,7 @@ use gptq_kernels::{Backend, Batch, Cpu, Cuda, Dtype, KV_BLOCK_ROWS, KvDtype, Seq
 use gptq_runtime::engine::{self, EngineLimits, Event, Request, Task};
 use gptq_runtime::generate::{FinishReason, GenerateParams, generate};
 use gptq_runtime::model::{Decoder, Model, ModelFiles};
-use gptq_runtime::sampling::{Adjustments, SamplingParams};
+use gptq_runtime::sampling::SamplingParams;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::model_folder::ModelFolder;
@@ -252,9 +252,7 @@ const CLEARLY: f32 = 0.025;
 /// The most likely tokens after a prompt. A step that is recorded once and replayed for every token must see the cache,
 /// the position and the token of its own time.
 fn likeliest<B: Backend>(model: &Model<B>, prompt: &[u32], tokens: usize) -> Vec<u32> {
-    let sampling =
-        SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed: 0 };
-    let params = GenerateParams { max_new_tokens: tokens, eos_token_ids: Vec::new(), sampling };
+    let params = GenerateParams::new(tokens, Vec::new(), SamplingParams::greedy());
     let mut ids = Vec::new();
     generate(model, prompt, &params, &mut |id| {
         ids.push(id);
@@ -337,11 +335,7 @@ fn served<B: Backend>(model: &Model<B>, tasks: &[Task]) -> Vec<Vec<u32>> {
 
 /// The same tasks one by one without an engine.
 fn generated<B: Backend>(model: &Model<B>, task: &Task) -> Vec<u32> {
-    let params = GenerateParams {
-        max_new_tokens: task.max_new_tokens,
-        eos_token_ids: task.eos_token_ids.clone(),
-        sampling: task.sampling.clone(),
-    };
+    let params = GenerateParams::new(task.max_new_tokens, task.eos_token_ids.clone(), task.sampling.clone());
     let mut ids = Vec::new();
     let reason = generate(model, &task.prompt, &params, &mut |id| {
         ids.push(id);
@@ -362,17 +356,11 @@ fn an_engine_says_what_a_session_says_on_either_device() {
         let task = |seed: u32, temperature: f32, repetition_penalty: f32| Task {
             prompt: (0..40).map(|i| (seed * 131 + i * 17) % 2000).collect(),
             max_new_tokens: 60,
-            eos_token_ids: Vec::new(),
-            sampling: SamplingParams {
-                temperature,
-                top_p: 0.95,
-                top_k: 50,
-                repetition_penalty,
-                seed: seed.into(),
-            },
-            adjustments: Adjustments::default(),
-            top_n: 0,
-            prompt_logprobs: false,
+            ..Task::new(
+                Vec::new(),
+                0,
+                SamplingParams { temperature, top_p: 0.95, top_k: 50, repetition_penalty, seed: seed.into() },
+            )
         };
         let mut tasks = vec![task(1, 0.0, 1.0), task(2, 0.9, 1.0), task(3, 0.9, 1.2), task(4, 1.3, 1.0)];
         // One that ends in the middle, while the next step is on its way.

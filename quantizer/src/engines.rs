@@ -72,6 +72,8 @@ struct Engine {
     mlp_bias: bool,
     /// `dynamic` rules and layers that stayed dense.
     overrides: bool,
+    /// Runs q, k and v, and gate and up, as one linear each.
+    fuses: bool,
     /// What to know where it loads.
     note: fn(&Facts) -> Option<&'static str>,
 }
@@ -87,6 +89,7 @@ const COMPLETE: Engine = Engine {
     second_format: true,
     mlp_bias: true,
     overrides: true,
+    fuses: true,
     note: |_| None,
 };
 
@@ -97,6 +100,7 @@ const ENGINES: [Engine; 9] = [
     Engine { name: "SGLang 0.5.23", mlp_bias: false, ..COMPLETE },
     Engine {
         name: "transformers 5.24 + GPTQModel 7",
+        fuses: false,
         note: |facts| {
             let refused = !facts.sym && facts.format == CheckpointFormat::Gptq;
             refused.then_some("by transformers; GPTQModel.load wants gptq_v2 where grids are asymmetric")
@@ -206,7 +210,7 @@ impl Engine {
             }
             f if f.mlp_bias && !self.mlp_bias => because("never reads the MLP's biases", None),
             f if f.overrides && !self.overrides => because("expects one setting for all linears", None),
-            f if f.split_overrides => because("fuses q, k, v and gate, up, which differ here", None),
+            f if f.split_overrides && self.fuses => because("fuses q, k, v and gate, up, which differ here", None),
             _ => None,
         }
     }

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use gptq_kernels::{Backend, Batch, KV_BLOCK_ROWS, SequenceRows};
 
 use crate::model::{Decoder, KvCaches, Model};
-use crate::sampling::{Sampler, SamplingParams};
+use crate::sampling::{Adjustments, Sampler, SamplingParams};
 use crate::{Error, Result};
 
 /// Prompt tokens of one forward pass; longer prompts are taken in chunks.
@@ -27,9 +27,25 @@ pub enum FinishReason {
 #[derive(Clone, Debug)]
 pub struct GenerateParams {
     pub max_new_tokens: usize,
-    /// Ids that end the text; they are not part of it.
+    /// Before so many tokens no id ends the text.
+    pub min_new_tokens: usize,
+    /// Ids that end the text; they are not part of it. Each is one of the vocabulary.
     pub eos_token_ids: Vec<u32>,
     pub sampling: SamplingParams,
+    pub adjustments: Adjustments,
+}
+
+impl GenerateParams {
+    /// Without a least number of tokens, and without adjustments.
+    pub fn new(max_new_tokens: usize, eos_token_ids: Vec<u32>, sampling: SamplingParams) -> Self {
+        Self {
+            max_new_tokens,
+            min_new_tokens: 0,
+            eos_token_ids,
+            sampling,
+            adjustments: Adjustments::default(),
+        }
+    }
 }
 
 /// Generates after `prompt`; `on_token` sees each new id and may stop.
@@ -75,7 +91,8 @@ impl<'a, B: Backend> Session<'a, B> {
             return Err(Error::Prompt { tokens: prompt.len(), limit });
         }
         let length = prompt.len().saturating_add(params.max_new_tokens).min(limit);
-        let sampler = Sampler::new(params.sampling.clone())?;
+        let mut sampler = Sampler::adjusted(params.sampling.clone(), params.adjustments.clone())?;
+        sampler.forbid_before(prompt.len().saturating_add(params.min_new_tokens), &params.eos_token_ids);
         let mut sequence = self.sequence(length)?;
         let known = sequence.keep(prompt);
         self.computed = prompt.len() - known;
@@ -147,7 +164,7 @@ impl<'a, B: Backend> Sequence<'a, B> {
         let backend = model.backend();
         let ahead = backend.works_aside() && !sampler.remembers();
         let mut seen = prompt.to_vec();
-        let mut chosen = backend.sample(&logits, &[sampler.draw(&seen, 0)])?;
+        let mut chosen = backend.sample(&logits, &[sampler.draw(&seen, prompt.len())])?;
         while seen.len() < length {
             let next = match ahead && seen.len() + 1 < length {
                 true => Some(self.decode_chosen(&chosen, &mut sampler, seen.len() + 1)?),
@@ -171,7 +188,7 @@ impl<'a, B: Backend> Sequence<'a, B> {
                 Some(next) => next,
                 None => {
                     let logits = self.decode(id)?;
-                    backend.sample(&logits, &[sampler.draw(&seen, 0)])?
+                    backend.sample(&logits, &[sampler.draw(&seen, prompt.len())])?
                 }
             };
         }
@@ -237,7 +254,7 @@ mod tests {
     fn params(max_new_tokens: usize) -> GenerateParams {
         let sampling =
             SamplingParams { temperature: 0.8, top_p: 0.9, top_k: 40, repetition_penalty: 1.1, seed: 3 };
-        GenerateParams { max_new_tokens, eos_token_ids: vec![7], sampling }
+        GenerateParams::new(max_new_tokens, vec![7], sampling)
     }
 
     #[test]
@@ -256,6 +273,22 @@ mod tests {
         let (anew, kept): (Vec<_>, Vec<_>) = computed.iter().partition(|(tokens, all)| tokens == all);
         assert!(kept.iter().all(|(tokens, _)| *tokens <= 13), "{computed:?}");
         assert_eq!((anew.len(), kept.len()), (4, 4), "room for 32, 64, 128 and 256 tokens: {computed:?}");
+    }
+
+    #[test]
+    fn no_text_ends_before_it_has_its_least_number_of_tokens() {
+        let folder = folder();
+        let model = model(folder.path());
+        let mut session = Session::new(&model, 0);
+        let prompt: Vec<u32> = (20..40).collect();
+        let (free, _) =
+            say(&mut session, &prompt, &GenerateParams::new(12, Vec::new(), SamplingParams::greedy()));
+        let mut ends = GenerateParams::new(12, vec![free[2]], SamplingParams::greedy());
+        let first = free.iter().position(|id| *id == free[2]).unwrap();
+        assert_eq!(say(&mut session, &prompt, &ends).0.len(), first);
+        ends.min_new_tokens = 5;
+        let (longer, _) = say(&mut session, &prompt, &ends);
+        assert!(longer.len() >= 5 && !longer.contains(&free[2]), "{longer:?}");
     }
 
     #[test]

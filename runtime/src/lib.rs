@@ -5,6 +5,7 @@ pub mod config;
 pub mod engine;
 mod error;
 pub mod generate;
+pub mod generation_config;
 pub mod layout;
 pub mod model;
 pub mod perplexity;
@@ -12,6 +13,7 @@ pub mod quant_config;
 pub mod sampling;
 pub mod server;
 pub mod soundness;
+pub mod stop_strings;
 pub mod synth;
 
 pub use error::{Error, Result};

@@ -1,5 +1,5 @@
 //! How the next token is to be chosen, as transformers' `generate` does it: repetition penalty, temperature, top-k,
-//! top-p, then a draw. Devices choose, see [`gptq_kernels::Sample`]; here it is said by what.
+//! top-p, min-p, typical-p, then a draw. Devices choose, see [`gptq_kernels::Sample`]; here it is said by what.
 
 mod probabilities;
 mod sampler;
@@ -24,6 +24,11 @@ pub struct SamplingParams {
 }
 
 impl SamplingParams {
+    /// The likeliest token, without any penalty.
+    pub const fn greedy() -> Self {
+        Self { temperature: 0.0, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed: 0 }
+    }
+
     /// Refuses values that mean nothing.
     pub fn check(&self) -> Result<()> {
         let bad = |name: &'static str, expected: &'static str, got: f32| {
@@ -45,6 +50,8 @@ impl SamplingParams {
 /// Further ways to change the odds, as serving APIs offer them; the default changes nothing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adjustments {
+    /// Keep the tokens that are at least this share as likely as the likeliest; 0 keeps all.
+    pub min_p: f32,
     /// Keep the tokens whose surprise is nearest the expected one, up to this mass (Meister et al. 2022); 1
     /// keeps all.
     pub typical_p: f32,
@@ -58,7 +65,8 @@ pub struct Adjustments {
 
 impl Default for Adjustments {
     fn default() -> Self {
-        Self { typical_p: 1.0, frequency_penalty: 0.0, presence_penalty: 0.0, logit_bias: Vec::new() }
+        let logit_bias = Vec::new();
+        Self { min_p: 0.0, typical_p: 1.0, frequency_penalty: 0.0, presence_penalty: 0.0, logit_bias }
     }
 }
 
@@ -72,6 +80,9 @@ impl Adjustments {
         }
         if let Some((_, got)) = self.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias)) {
             return Err(Error::Parameter { name: "logit_bias", expected: "-100 to 100", got: *got });
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return Err(Error::Parameter { name: "min_p", expected: "0 to 1", got: self.min_p });
         }
         if !(self.typical_p > 0.0 && self.typical_p <= 1.0) {
             return Err(Error::Parameter {

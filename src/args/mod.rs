@@ -16,11 +16,11 @@ pub use bench::{
 };
 pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};
 pub use serve::{PREFILL_TOKENS, ServeArgs};
-use values::parse_size;
 pub use values::{
     ComputeArg, DeviceArg, DeviceArgs, DtypeArg, FormatArg, JoinArg, KvCacheArgs, KvDtypeArg, MethodArg,
     SamplingArg,
 };
+use values::{parse_size, parse_top_k};
 
 /// Quantize Llama-family checkpoints with GPTQ, measure what each branch costs, and run the result.
 ///
@@ -148,21 +148,29 @@ pub struct EvalArgs {
 /// How tokens are drawn
 #[derive(Args)]
 pub struct SamplingArgs {
-    /// 0 takes the most likely token
-    #[arg(long, default_value_t = 0.7)]
-    pub temperature: f32,
+    /// 0 takes the most likely token (default: as generation_config.json says, 0.7 where there is none)
+    #[arg(long)]
+    pub temperature: Option<f32>,
 
-    /// Smallest set of tokens with this much probability
-    #[arg(long, default_value_t = 0.95)]
-    pub top_p: f32,
+    /// Smallest set of tokens with this much probability (default: likewise, or 0.95)
+    #[arg(long)]
+    pub top_p: Option<f32>,
 
-    /// Keep this many tokens; 0 keeps all
-    #[arg(long, default_value_t = 40)]
-    pub top_k: usize,
+    /// Keep this many tokens; 0 and -1 keep all (default: likewise, or 40)
+    #[arg(long, allow_negative_numbers = true, value_parser = parse_top_k)]
+    pub top_k: Option<usize>,
 
-    /// Above 1 makes tokens seen before less likely
-    #[arg(long, default_value_t = 1.1)]
-    pub repetition_penalty: f32,
+    /// Keep the tokens that are at least this share as likely as the likeliest (default: likewise, or 0)
+    #[arg(long)]
+    pub min_p: Option<f32>,
+
+    /// Keep the tokens of the most usual surprise with this much probability (default: likewise, or 1)
+    #[arg(long)]
+    pub typical_p: Option<f32>,
+
+    /// Above 1 makes tokens seen before less likely (default: likewise, or 1)
+    #[arg(long)]
+    pub repetition_penalty: Option<f32>,
 
     /// Equal seeds give equal texts (default: another one each time)
     #[arg(long)]
@@ -190,9 +198,9 @@ pub struct ChatArgs {
     #[arg(long, value_name = "TEXT")]
     pub default_system: Option<String>,
 
-    /// Tokens of an answer at most
-    #[arg(long, default_value_t = 512)]
-    pub max_new_tokens: usize,
+    /// Tokens of an answer at most (default: as generation_config.json says, else 512)
+    #[arg(long)]
+    pub max_new_tokens: Option<usize>,
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -217,13 +225,22 @@ pub struct GenerateArgs {
     #[arg(long)]
     pub prompt: String,
 
-    #[arg(long, default_value_t = 512)]
-    pub max_new_tokens: usize,
+    /// Tokens at most (default: as generation_config.json says, else 512)
+    #[arg(long)]
+    pub max_new_tokens: Option<usize>,
+
+    /// Tokens at least: nothing ends the text before
+    #[arg(long, value_name = "N")]
+    pub min_new_tokens: Option<usize>,
+
+    /// Go on where the model would end its text
+    #[arg(long)]
+    pub ignore_eos: bool,
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
 
-    /// Stop before this text; may be given several times
+    /// Stop before this text, a special token's for instance; may be given several times
     #[arg(long, value_name = "S")]
     pub stop: Vec<String>,
 

@@ -124,6 +124,15 @@ pub fn parse_damp(text: &str) -> Result<f64, String> {
     }
 }
 
+/// 0 and -1 are no limit.
+pub fn parse_top_k(text: &str) -> Result<usize, String> {
+    match text.parse::<i64>() {
+        Ok(-1) => Ok(0),
+        Ok(count) if count >= 0 => usize::try_from(count).map_err(|error| error.to_string()),
+        _ => Err("expected -1 or more".into()),
+    }
+}
+
 /// Bytes with an optional decimal suffix: 500MB, 5GB.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -155,6 +164,8 @@ mod tests {
         assert!(parse_group_size("0").is_err() && parse_group_size("-2").is_err());
         assert_eq!(parse_device("cuda:3"), Ok(DeviceArg::Cuda(3)));
         assert!(parse_device("cuda:x").is_err() && parse_device("tpu").is_err());
+        assert_eq!((parse_top_k("-1"), parse_top_k("0"), parse_top_k("40")), (Ok(0), Ok(0), Ok(40)));
+        assert!(parse_top_k("-2").is_err() && parse_top_k("1.5").is_err());
         assert!(parse_bits("5").is_err() && parse_damp("1").is_err() && parse_damp("NaN").is_err());
     }
 }

@@ -22,6 +22,10 @@ impl Codec {
         let template = template.map(|it| it.with_default_system(default_system.map(str::to_owned)));
         Ok(Self { tokenizer: Tokenizer::load(dir)?, template })
     }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
 }
 
 impl TextCodec for Codec {

@@ -122,18 +122,11 @@ pub fn train_text() -> Result<Dataset> {
 fn sample_text(device: &Cpu, dir: &Path) -> Result<String> {
     let model = eval::load(device, dir)?;
     let tokenizer = Tokenizer::load(dir)?;
-    let params = GenerateParams {
-        max_new_tokens: 60,
-        eos_token_ids: model.config.eos_token_ids.clone(),
-        sampling: SamplingParams {
-            temperature: 0.7,
-            top_p: 0.95,
-            top_k: 40,
-            repetition_penalty: 1.1,
-            seed: 1,
-        },
-    };
-    let mut out = Output { text: String::new(), shown: 0, stops: &[], stream: false, stopped: None };
+    // As the snippet of a publisher's card has it.
+    let sampling =
+        SamplingParams { temperature: 0.7, top_p: 0.95, top_k: 40, repetition_penalty: 1.1, seed: 1 };
+    let params = GenerateParams::new(60, model.config.eos_token_ids.clone(), sampling);
+    let mut out = Output::silent();
     complete(&mut Session::new(&model, 0), &tokenizer, &tokenizer.encode(PROMPT, true)?, &params, &mut out)?;
     Ok(format!("{PROMPT}{}", out.text.trim_end().replace('\n', "\n  ")))
 }

@@ -4,20 +4,20 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use gptq_calibration::chat::{ChatTemplate, Conversation, message};
 use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::Backend;
 use gptq_runtime::generate::{FinishReason, GenerateParams, Session};
-use gptq_runtime::model::Model;
-use gptq_runtime::sampling::SamplingParams;
+use gptq_runtime::stop_strings::StopStrings;
 use serde_json::json;
 
 use super::common::{self, DeviceKind, OnDevice};
 use super::eval;
-use crate::args::{GenerateArgs, SamplingArgs};
+use super::wishes::Wishes;
+use crate::args::GenerateArgs;
 use crate::output;
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
@@ -41,13 +41,14 @@ impl OnDevice for Generate<'_> {
         let (prompt, stops) = prompt(args, dir)?;
         let ids = tokenizer.encode(&prompt, !args.chat)?;
         let model = eval::load(&device, dir)?.with_kv_dtype(args.kv_cache.kv_cache_dtype.into());
-        let params = GenerateParams {
-            max_new_tokens: args.max_new_tokens,
-            eos_token_ids: end_ids(&model, &tokenizer, &stops),
-            sampling: sampling(&args.sampling),
-        };
-        let mut out =
-            Output { text: String::new(), shown: 0, stops: &args.stop, stream: !args.json, stopped: None };
+        let wishes = Wishes::read(dir)?;
+        let mut params = wishes.params(&args.sampling, args.max_new_tokens)?;
+        params.min_new_tokens = args.min_new_tokens.unwrap_or(params.min_new_tokens);
+        if !args.ignore_eos {
+            params.eos_token_ids = wishes.end_ids(&model.config, &tokenizer, &stops);
+        }
+        let (stops, least) = (StopStrings::new(args.stop.clone()), params.min_new_tokens);
+        let mut out = Output { stops, least, stream: !args.json, ..Output::silent() };
         let started = Instant::now();
         let (reason, count) = complete(&mut Session::new(&model, 0), &tokenizer, &ids, &params, &mut out)?;
         let seconds = started.elapsed().as_secs_f64();
@@ -64,16 +65,6 @@ impl OnDevice for Generate<'_> {
     }
 }
 
-pub fn sampling(args: &SamplingArgs) -> SamplingParams {
-    SamplingParams {
-        temperature: args.temperature,
-        top_p: args.top_p,
-        top_k: args.top_k,
-        repetition_penalty: args.repetition_penalty,
-        seed: args.seed.unwrap_or_else(clock_seed),
-    }
-}
-
 /// Runs the model and feeds `out` with text; returns why it ended and how many tokens it made.
 pub fn complete<B: Backend>(
     session: &mut Session<'_, B>,
@@ -87,9 +78,15 @@ pub fn complete<B: Backend>(
     let mut failure = None;
     let reason = session.generate(prompt, params, &mut |id| {
         count += 1;
-        match stream.push(id) {
-            Ok(Some(piece)) => out.push(&piece),
-            Ok(None) => ControlFlow::Continue(()),
+        // Special tokens have no piece of text, but may be what ends it.
+        let special = tokenizer.is_special(id);
+        let piece = if special {
+            tokenizer.decode(&[id], false)
+        } else {
+            stream.push(id).map(Option::unwrap_or_default)
+        };
+        match piece {
+            Ok(piece) => out.push(&piece, !special, count),
             Err(error) => {
                 failure = Some(error);
                 ControlFlow::Break(())
@@ -101,9 +98,9 @@ pub fn complete<B: Backend>(
     }
     if reason != FinishReason::StopSequence {
         if let Some(piece) = stream.finish()? {
-            let _ = out.push(&piece);
+            let _ = out.push(&piece, true, count);
         }
-        out.show(out.text.len())?;
+        out.finish()?;
     }
     Ok((reason, count))
 }
@@ -111,8 +108,9 @@ pub fn complete<B: Backend>(
 /// Text as it grows: shown at once, but for what may yet become a stop string.
 pub struct Output<'a> {
     pub text: String,
-    pub shown: usize,
-    pub stops: &'a [String],
+    pub stops: StopStrings,
+    /// Tokens before which no stop string ends the text.
+    pub least: usize,
     /// Print while generating.
     pub stream: bool,
     /// Somebody wants no more.
@@ -120,50 +118,39 @@ pub struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    /// Shown as it comes, until `stopped` becomes true.
-    pub fn streamed(stopped: &'a AtomicBool) -> Self {
-        Self { text: String::new(), shown: 0, stops: &[], stream: true, stopped: Some(stopped) }
+    /// Kept, and ended by nothing.
+    pub fn silent() -> Self {
+        Self { text: String::new(), stops: StopStrings::default(), least: 0, stream: false, stopped: None }
     }
 
-    fn push(&mut self, piece: &str) -> ControlFlow<()> {
-        self.text.push_str(piece);
-        let found = self
-            .stops
-            .iter()
-            .filter(|s| !s.is_empty())
-            .filter_map(|stop| self.text.find(stop.as_str()))
-            .min();
-        if let Some(end) = found {
-            self.text.truncate(end);
-            let _ = self.show(end);
-            return ControlFlow::Break(());
-        }
-        let safe = self.text.len() - self.held_back();
+    /// Shown as it comes, until `stopped` becomes true.
+    pub fn streamed(stopped: &'a AtomicBool) -> Self {
+        Self { stream: true, stopped: Some(stopped), ..Self::silent() }
+    }
+
+    /// Takes the text of the token with this number, or as much of it as is whole.
+    fn push(&mut self, piece: &str, shown: bool, number: usize) -> ControlFlow<()> {
+        let (text, ended) = self.stops.push(piece, shown, number > self.least);
         let stopped = self.stopped.is_some_and(|stopped| stopped.load(Relaxed));
-        match self.show(safe) {
-            Ok(()) if !stopped => ControlFlow::Continue(()),
+        match self.show(&text) {
+            Ok(()) if !ended && !stopped => ControlFlow::Continue(()),
             _ => ControlFlow::Break(()),
         }
     }
 
-    /// Bytes at the end that are the beginning of a stop string.
-    fn held_back(&self) -> usize {
-        let begins = |stop: &String| {
-            (1..stop.len())
-                .rev()
-                .find(|n| stop.is_char_boundary(*n) && self.text.ends_with(&stop[..*n]))
-                .unwrap_or(0)
-        };
-        self.stops.iter().map(begins).max().unwrap_or(0)
+    /// What was held back.
+    fn finish(&mut self) -> std::io::Result<()> {
+        let rest = self.stops.finish();
+        self.show(&rest)
     }
 
-    fn show(&mut self, end: usize) -> std::io::Result<()> {
-        if self.stream && end > self.shown {
+    fn show(&mut self, text: &str) -> std::io::Result<()> {
+        self.text.push_str(text);
+        if self.stream && !text.is_empty() {
             let mut stdout = std::io::stdout();
-            stdout.write_all(&self.text.as_bytes()[self.shown..end])?;
+            stdout.write_all(text.as_bytes())?;
             stdout.flush()?;
         }
-        self.shown = self.shown.max(end);
         Ok(())
     }
 }
@@ -179,50 +166,4 @@ fn prompt(args: &GenerateArgs, dir: &Path) -> Result<(String, Vec<String>)> {
     messages.push(message("user", &args.prompt));
     let stops = template.stop_tokens().into_iter().map(String::from).collect();
     Ok((template.render(&Conversation::new(&messages))?, stops))
-}
-
-/// The ids that end a turn.
-pub fn end_ids<B: Backend>(model: &Model<B>, tokenizer: &Tokenizer, stops: &[String]) -> Vec<u32> {
-    let of_template = stops.iter().filter_map(|stop| tokenizer.token_id(stop));
-    model.config.eos_token_ids.iter().copied().chain(of_template).collect()
-}
-
-/// A seed that differs from run to run.
-fn clock_seed() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn fed(stops: &[&str], pieces: &[&str]) -> (String, bool, Vec<usize>) {
-        let stops: Vec<String> = stops.iter().map(|s| s.to_string()).collect();
-        let mut out = Output { text: String::new(), shown: 0, stops: &stops, stream: false, stopped: None };
-        let mut shown = Vec::new();
-        let mut stopped = false;
-        for piece in pieces {
-            stopped = out.push(piece).is_break();
-            shown.push(out.shown);
-            if stopped {
-                break;
-            }
-        }
-        (out.text, stopped, shown)
-    }
-
-    #[test]
-    fn a_stop_string_across_pieces_is_never_shown() {
-        assert_eq!(fed(&["END"], &["ab", "E", "N", "D", "cd"]), ("ab".into(), true, vec![2, 2, 2, 2]));
-    }
-
-    #[test]
-    fn a_beginning_that_does_not_become_a_stop_is_shown_later() {
-        assert_eq!(fed(&["END"], &["abE", "x"]), ("abEx".into(), false, vec![2, 4]));
-    }
-
-    #[test]
-    fn the_earliest_of_several_stops_counts() {
-        assert_eq!(fed(&["c", "b"], &["abc"]), ("a".into(), true, vec![1]));
-    }
 }

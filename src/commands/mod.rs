@@ -14,3 +14,4 @@ pub mod quantize;
 pub mod serve;
 pub mod synth;
 pub mod table;
+mod wishes;

@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::codec::Codec;
 use super::common::{self, DeviceKind, OnDevice};
 use super::eval;
+use super::wishes::Wishes;
 use crate::args::ServeArgs;
 use crate::output;
 
@@ -35,6 +36,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let limits = Limits::new(args, &config)?;
     let (engine, inbox) = engine::handle();
     let codec = Codec::load(&dir, args.default_system.as_deref())?;
+    let wishes = Wishes::read(&dir)?;
     let server = ServerConfig {
         limits: limits.server,
         info: ModelInfo {
@@ -42,7 +44,8 @@ pub fn run(args: &ServeArgs) -> Result<()> {
             model_sha: commit(&dir),
             version: env!("GPTQ_VERSION").into(),
         },
-        eos_token_ids: config.eos_token_ids.clone(),
+        eos_token_ids: wishes.end_ids(&config, codec.tokenizer(), &[]),
+        defaults: wishes.into_config(),
         vocab_size: config.vocab_size,
         api_key: args.api_key.clone(),
         cors_allow_origin: origins(&args.cors_allow_origin)?,

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import websocket
 
-from clients import served
+from server import served
 
 
 class Page:

@@ -104,8 +104,7 @@ fn a_conversation_in_the_terminal_is_answered_as_one_that_is_sent_whole_every_ti
     let (mut messages, mut expected) = (Vec::new(), String::new());
     for message in said {
         messages.push(json!({"role": "user", "content": message}));
-        let body =
-            json!({"messages": messages, "max_tokens": 12, "temperature": 0, "repetition_penalty": 1.1});
+        let body = json!({"messages": messages, "max_tokens": 12, "temperature": 0});
         let answer = server.post("/v1/chat/completions", &body).json();
         let content = &answer["choices"][0]["message"]["content"];
         messages.push(json!({"role": "assistant", "content": content}));

@@ -1,11 +1,13 @@
 //! The server as its clients meet it: the real program on a free port with the demo model.
 
 mod answers;
+mod fields;
 mod hostile;
 mod load;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::MutexGuard;
 use std::time::Duration;
@@ -23,13 +25,21 @@ struct Server {
 impl Server {
     /// Returns once the model is loaded.
     fn start(options: &str) -> Self {
-        Self::logging(options, Stdio::null())
+        Self::of(&demo(), options)
+    }
+
+    fn of(model: &Path, options: &str) -> Self {
+        Self::spawn(model, options, Stdio::null())
     }
 
     fn logging(options: &str, log: Stdio) -> Self {
+        Self::spawn(&demo(), options, log)
+    }
+
+    fn spawn(model: &Path, options: &str, log: Stdio) -> Self {
         let cores = alone();
         let mut command = gptq("serve");
-        command.args(["--model-id", demo().to_str().unwrap()]);
+        command.args(["--model-id", model.to_str().unwrap()]);
         command.args(words("--port 0 --device cpu --max-total-tokens 256")).args(words(options));
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();

@@ -15,7 +15,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use gptq_kernels::{Backend, KV_BLOCK_ROWS};
 
 use crate::model::Model;
-use crate::sampling::{Adjustments, SamplingParams, TokenProbability};
+use crate::sampling::{SamplingParams, TokenProbability};
 use crate::{Error, Result};
 use runner::{Found, Runner};
 use scheduler::Scheduler;
@@ -172,21 +172,8 @@ impl<'a, B: Backend> Engine<'a, B> {
             None => self.limits.max_batch_prefill_tokens.min(KV_BLOCK_ROWS),
         };
         let prompt = largest.min(total.saturating_sub(2)).max(1);
-        let task = Task {
-            prompt: vec![0; prompt],
-            max_new_tokens: total.saturating_sub(prompt).clamp(1, 2),
-            eos_token_ids: Vec::new(),
-            sampling: SamplingParams {
-                temperature: 0.0,
-                top_p: 1.0,
-                top_k: 0,
-                repetition_penalty: 1.0,
-                seed: 0,
-            },
-            adjustments: Adjustments::default(),
-            top_n: 0,
-            prompt_logprobs: false,
-        };
+        let new_tokens = total.saturating_sub(prompt).clamp(1, 2);
+        let task = Task::new(vec![0; prompt], new_tokens, SamplingParams::greedy());
         // Failures come back as values; nobody needs the events, but their receiver must live.
         let (events, _listening) = tokio::sync::mpsc::unbounded_channel();
         self.accept(Request { task, events });
@@ -280,8 +267,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         for ((serial, drawn), top) in asked.serials.iter().zip(drawn).zip(asked.tops) {
             // In order of arrival.
             if let Ok(i) = running.binary_search_by_key(serial, |sequence| sequence.serial) {
+                self.stats.tokens.fetch_add(u64::from(!running[i].only_scores()), Relaxed);
                 done[i] = running[i].take(drawn, top);
-                self.stats.tokens.fetch_add(1, Relaxed);
             }
         }
         self.scheduler.remove(&done);

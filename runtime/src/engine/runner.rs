@@ -98,7 +98,11 @@ impl<'a, B: Backend> Runner<'a, B> {
             let losses = backend.token_loss(&logits, next)?;
             let tops = self.likeliest(&logits, continued.top_n)?;
             let each = next.iter().zip(losses).zip(tops);
-            tokens.extend(each.map(|((id, loss), top)| PromptToken { id: *id, logprob: Some(-loss), top }));
+            tokens.extend(each.map(|((id, loss), top)| {
+                // Two sums of the same masses may differ in the last place; who sees both wants to see one number.
+                let listed = top.iter().find(|top| top.id == *id).map(|top| top.logprob);
+                PromptToken { id: *id, logprob: listed.or(Some(-loss)), top }
+            }));
         }
         Ok(tokens)
     }

@@ -15,8 +15,11 @@ use crate::{Error, Result};
 #[derive(Clone, Debug)]
 pub struct Task {
     pub prompt: Vec<u32>,
+    /// 0, with `prompt_logprobs`, where the prompt alone is wanted.
     pub max_new_tokens: usize,
-    /// Ids that end the text.
+    /// Before so many tokens no id ends the text.
+    pub min_new_tokens: usize,
+    /// Ids that end the text. Each is one of the vocabulary.
     pub eos_token_ids: Vec<u32>,
     pub sampling: SamplingParams,
     pub adjustments: Adjustments,
@@ -24,6 +27,22 @@ pub struct Task {
     pub top_n: usize,
     /// The prompt's tokens are reported too, which the prefix cache then cannot serve.
     pub prompt_logprobs: bool,
+}
+
+impl Task {
+    /// Without ends, adjustments and anything reported beside the tokens.
+    pub fn new(prompt: Vec<u32>, max_new_tokens: usize, sampling: SamplingParams) -> Self {
+        Self {
+            prompt,
+            max_new_tokens,
+            min_new_tokens: 0,
+            eos_token_ids: Vec::new(),
+            sampling,
+            adjustments: Adjustments::default(),
+            top_n: 0,
+            prompt_logprobs: false,
+        }
+    }
 }
 
 /// A task and who waits for it. Dropping the receiver of `events` cancels it.
@@ -38,7 +57,7 @@ pub struct Request {
 pub enum Event {
     /// It left the queue. Said once.
     Started(Instant),
-    /// The whole prompt where its probabilities are wanted; before the first token.
+    /// The whole prompt where its probabilities are wanted; before the first token, and last where no token is.
     Prompt(Vec<PromptToken>),
     Token(Token),
     /// One line; nothing comes after it.
@@ -117,18 +136,30 @@ impl Sequence {
 
     fn check(task: &Task, limit: usize, vocab: usize) -> Result<Sampler> {
         let tokens = task.prompt.len().saturating_add(task.max_new_tokens);
-        if task.prompt.is_empty() || task.max_new_tokens == 0 || tokens > limit {
+        let wanted = task.max_new_tokens > 0 || task.prompt_logprobs;
+        if task.prompt.is_empty() || !wanted || tokens > limit {
             return Err(Error::Prompt { tokens, limit });
         }
         let (name, expected) = ("alternatives of a token", "at most 64");
         if task.top_n > MOST_CANDIDATES {
             return Err(Error::Parameter { name, expected, got: task.top_n as f32 });
         }
+        let (name, expected) = ("eos_token_ids", "ids of the vocabulary");
+        if let Some(id) = task.eos_token_ids.iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::Parameter { name, expected, got: *id as f32 });
+        }
         let (name, expected) = ("logit_bias", "ids of the vocabulary");
         if let Some((id, _)) = task.adjustments.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
             return Err(Error::Parameter { name, expected, got: *id as f32 });
         }
-        Sampler::adjusted(task.sampling.clone(), task.adjustments.clone())
+        let mut sampler = Sampler::adjusted(task.sampling.clone(), task.adjustments.clone())?;
+        sampler.forbid_before(task.prompt.len().saturating_add(task.min_new_tokens), &task.eos_token_ids);
+        Ok(sampler)
+    }
+
+    /// Whether it ends with its prompt: the token that is drawn after it is nobody's.
+    pub fn only_scores(&self) -> bool {
+        self.request.task.max_new_tokens == 0
     }
 
     /// Tokens that must go through the model before the next one can be chosen.
@@ -182,6 +213,11 @@ impl Sequence {
 
     /// Appends and reports the next token, `None` where the model had no score; `true` when it is the last.
     pub fn take(&mut self, drawn: Option<Drawn>, top: Vec<TokenProbability>) -> bool {
+        if self.only_scores() {
+            let prompt = self.expected.take().unwrap_or_default();
+            self.say(Event::Prompt(prompt));
+            return true;
+        }
         let Some(Drawn { id, logprob }) = drawn else {
             self.fail(&Error::NoScore { place: self.ids.len() }.to_string());
             return true;

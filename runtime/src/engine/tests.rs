@@ -52,17 +52,7 @@ fn ask_with(
     change: impl FnOnce(&mut Task),
 ) -> UnboundedReceiver<Event> {
     let (events, receiver) = unbounded_channel();
-    let sampling =
-        SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed: 0 };
-    let mut task = Task {
-        prompt: prompt.to_vec(),
-        max_new_tokens: NEW_TOKENS,
-        eos_token_ids: Vec::new(),
-        sampling,
-        adjustments: Adjustments::default(),
-        top_n: 0,
-        prompt_logprobs: false,
-    };
+    let mut task = Task::new(prompt.to_vec(), NEW_TOKENS, SamplingParams::greedy());
     change(&mut task);
     engine.accept(Request { task, events });
     receiver
@@ -221,6 +211,46 @@ fn prompt_probabilities_change_no_token_and_a_prompt_of_one_token_has_one() {
     let events = ask_with(&mut engine, &[5], |task| task.prompt_logprobs = true);
     finish(&mut engine);
     assert_eq!(reported(events), [PromptToken { id: 5, logprob: None, top: Vec::new() }]);
+}
+
+#[test]
+fn a_prompt_alone_is_scored_among_others_and_gets_no_token() {
+    let folder = folder();
+    let model = model(folder.path());
+    let mut engine = engine(&model, 128);
+    let wanted = |task: &mut Task| (task.prompt_logprobs, task.max_new_tokens) = (true, 0);
+    let alone = ask_with(&mut engine, &[5], wanted);
+    let answered = ask(&mut engine, &prompts()[7]);
+    let scored: Vec<_> = prompts().iter().map(|prompt| ask_with(&mut engine, prompt, wanted)).collect();
+    finish(&mut engine);
+    assert_eq!(reported(alone), [PromptToken { id: 5, logprob: None, top: Vec::new() }]);
+    assert_eq!(tokens(answered).len() as u64, engine.stats.tokens.load(Relaxed));
+    for (mut events, prompt) in scored.into_iter().zip(prompts()) {
+        assert!(matches!(events.try_recv(), Ok(Event::Started(_))));
+        let Ok(Event::Prompt(got)) = events.try_recv() else { panic!("no prompt") };
+        assert!(events.try_recv().is_err(), "nothing comes after it");
+        for (token, expected) in got[1..].iter().zip(expected(&model, &prompt)) {
+            assert!(token.logprob.is_some_and(|got| (got - expected).abs() < 2e-6), "{token:?}");
+        }
+    }
+}
+
+#[test]
+fn a_text_ends_only_after_its_least_number_of_tokens_also_ahead() {
+    let folder = folder();
+    let model = model(folder.path());
+    let ends: Vec<u32> = alone(&model).iter().map(|answer| answer[1]).collect();
+    for least in [0, 6] {
+        let change = |task: &mut Task| (task.eos_token_ids, task.min_new_tokens) = (ends.clone(), least);
+        let (expected, _) = said(&mut engine(&model, 1024), change);
+        let (got, ahead) = said(&mut looking_ahead(&model, 1024), change);
+        assert_eq!(got, expected);
+        assert!(ahead > 0);
+        for answer in expected {
+            let end = answer.iter().position(|id| ends.contains(id)).unwrap_or(NEW_TOKENS);
+            assert!(end >= least && answer.len() == NEW_TOKENS.min(end + 1), "{least}: {answer:?}");
+        }
+    }
 }
 
 #[test]

@@ -19,6 +19,9 @@ pub struct Sampler {
     places: HashMap<u32, Place>,
     /// Tokens of the sequence that are counted in `changes`.
     counted: usize,
+    /// Ids that are not drawn before a place.
+    forbidden: Vec<u32>,
+    allowed_from: usize,
 }
 
 /// Where an id stands in the changes.
@@ -38,8 +41,9 @@ impl Sampler {
         params.check()?;
         adjustments.check()?;
         let rng = ChaCha12Rng::seed_from_u64(params.seed);
-        let (changes, places) = (Vec::new(), HashMap::new());
-        let mut sampler = Self { rng, params, adjustments, changes, places, counted: 0 };
+        let (changes, places, forbidden) = (Vec::new(), HashMap::new(), Vec::new());
+        let mut sampler =
+            Self { rng, params, adjustments, changes, places, counted: 0, forbidden, allowed_from: 0 };
         for (id, bias) in sampler.adjustments.logit_bias.clone() {
             let at = sampler.place(id);
             sampler.changes[at].added += bias;
@@ -48,6 +52,14 @@ impl Sampler {
             }
         }
         Ok(sampler)
+    }
+
+    /// From now on none of these ids is drawn at a place before `place`. What cannot be drawn at all may stay out.
+    pub fn forbid_before(&mut self, place: usize, ids: &[u32]) {
+        self.forbidden = ids.to_vec();
+        self.forbidden.sort_unstable();
+        self.forbidden.dedup();
+        self.allowed_from = place;
     }
 
     /// Whether a token depends on those before it by more than the scores.
@@ -74,8 +86,21 @@ impl Sampler {
     /// How the token at a place is drawn, whatever came before it where [`Self::remembers`] is false.
     pub fn draw_at(&mut self, place: usize) -> Draw {
         let SamplingParams { temperature, top_k, top_p, .. } = self.params;
-        let (random, changes) = (self.random(place), self.changes.clone());
-        Draw { temperature, top_k, top_p, typical_p: self.adjustments.typical_p, random, changes }
+        let Adjustments { min_p, typical_p, .. } = self.adjustments;
+        let (random, changes) = (self.random(place), self.changes_at(place));
+        Draw { temperature, top_k, top_p, min_p, typical_p, random, changes }
+    }
+
+    fn changes_at(&self, place: usize) -> Vec<Change> {
+        let mut changes = self.changes.clone();
+        let forbidden = if place < self.allowed_from { &self.forbidden[..] } else { &[] };
+        for id in forbidden {
+            match self.places.get(id) {
+                Some(known) => changes[known.at].added = f32::NEG_INFINITY,
+                None => changes.push(Change { id: *id, added: f32::NEG_INFINITY, repeated: 1.0 }),
+            }
+        }
+        changes
     }
 
     /// The random number of a place.
@@ -170,6 +195,15 @@ mod tests {
     }
 
     #[test]
+    fn a_forbidden_token_is_drawn_from_its_place_on_whatever_its_bias() {
+        let adjustments = Adjustments { logit_bias: vec![(1, 5.0)], ..Default::default() };
+        let mut sampler = Sampler::adjusted(greedy(), adjustments).unwrap();
+        sampler.forbid_before(3, &[1, 2, 1]);
+        let mut next = |ids: &[u32]| next(&mut sampler, vec![0.0, 1.0, 2.0], ids, 1);
+        assert_eq!([next(&[0]), next(&[0, 0]), next(&[0, 0, 0])], [0, 0, 1]);
+    }
+
+    #[test]
     fn equal_seeds_give_equal_tokens_at_every_place() {
         let draws = |seed| -> Vec<u64> {
             let mut sampler = Sampler::new(SamplingParams { seed, ..params() }).unwrap();
@@ -191,5 +225,7 @@ mod tests {
         assert!(SamplingParams { temperature: f32::NAN, ..params() }.check().is_err());
         assert!(SamplingParams { top_p: 0.0, ..params() }.check().is_err());
         assert!(SamplingParams { repetition_penalty: 0.0, ..params() }.check().is_err());
+        assert!(Adjustments { min_p: 1.1, ..Default::default() }.check().is_err());
+        assert!(Adjustments { min_p: f32::NAN, ..Default::default() }.check().is_err());
     }
 }

@@ -12,20 +12,27 @@ use super::metrics::Finished;
 use super::text::Pieces;
 use crate::engine::{Event, PromptToken, Request, Task, Token};
 use crate::generate::FinishReason;
+use crate::stop_strings::StopStrings;
 
 /// What to generate, checked against the limits.
 #[derive(Clone)]
 pub struct Plan {
     pub task: Task,
-    pub stop: Vec<String>,
+    pub stops: StopStrings,
+    /// Special tokens that belong to the text all the same.
+    pub kept: &'static [&'static str],
+    /// All of them do.
+    pub all_special: bool,
 }
 
 /// A token and the text that it lets out.
 pub struct Step {
-    pub token: Token,
+    /// None where the prompt alone was wanted.
+    pub token: Option<Token>,
     pub text: String,
     /// With the first token, the prompt where its probabilities are wanted.
     pub prompt: Vec<PromptToken>,
+    pub finish: Option<FinishReason>,
 }
 
 /// Dropping it cancels the request in the engine.
@@ -33,6 +40,11 @@ pub struct Generation {
     events: UnboundedReceiver<Event>,
     pieces: Box<dyn Pieces>,
     stops: StopStrings,
+    all_special: bool,
+    /// Before so many tokens no stop string ends the text.
+    least: usize,
+    /// The prompt alone is wanted.
+    only_scores: bool,
     ended: bool,
     call: Call,
     prompt: Vec<PromptToken>,
@@ -56,7 +68,7 @@ pub async fn collect(generations: Vec<Generation>) -> Result<Vec<Vec<Step>>, Api
 
 /// The logarithm of the probability of all tokens together.
 pub fn likelihood(steps: &[Step]) -> f32 {
-    steps.iter().map(|step| step.token.logprob).sum()
+    steps.iter().filter_map(|step| Some(step.token.as_ref()?.logprob)).sum()
 }
 
 impl Generation {
@@ -71,8 +83,11 @@ impl Generation {
         let now = Instant::now();
         Ok(Self {
             events,
-            pieces: call.text.pieces(),
-            stops: StopStrings { stops: plan.stop.clone(), held: String::new() },
+            pieces: call.text.pieces_keeping(plan.kept),
+            stops: plan.stops.clone(),
+            all_special: plan.all_special,
+            least: plan.task.min_new_tokens,
+            only_scores: plan.task.max_new_tokens == 0,
             ended: false,
             call: call.clone(),
             prompt: Vec::new(),
@@ -94,6 +109,7 @@ impl Generation {
                     self.started = at;
                     continue;
                 }
+                Some(Event::Prompt(prompt)) if self.only_scores => Ok(scored(prompt)),
                 Some(Event::Prompt(prompt)) => {
                     self.prompt = prompt;
                     continue;
@@ -104,7 +120,7 @@ impl Generation {
             };
         };
         match &step {
-            Ok(step) if step.token.finish.is_none() => {}
+            Ok(step) if step.finish.is_none() => {}
             Ok(_) => {
                 self.end();
                 self.call.metrics.finished(&self.finished());
@@ -131,23 +147,31 @@ impl Generation {
         }
     }
 
-    fn step(&mut self, mut token: Token) -> Result<Step, ApiError> {
+    fn step(&mut self, token: Token) -> Result<Step, ApiError> {
         self.tokens += 1;
         self.call.access.tokens.fetch_add(1, Relaxed);
-        let mut text = String::new();
-        if token.finish != Some(FinishReason::EosToken) {
-            text = self.pieces.push(token.id).map_err(ApiError::generation)?;
+        let (mut piece, mut shown, mut finish) = (String::new(), true, token.finish);
+        if finish != Some(FinishReason::EosToken) {
+            piece = self.pieces.push(token.id).map_err(ApiError::generation)?;
+            // A special token has no piece of text, but may be what ends it.
+            if piece.is_empty() && self.call.text.is_special(token.id) {
+                piece = self.call.text.token_text(token.id);
+                shown = self.all_special;
+            }
         }
-        if token.finish.is_some() {
-            text += &self.pieces.finish().map_err(ApiError::generation)?;
+        let armed = self.tokens > self.least;
+        let (mut text, mut stopped) = self.stops.push(&piece, shown, armed);
+        if finish.is_some() && !stopped {
+            let rest = self.pieces.finish().map_err(ApiError::generation)?;
+            let (more, stops) = self.stops.push(&rest, true, armed);
+            (text, stopped) = (text + &more, stops);
         }
-        let (mut text, stopped) = self.stops.push(&text);
         if stopped {
-            token.finish = Some(FinishReason::StopSequence);
-        } else if token.finish.is_some() {
-            text += &self.stops.held;
+            finish = Some(FinishReason::StopSequence);
+        } else if finish.is_some() {
+            text += &self.stops.finish();
         }
-        Ok(Step { token, text, prompt: std::mem::take(&mut self.prompt) })
+        Ok(Step { token: Some(token), text, prompt: std::mem::take(&mut self.prompt), finish })
     }
 
     async fn collect(mut self) -> Result<Vec<Step>, ApiError> {
@@ -159,47 +183,15 @@ impl Generation {
     }
 }
 
+/// A prompt that is not to be continued.
+fn scored(prompt: Vec<PromptToken>) -> Step {
+    Step { token: None, text: String::new(), prompt, finish: Some(FinishReason::Length) }
+}
+
 impl Drop for Generation {
     fn drop(&mut self) {
         if !self.ended {
             self.call.metrics.failed("cancelled");
         }
-    }
-}
-
-/// Lets text through up to the first stop string, and holds back what may become one.
-struct StopStrings {
-    stops: Vec<String>,
-    held: String,
-}
-
-impl StopStrings {
-    /// The text that is safe to show, and whether a stop string ended it.
-    fn push(&mut self, piece: &str) -> (String, bool) {
-        self.held.push_str(piece);
-        if let Some(end) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
-            self.held.truncate(end);
-            return (std::mem::take(&mut self.held), true);
-        }
-        let beginning = |stop: &String| {
-            (1..stop.len()).rev().find(|n| stop.is_char_boundary(*n) && self.held.ends_with(&stop[..*n]))
-        };
-        let keep = self.stops.iter().filter_map(beginning).max().unwrap_or(0);
-        let rest = self.held.split_off(self.held.len() - keep);
-        (std::mem::replace(&mut self.held, rest), false)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stop_string_across_pieces_is_never_shown_and_a_false_beginning_is() {
-        let mut stops = StopStrings { stops: vec!["END".into(), "é!".into()], held: String::new() };
-        let shown = ["abE", "x", "é", "?E", "N", "D."].map(|piece| stops.push(piece));
-        let text: String = shown.iter().map(|(text, _)| text.as_str()).collect();
-        assert_eq!(text, "abExé?");
-        assert_eq!(shown.map(|(_, stopped)| stopped), [false, false, false, false, false, true]);
     }
 }

@@ -3,9 +3,11 @@
 mod access;
 mod connections;
 mod error;
+mod fields;
 mod generation;
 mod metrics;
 mod openai;
+mod parameters;
 mod routes;
 pub mod text;
 mod tgi;
@@ -27,6 +29,7 @@ use tokio::task::block_in_place;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use crate::engine::EngineHandle;
+use crate::generation_config::GenerationConfig;
 use access::Access;
 use error::ApiError;
 use generation::Plan;
@@ -67,6 +70,8 @@ pub struct ServerConfig {
     pub info: ModelInfo,
     /// Ids that end any text.
     pub eos_token_ids: Vec<u32>,
+    /// What counts where a request says nothing.
+    pub defaults: GenerationConfig,
     pub vocab_size: usize,
     pub api_key: Option<String>,
     /// Origins of other sites' pages; none given allows every one.
@@ -149,7 +154,7 @@ impl App {
             return Err(ApiError::validation(format!("inputs: expected 1 to {input} tokens, got {prompt}")));
         }
         let room = total.saturating_sub(prompt);
-        match asked.unwrap_or(room) {
+        match asked.unwrap_or(self.defaults.max_new_tokens.map_or(room, |tokens| tokens.min(room))) {
             tokens if tokens == 0 || tokens > room => Err(ApiError::validation(format!(
                 "{name}: expected 1 to {room} (max_total_tokens {total} less {prompt} tokens of input), got {tokens}"
             ))),
@@ -158,13 +163,7 @@ impl App {
     }
 
     /// The limits and ranges that all routes share.
-    fn checked(&self, mut plan: Plan) -> Result<Plan, ApiError> {
-        let limit = self.limits.max_stop_sequences;
-        if plan.stop.len() > limit {
-            let got = plan.stop.len();
-            return Err(ApiError::validation(format!("stop: expected at most {limit} strings, got {got}")));
-        }
-        plan.stop.retain(|stop| !stop.is_empty());
+    fn checked(&self, plan: Plan) -> Result<Plan, ApiError> {
         let vocab = self.vocab_size;
         let biased = plan.task.adjustments.logit_bias.iter().map(|(id, _)| *id);
         if let Some(id) = plan.task.prompt.iter().copied().chain(biased).find(|id| *id as usize >= vocab) {

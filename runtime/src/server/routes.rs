@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::access::{Access, REQUEST_ID};
 use super::error::{ApiError, Dialect};
-use super::{App, Call, beside, openai, tgi};
+use super::{App, Call, beside, fields, openai, tgi};
 
 /// A body above the limit is read on up to here, so that its sender hears the refusal.
 const LARGEST_REFUSED: usize = 64 << 20;
@@ -140,7 +140,9 @@ async fn read_body(body: Body, limit: usize, timeout: Duration) -> Result<Vec<u8
     tokio::time::timeout(timeout, read).await.unwrap_or_else(|_| Err(ApiError::slow()))
 }
 
-pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+/// A request whose fields are known on its route.
+pub fn parse<T: DeserializeOwned>(body: &[u8], route: fields::Route) -> Result<T, ApiError> {
+    fields::check(body, route)?;
     serde_json::from_slice(body).map_err(|cause| ApiError::validation(format!("body: {cause}")))
 }
 

@@ -1,6 +1,5 @@
 //! The routes of text-generation-inference.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use axum::Json;
@@ -11,67 +10,45 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, Dialect};
+use super::fields::Route;
 use super::generation::{self, Generation, Plan, Step};
-use super::{Call, routes, sse};
-use crate::engine::{PromptToken, Task};
+use super::{Call, parameters, routes, sse};
+use crate::engine::{PromptToken, Token};
 use crate::generate::FinishReason;
-use crate::sampling::{Adjustments, SamplingParams};
 
 #[derive(Deserialize)]
 pub struct GenerateRequest {
     inputs: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     parameters: Parameters,
-    #[serde(default)]
-    stream: bool,
+    stream: Option<bool>,
+    add_special_tokens: Option<bool>,
 }
 
-/// A stop string, or a list of them.
-#[derive(Deserialize, Clone)]
-#[serde(untagged)]
-pub enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
+/// Null counts as nothing.
+fn or_default<'a, D: serde::Deserializer<'a>>(deserializer: D) -> Result<Parameters, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-impl OneOrMany {
-    pub fn list(self) -> Vec<String> {
-        match self {
-            Self::One(one) => vec![one],
-            Self::Many(many) => many,
-        }
-    }
-}
-
+/// TGI's own parameters, and those that both dialects have.
 #[derive(Deserialize, Default)]
 struct Parameters {
-    best_of: Option<usize>,
-    temperature: Option<f32>,
-    repetition_penalty: Option<f32>,
-    frequency_penalty: Option<f32>,
-    presence_penalty: Option<f32>,
-    logit_bias: Option<BTreeMap<String, f32>>,
-    top_k: Option<i64>,
-    top_p: Option<f32>,
-    typical_p: Option<f32>,
-    #[serde(default)]
     do_sample: Option<bool>,
     max_new_tokens: Option<usize>,
     return_full_text: Option<bool>,
-    stop: Option<OneOrMany>,
     truncate: Option<usize>,
     details: Option<bool>,
     decoder_input_details: Option<bool>,
-    seed: Option<u64>,
     top_n_tokens: Option<usize>,
-    grammar: Option<Value>,
+    #[serde(flatten)]
+    common: parameters::Parameters,
 }
 
 /// POST `/generate`, `/generate_stream` and `/`; the last answers in a list.
 pub async fn generate(call: &Call, body: &[u8], route: &str) -> Result<Response, ApiError> {
-    let request: GenerateRequest = routes::parse(body)?;
+    let request: GenerateRequest = routes::parse(body, Route::Tgi)?;
     let plan = plan(call, &request)?;
-    let best_of = request.parameters.best_of.unwrap_or(1);
+    let best_of = request.parameters.common.best_of.unwrap_or(1);
     let greedy = plan.task.sampling.temperature == 0.0;
     let limit = call.limits.max_best_of;
     match best_of {
@@ -89,7 +66,7 @@ pub async fn generate(call: &Call, body: &[u8], route: &str) -> Result<Response,
         _ => String::new(),
     };
     let seed = (!greedy).then_some(plan.task.sampling.seed);
-    if route == "/generate_stream" || (route == "/" && request.stream) {
+    if route == "/generate_stream" || (route == "/" && request.stream == Some(true)) {
         if best_of > 1 {
             return Err(ApiError::validation("best_of: expected 1 for a stream"));
         }
@@ -125,9 +102,9 @@ pub async fn generate(call: &Call, body: &[u8], route: &str) -> Result<Response,
 
 fn answer(call: &Call, steps: &[Step], echo: &str, seed: Option<u64>, top: bool) -> (String, Value) {
     let text = steps.iter().fold(echo.to_owned(), |text, step| text + &step.text);
-    let tokens: Vec<_> = steps.iter().map(|step| token(call, step)).collect();
+    let tokens: Vec<_> = steps.iter().filter_map(|step| token(call, step)).collect();
     let mut details = json!({
-        "finish_reason": steps.last().and_then(|step| step.token.finish),
+        "finish_reason": steps.last().and_then(|step| step.finish),
         "generated_tokens": steps.len(), "seed": seed, "prefill": prefill(call, steps),
         "tokens": tokens,
     });
@@ -137,12 +114,11 @@ fn answer(call: &Call, steps: &[Step], echo: &str, seed: Option<u64>, top: bool)
     (text, details)
 }
 
-fn token(call: &Call, step: &Step) -> Value {
-    let id = step.token.id;
-    json!({
-        "id": id, "text": step.text, "logprob": step.token.logprob,
-        "special": call.text.is_special(id) || step.token.finish == Some(FinishReason::EosToken),
-    })
+/// `None` where there is no token.
+fn token(call: &Call, step: &Step) -> Option<Value> {
+    let Token { id, logprob, finish, .. } = step.token.as_ref()?;
+    let special = call.text.is_special(*id) || *finish == Some(FinishReason::EosToken);
+    Some(json!({"id": id, "text": step.text, "logprob": logprob, "special": special}))
 }
 
 /// The prompt's tokens, where they were asked for.
@@ -156,7 +132,7 @@ fn top_tokens(call: &Call, step: &Step) -> Value {
         let (text, special) = (call.text.token_text(t.id), call.text.is_special(t.id));
         json!({"id": t.id, "text": text, "logprob": t.logprob, "special": special})
     };
-    step.token.top.iter().map(of).collect()
+    step.token.iter().flat_map(|token| &token.top).map(of).collect()
 }
 
 fn stream_of(
@@ -174,7 +150,7 @@ fn stream_of(
                 Err(error) => error.body(Dialect::Tgi),
                 Ok(step) => {
                     text += &step.text;
-                    let details = step.token.finish.map(|reason| {
+                    let details = step.finish.map(|reason| {
                         json!({"finish_reason": reason, "generated_tokens": count + 1, "seed": seed,
                             "input_length": input_length})
                     });
@@ -182,7 +158,7 @@ fn stream_of(
                         "index": count + 1, "token": token(&call, &step),
                         "generated_text": details.is_some().then_some(&text), "details": details,
                     });
-                    if !step.token.top.is_empty() {
+                    if step.token.as_ref().is_some_and(|token| !token.top.is_empty()) {
                         event["top_tokens"] = top_tokens(&call, &step);
                     }
                     event
@@ -197,62 +173,42 @@ fn stream_of(
 
 fn plan(call: &Call, request: &GenerateRequest) -> Result<Plan, ApiError> {
     let p = &request.parameters;
-    if p.grammar.as_ref().is_some_and(|grammar| !grammar.is_null()) {
-        return Err(ApiError::validation("grammar: not supported"));
-    }
-    let mut prompt = call.encode(&request.inputs, true)?;
+    let mut prompt = call.encode(&request.inputs, request.add_special_tokens.unwrap_or(true))?;
     if let Some(keep) = p.truncate {
         prompt.drain(..prompt.len().saturating_sub(keep));
     }
-    let top_k = match p.top_k {
-        None => 0,
-        Some(k) => usize::try_from(k)
-            .map_err(|_| ApiError::validation(format!("top_k: expected 0 or more, got {k}")))?,
-    };
     let top_n = p.top_n_tokens.unwrap_or(0);
     let limit = call.limits.max_top_n_tokens;
     if top_n > limit {
         return Err(ApiError::validation(format!("top_n_tokens: expected at most {limit}, got {top_n}")));
     }
-    let chosen = [p.temperature, p.top_p, p.typical_p].iter().any(Option::is_some) || p.top_k.is_some();
-    let sample = p.do_sample.unwrap_or(false) || chosen;
-    let stop = p.stop.clone().map(OneOrMany::list).unwrap_or_default();
-    let task = Task {
-        max_new_tokens: call.new_tokens(p.max_new_tokens, prompt.len(), "max_new_tokens")?,
-        prompt,
-        eos_token_ids: call.eos_token_ids.clone(),
-        sampling: SamplingParams {
-            temperature: if sample { p.temperature.unwrap_or(1.0) } else { 0.0 },
-            top_p: p.top_p.unwrap_or(1.0),
-            top_k,
-            repetition_penalty: p.repetition_penalty.unwrap_or(1.0),
-            seed: p.seed.unwrap_or_else(super::clock_seed),
-        },
-        adjustments: Adjustments {
-            typical_p: p.typical_p.unwrap_or(1.0),
-            frequency_penalty: p.frequency_penalty.unwrap_or(0.0),
-            presence_penalty: p.presence_penalty.unwrap_or(0.0),
-            logit_bias: logit_bias(p.logit_bias.as_ref())?,
-        },
-        top_n,
-        // Where no details are wanted nobody would see them.
-        prompt_logprobs: p.details == Some(true) && p.decoder_input_details == Some(true),
-    };
-    call.checked(Plan { task, stop })
+    let max_new_tokens = call.new_tokens(p.max_new_tokens, prompt.len(), "max_new_tokens")?;
+    let mut plan = p.common.plan(call, prompt, max_new_tokens, p.temperature(call), &[])?;
+    plan.task.top_n = top_n;
+    // Where no details are wanted nobody would see them.
+    plan.task.prompt_logprobs = p.details == Some(true) && p.decoder_input_details == Some(true);
+    Ok(plan)
 }
 
-/// Ids as JSON's keys, which are strings.
-pub fn logit_bias(given: Option<&BTreeMap<String, f32>>) -> Result<Vec<(u32, f32)>, ApiError> {
-    let parsed = |(id, bias): (&String, &f32)| match id.parse() {
-        Ok(id) => Ok((id, *bias)),
-        Err(_) => Err(ApiError::validation(format!("logit_bias: expected token ids, got {id}"))),
-    };
-    given.into_iter().flatten().map(parsed).collect()
+impl Parameters {
+    /// Greedy, unless the request asks for drawing, or the model's generation_config.json where the request is silent.
+    fn temperature(&self, call: &Call) -> f32 {
+        let draws = match self.do_sample {
+            _ if self.common.draw() => true,
+            Some(draws) => draws,
+            None => call.defaults.draws(),
+        };
+        let temperature = self.common.temperature.or(call.defaults.temperature);
+        if draws { temperature.unwrap_or(1.0) } else { 0.0 }
+    }
 }
 
 /// POST `/tokenize`
 pub fn tokenize(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
-    let request: GenerateRequest = routes::parse(body)?;
-    let spans = call.text.spans(&request.inputs, true).map_err(ApiError::validation)?;
+    let request: GenerateRequest = routes::parse(body, Route::Tgi)?;
+    let spans = call
+        .text
+        .spans(&request.inputs, request.add_special_tokens.unwrap_or(true))
+        .map_err(ApiError::validation)?;
     Ok(Json(spans).into_response())
 }

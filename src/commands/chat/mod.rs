@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::common::{self, DeviceKind, OnDevice};
 use super::eval;
 use super::generate::{self, Output};
+use super::wishes::Wishes;
 use crate::args::ChatArgs;
 use crate::output;
 use interrupt::Interrupt;
@@ -50,10 +51,10 @@ impl OnDevice for Chat<'_> {
         let tokenizer = Tokenizer::load(dir)?;
         let model = eval::load(&device, dir)?.with_kv_dtype(args.kv_cache.kv_cache_dtype.into());
         let stops: Vec<String> = template.stop_tokens().into_iter().map(String::from).collect();
+        let wishes = Wishes::read(dir)?;
         let params = GenerateParams {
-            max_new_tokens: args.max_new_tokens,
-            eos_token_ids: generate::end_ids(&model, &tokenizer, &stops),
-            sampling: generate::sampling(&args.sampling),
+            eos_token_ids: wishes.end_ids(&model.config, &tokenizer, &stops),
+            ..wishes.params(&args.sampling, args.max_new_tokens)?
         };
         let mut talk = Talk {
             model: &model,

@@ -77,6 +77,8 @@ fn drawn(logits: &[f32], largest: f32, draw: &Draw) -> u32 {
     if draw.top_p < 1.0 {
         keep_share(&mut tokens, draw.top_p);
     }
+    let farthest = draw.farthest();
+    tokens.retain(|token| token.shortfall <= farthest);
     if draw.typical_p < 1.0 {
         let expected = expected_shortfall(&tokens);
         tokens.iter_mut().for_each(|token| *token = token.ordered(token.shortfall.abs_diff(expected)));

@@ -103,6 +103,8 @@ fn described(draws: &[Draw]) -> (Vec<u32>, Vec<Change>) {
             first as u32,
             draw.changes.len() as u32,
         ]);
+        // The last word fills up what a struct with a number of 64 bits takes.
+        words.extend([draw.farthest(), 0]);
     }
     (words, changes)
 }

@@ -1,4 +1,5 @@
-//! Choosing the next token from scores: penalties and biases, temperature, top-k, top-p, typical-p, then a draw.
+//! Choosing the next token from scores: penalties and biases, temperature, top-k, top-p, min-p, typical-p, then a
+//! draw.
 //!
 //! After the changes, scores become weights `2^-y`, y being how many octaves a token is less likely than the likeliest:
 //! `y = (largest - logit) * log2(e) / temperature`, in [`FRACTION_BITS`] bits after the point. Weights are integers,
@@ -37,6 +38,8 @@ pub struct Draw {
     pub top_k: usize,
     /// Of those keep the fewest likeliest that have this share of their mass; 1 keeps all.
     pub top_p: f32,
+    /// Of those keep the ones that are at least this share as likely as the likeliest; 0 keeps all.
+    pub min_p: f32,
     /// Of those keep the fewest whose surprise is nearest the expected one that have this share of their mass (Meister
     /// et al. 2022); 1 keeps all.
     pub typical_p: f32,
@@ -79,13 +82,21 @@ pub trait Sample: Device {
 impl Draw {
     /// The likeliest token of the scores as they are.
     pub const fn likeliest() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, typical_p: 1.0, random: 0, changes: Vec::new() }
+        let changes = Vec::new();
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, typical_p: 1.0, random: 0, changes }
     }
 
     /// Octaves for each unit of a logit, and 0 where the likeliest token is wanted.
     pub(crate) fn rate(&self) -> f32 {
         let rate = std::f32::consts::LOG2_E / self.temperature;
         if self.temperature > 0.0 { rate.min(f32::MAX) } else { 0.0 }
+    }
+
+    /// The largest shortfall, in [`FRACTION_BITS`] bits after the point, that `min_p` keeps. One number for all
+    /// backends.
+    pub(crate) fn farthest(&self) -> u32 {
+        let octaves = -f64::from(self.min_p).log2();
+        (octaves.min(OCTAVES.into()) * f64::from(1 << FRACTION_BITS)) as u32
     }
 }
 
@@ -111,7 +122,8 @@ pub(crate) fn check((rows, vocab): (usize, usize), draws: &[Draw]) -> Result<()>
     let share = |share: f32| share > 0.0 && share <= 1.0;
     for draw in draws {
         let means = draw.temperature >= 0.0 && draw.temperature.is_finite();
-        if !(means && share(draw.top_p) && share(draw.typical_p)) {
+        let shares = share(draw.top_p) && share(draw.typical_p) && (0.0..=1.0).contains(&draw.min_p);
+        if !(means && shares) {
             return Err(Error::shape("sample", "a temperature from 0 on and shares up to 1", draw));
         }
         if let Some(change) = draw.changes.iter().find(|change| change.id as usize >= vocab) {

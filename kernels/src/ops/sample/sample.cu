@@ -8,6 +8,7 @@ struct Draw {
     float top_p, typical_p;
     u64 random;
     u32 first_change, changes;
+    u32 farthest;  // the largest shortfall that min_p keeps
 };
 
 struct Change {
@@ -63,6 +64,7 @@ __device__ u32 drawn_of_few(Few& few, u32 count, const Draw& draw, u64 target) {
         target = part_of(all, draw.top_p);
     }
     if (draw.top_p < 1.f) keep(before < target);
+    keep(key >> SAMPLE_ID_BITS <= draw.farthest);
     if (draw.typical_p < 1.f) {
         __syncthreads();
         u64 sum = 0, mass = 0;
@@ -108,6 +110,7 @@ __device__ u32 drawn_id(Tally& tally, Few& few, u64 (&slots)[2], const Share& ro
     }
     // Below what top_k left: the smaller of two ends.
     if (draw.top_p < 1.f) end = min(end, search<false>(tally, turn, row, place, top_part, likelier));
+    end = min(end, key_of(draw.farthest + 1, 0));
     auto usual = [&](int id, float logit, u32& shortfall) {
         if (likelier(id, logit, shortfall) == NO_KEY) return NO_KEY;
         return key_of(shortfall > expected ? shortfall - expected : expected - shortfall, id);

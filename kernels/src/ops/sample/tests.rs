@@ -29,6 +29,11 @@ fn shares(row: &[f32], draw: &Draw) -> (Vec<(u32, f64)>, f64) {
     tokens.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
     tokens.truncate(if draw.top_k > 0 { draw.top_k } else { tokens.len() });
     let mut nearest = keep(&mut tokens, draw.top_p);
+    let farthest = -f64::from(draw.min_p).log2();
+    // How near a token was to being kept, or not: whether it is decided by rounding.
+    let edge = tokens.iter().filter(|token| token.1 > 0.0).map(|token| (token.1 - farthest).abs() * token.2);
+    nearest = edge.fold(nearest, f64::min);
+    tokens.retain(|token| token.1 <= farthest);
     if draw.typical_p < 1.0 {
         let total: f64 = tokens.iter().map(|token| token.2).sum();
         let mean = tokens.iter().map(|token| token.1 * token.2).sum::<f64>() / total;
@@ -77,6 +82,14 @@ fn conforms(device: &impl Sample) {
         ("typical of few", 152_064, 30.0, Draw { top_k: 20, top_p: 0.9, typical_p: 0.5, ..draw(1.2) }),
         ("hardly any top p", 700, 3.0, Draw { top_p: 1e-6, ..draw(1.0) }),
         ("top p of top k", 152_064, 12.0, Draw { top_k: 50, top_p: 0.8, ..draw(1.5) }),
+        ("min p", 32_000, 8.0, Draw { min_p: 0.02, ..draw(1.0) }),
+        ("min p of nearly all", 3000, 2.0, Draw { min_p: 0.1, ..draw(1.4) }),
+        ("min p that keeps the likeliest", 900, 9.0, Draw { min_p: 1.0, ..draw(1.0) }),
+        ("min p of top k", 32_003, 9.0, Draw { top_k: 200, min_p: 0.05, ..draw(0.9) }),
+        ("min p that keeps less than top p", 5000, 5.0, Draw { top_p: 0.95, min_p: 0.2, ..draw(1.0) }),
+        ("min p that keeps more than top p", 5000, 5.0, Draw { top_p: 0.3, min_p: 1e-4, ..draw(1.0) }),
+        ("typical of min p", 2000, 5.0, Draw { typical_p: 0.6, min_p: 0.01, ..draw(1.0) }),
+        ("typical of min p of few", 9000, 30.0, Draw { top_k: 60, typical_p: 0.6, min_p: 0.01, ..draw(1.2) }),
         ("typical", 900, 4.0, Draw { typical_p: 0.4, ..draw(1.0) }),
         (
             "typical of top p of top k",
@@ -146,11 +159,23 @@ fn keeps_to_its_word(device: &impl Sample) {
     let values = vec![3.0, 2.0, -1.0, -1.5, 3.0, 2.0];
     let draws = [penalty(2.0, 0.0), penalty(2.0, 0.0), penalty(1.0, -1.5)];
     assert_eq!(sample(values, 2, &draws), [Some(1); 3], "the penalty works on either sign");
+    let never = Change { id: 0, added: f32::NEG_INFINITY, repeated: 1.0 };
+    for (temperature, repeated) in [(0.0, 1.0), (1.0, 1.0), (0.0, 1.3), (1.0, 1.3)] {
+        let changes = vec![Change { repeated, ..never }];
+        let forbidden = Draw { random: 0, changes, ..draw(temperature) };
+        assert_eq!(sample(vec![9.0, 1.0], 2, &[forbidden]), [Some(1)], "an id that is forbidden");
+    }
     let wrong = Draw { changes: vec![Change { id: 9, added: 0.0, repeated: 1.0 }], ..likeliest.clone() };
     let logits = device.wide_tensor(vec![0.0; 9], (1, 9)).unwrap();
-    for draws in
-        [vec![wrong], vec![draw(-1.0)], vec![draw(f32::NAN)], vec![Draw { top_p: 0.0, ..draw(1.0) }], vec![]]
-    {
+    for draws in [
+        vec![wrong],
+        vec![draw(-1.0)],
+        vec![draw(f32::NAN)],
+        vec![Draw { top_p: 0.0, ..draw(1.0) }],
+        vec![],
+        vec![Draw { min_p: 1.5, ..draw(1.0) }],
+        vec![Draw { min_p: f32::NAN, ..draw(1.0) }],
+    ] {
         assert!(device.sample(&logits, &draws).is_err(), "{draws:?}");
     }
 }
@@ -193,7 +218,8 @@ fn a_card_draws_what_the_cpu_draws() {
             let ids = |device: &dyn Fn(&[Draw]) -> Vec<Option<Drawn>>| -> Vec<Option<u32>> {
                 let draws = places(vocab as u64, rows).into_iter().enumerate().map(|(i, random)| {
                     let (top_k, top_p) = ([0, 7, 300][i % 3], [1.0, 0.9][i % 2]);
-                    Draw { random, top_k, top_p, typical_p: [1.0, 1.0, 0.5][i / 2 % 3], ..draw(0.9) }
+                    let (min_p, typical_p) = ([0.0, 0.03][i / 3 % 2], [1.0, 1.0, 0.5][i / 2 % 3]);
+                    Draw { random, top_k, top_p, min_p, typical_p, ..draw(0.9) }
                 });
                 let drawn = device(&draws.collect::<Vec<_>>());
                 drawn.into_iter().map(|drawn| drawn.map(|drawn| drawn.id)).collect()

@@ -5,8 +5,11 @@ use std::convert::Infallible;
 use axum::response::Response;
 use axum::response::sse::Event as SseEvent;
 use futures_util::stream::{self, SelectAll, StreamExt};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::calls::Calls;
+use super::tool_calls::ToolFormat;
+use crate::engine::Token;
 use crate::generate::FinishReason;
 use crate::sampling::TokenProbability;
 use crate::server::error::{ApiError, Dialect};
@@ -27,6 +30,8 @@ pub struct Frame {
     created: u64,
     pub prompt_tokens: usize,
     logprobs: bool,
+    /// How the answer may call functions.
+    pub calls: Option<ToolFormat>,
     /// Choices of each prompt.
     pub n: usize,
     /// What stands before the answers to each prompt; nothing where there are fewer.
@@ -39,8 +44,8 @@ impl Frame {
         let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
         let id = format!("{prefix}-{}", access::new_id());
         let created = unix_time();
-        let (prompt_tokens, n, echoes, include_usage) = (0, 1, Vec::new(), false);
-        Self { kind, id, created, prompt_tokens, logprobs, n, echoes, include_usage }
+        let (prompt_tokens, calls, n, echoes, include_usage) = (0, None, 1, Vec::new(), false);
+        Self { kind, id, created, prompt_tokens, logprobs, calls, n, echoes, include_usage }
     }
 
     fn echo(&self, index: usize) -> &str {
@@ -66,26 +71,60 @@ impl Frame {
     pub fn choice(&self, call: &Call, index: usize, steps: &[Step]) -> Value {
         let echo = self.echo(index);
         let text = steps.iter().fold(echo.to_owned(), |text, step| text + &step.text);
-        let finish = steps.last().and_then(|step| step.token.finish).map(finish_reason);
+        let finish = steps.last().and_then(|step| step.finish).map(finish_reason);
         let logprobs = self.logprobs(call, steps, echo.chars().count());
         match self.kind {
-            Kind::Chat => json!({"index": index, "message": {"role": "assistant", "content": text},
-                "logprobs": logprobs, "finish_reason": finish}),
+            Kind::Chat => {
+                let (message, finish) = self.message(&text, finish);
+                json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish})
+            }
             Kind::Text => {
                 json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish})
             }
         }
     }
 
-    /// One token of an answer. `shown`: characters of the answer so far, `None` at its beginning.
-    fn chunk(&self, call: &Call, index: usize, step: &Step, shown: Option<usize>) -> Value {
-        let finish = step.token.finish.map(finish_reason);
+    /// A whole answer of the assistant, and why it ended.
+    fn message(&self, text: &str, finish: Option<&'static str>) -> (Value, Option<&'static str>) {
+        let Some(format) = self.calls else {
+            return (json!({"role": "assistant", "content": text}), finish);
+        };
+        let mut calls = Calls::new(format);
+        let mut found = calls.push(text, true);
+        let mut message = json!({"role": "assistant", "content": found.content()});
+        if !found.calls.is_empty() {
+            // Places belong to streams.
+            let listed = found.calls.iter_mut().filter_map(Value::as_object_mut);
+            listed.for_each(|call| drop(call.shift_remove("index")));
+            message["tool_calls"] = json!(found.calls);
+        }
+        (message, finish.map(|reason| calls.finish_reason(reason)))
+    }
+
+    /// One token of an answer, whose calls so far are in `calls` where it may have some. `shown`: characters of the answer so far, `None` at its beginning.
+    fn chunk(
+        &self,
+        call: &Call,
+        index: usize,
+        step: &Step,
+        shown: Option<usize>,
+        calls: Option<&mut Calls>,
+    ) -> Value {
+        let mut finish = step.finish.map(finish_reason);
         let echo = if shown.is_none() { self.echo(index) } else { "" };
         let offset = shown.unwrap_or_else(|| echo.chars().count());
         let logprobs = self.logprobs(call, std::slice::from_ref(step), offset);
         let choice = match self.kind {
             Kind::Chat => {
                 let mut delta = json!({"content": step.text});
+                if let Some(calls) = calls {
+                    let found = calls.push(&step.text, step.finish.is_some());
+                    delta["content"] = found.content();
+                    if !found.calls.is_empty() {
+                        delta["tool_calls"] = json!(found.calls);
+                    }
+                    finish = finish.map(|reason| calls.finish_reason(reason));
+                }
                 if shown.is_none() {
                     delta["role"] = json!("assistant");
                 }
@@ -108,12 +147,13 @@ impl Frame {
                     let token = call.text.token_text(id);
                     json!({"token": token, "logprob": logprob, "bytes": token.as_bytes()})
                 };
-                let with_top = |step: &Step| {
-                    let mut value = entry(step.token.id, step.token.logprob);
-                    value["top_logprobs"] = step.token.top.iter().map(|t| entry(t.id, t.logprob)).collect();
+                let with_top = |token: &Token| {
+                    let mut value = entry(token.id, token.logprob);
+                    value["top_logprobs"] = token.top.iter().map(|t| entry(t.id, t.logprob)).collect();
                     value
                 };
-                json!({"content": steps.iter().map(with_top).collect::<Vec<_>>()})
+                let tokens = steps.iter().filter_map(|step| step.token.as_ref());
+                json!({"content": tokens.map(with_top).collect::<Vec<_>>()})
             }
             Kind::Text => {
                 let mut columns = Columns::default();
@@ -125,7 +165,8 @@ impl Frame {
                     end += pieces.push(token.id).map_or(0, |piece| piece.chars().count());
                 }
                 let mut end = offset;
-                for Step { token, text, .. } in steps {
+                let made = steps.iter().filter_map(|step| Some((step.token.as_ref()?, &step.text)));
+                for (token, text) in made {
                     columns.add(call, token.id, Some(token.logprob), &token.top, end);
                     end += text.chars().count();
                 }
@@ -151,7 +192,14 @@ struct Columns {
 impl Columns {
     fn add(&mut self, call: &Call, id: u32, logprob: Option<f32>, top: &[TokenProbability], offset: usize) {
         let text = |id| call.text.token_text(id);
-        let top = || top.iter().map(|t| (text(t.id), json!(t.logprob))).collect();
+        let top = || {
+            let mut listed = Map::new();
+            for t in top {
+                // Of tokens with the same text the likeliest counts.
+                listed.entry(text(t.id)).or_insert(json!(t.logprob));
+            }
+            Value::Object(listed)
+        };
         self.tokens.push(text(id));
         self.token_logprobs.push(logprob);
         self.top_logprobs.push(logprob.map_or(Value::Null, |_| top()));
@@ -170,7 +218,8 @@ pub fn stream(call: &Call, generations: Vec<Generation>, frame: Frame) -> Respon
         steps.map(move |step| (index, step)).boxed()
     });
     let steps: SelectAll<_> = stream::select_all(each);
-    let state = Streaming { call: call.clone(), frame, steps, shown, tokens: 0, ended: false };
+    let calls = shown.iter().map(|_| frame.calls.map(Calls::new)).collect();
+    let state = Streaming { call: call.clone(), frame, steps, shown, calls, tokens: 0, ended: false };
     let lines = stream::unfold(state, |mut state| async move { Some((state.next().await?, state)) });
     sse(lines.map(|line| Ok::<_, Infallible>(SseEvent::default().data(line))))
 }
@@ -181,6 +230,8 @@ struct Streaming<S> {
     steps: S,
     /// Characters of each choice so far, `None` where nothing came yet.
     shown: Vec<Option<usize>>,
+    /// The calls of each choice so far, `None` where it may have none.
+    calls: Vec<Option<Calls>>,
     tokens: usize,
     ended: bool,
 }
@@ -194,10 +245,11 @@ impl<S: futures_util::Stream<Item = (usize, Result<Step, ApiError>)> + Unpin> St
             Some((_, Err(error))) => Some(error.body(Dialect::OpenAi).to_string()),
             Some((index, Ok(step))) => {
                 let shown = self.shown[index];
-                let chunk = self.frame.chunk(&self.call, index, &step, shown);
+                let calls = self.calls[index].as_mut();
+                let chunk = self.frame.chunk(&self.call, index, &step, shown, calls);
                 let before = shown.unwrap_or_else(|| self.frame.echo(index).chars().count());
                 self.shown[index] = Some(before + step.text.chars().count());
-                self.tokens += 1;
+                self.tokens += usize::from(step.token.is_some());
                 Some(chunk.to_string())
             }
             None if self.frame.include_usage => {

@@ -1,6 +1,7 @@
 //! OpenAI's routes: chat completions and completions.
 
 mod answer;
+mod calls;
 mod request;
 pub mod tool_calls;
 
@@ -10,62 +11,73 @@ use serde_json::json;
 
 use super::Call;
 use super::error::ApiError;
+use super::fields::Route;
 use super::generation::{self, Plan};
 use super::routes::parse;
 use answer::{Frame, Kind};
-use request::{ChatRequest, Common, CompletionRequest, Prompt};
+use request::{ChatRequest, Common, CompletionRequest, Prompt, alternatives};
+use tool_calls::ToolFormat;
 
 /// What OpenAI generates where a completion asks for no number of tokens.
 const DEFAULT_COMPLETION: usize = 16;
 
 /// POST `/v1/chat/completions`
 pub async fn chat(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
-    let request: ChatRequest = parse(body)?;
-    request.check()?;
+    let request: ChatRequest = parse(body, Route::Chat)?;
     let prompt = request.render(call)?;
-    let ids = call.encode(&prompt, false)?;
-    let mut plan = request.common.plan(call, ids, request.top_logprobs.unwrap_or(0), None)?;
-    plan.task.eos_token_ids.extend(call.text.end_of_turn());
-    let logprobs = request.logprobs.unwrap_or(false);
-    respond(call, vec![plan], &request.common, Frame::new(Kind::Chat, logprobs)).await
+    let ids = call.encode(&prompt, request.common.add_special_tokens.unwrap_or(false))?;
+    let mut plan = request.common.plan(call, ids, (None, false), &call.text.end_of_turn())?;
+    plan.task.top_n = alternatives(call, request.top_logprobs.unwrap_or(0), "top_logprobs")?;
+    let mut frame = Frame::new(Kind::Chat, request.logprobs.unwrap_or(false));
+    if request.tools()?.is_some() {
+        frame.calls = call.text.template_source(true).and_then(ToolFormat::of_template);
+        // What calls are marked with is often special.
+        plan.kept = frame.calls.map_or(&[], ToolFormat::markers);
+    }
+    respond(call, vec![plan], &request.common, frame).await
 }
 
 /// POST `/v1/completions`
 pub async fn completions(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
-    let request: CompletionRequest = parse(body)?;
-    request.check()?;
+    let request: CompletionRequest = parse(body, Route::Completions)?;
     let prompts = request.prompt.list();
     let limit = call.limits.max_client_batch_size;
     if prompts.is_empty() || prompts.len() > limit {
         let got = prompts.len();
         return Err(ApiError::validation(format!("prompt: expected 1 to {limit} texts, got {got}")));
     }
-    let (mut plans, mut echoes) = (Vec::new(), Vec::new());
+    let top_n = alternatives(call, request.logprobs.unwrap_or(0), "logprobs")?;
+    let echoes = request.echo == Some(true);
+    let (mut plans, mut shown) = (Vec::new(), Vec::new());
     for prompt in prompts {
+        let add_special = request.common.add_special_tokens.unwrap_or(true);
         let (ids, text) = match prompt {
-            Prompt::Text(text) => (call.encode(&text, true)?, Some(text)),
+            Prompt::Text(text) => (call.encode(&text, add_special)?, Some(text)),
             Prompt::Ids(ids) => (ids, None),
         };
-        let top_n = request.logprobs.unwrap_or(0);
-        let mut plan = request.common.plan(call, ids, top_n, Some(DEFAULT_COMPLETION))?;
-        plan.task.prompt_logprobs = request.echo == Some(true) && request.logprobs.is_some();
-        echoes.push(match (request.echo, text) {
-            (Some(true), Some(text)) => text,
-            (Some(true), None) => decode(call, &plan.task.prompt)?,
-            _ => String::new(),
+        let whole = ids.len();
+        let mut plan = request.common.plan(call, ids, (Some(DEFAULT_COMPLETION), echoes), &[])?;
+        plan.task.top_n = top_n;
+        let only_echoes = plan.task.max_new_tokens == 0;
+        plan.task.prompt_logprobs = echoes && (request.logprobs.is_some() || only_echoes);
+        shown.push(match text {
+            _ if !echoes => String::new(),
+            Some(text) if plan.task.prompt.len() == whole => text,
+            _ => decode(call, &plan.task.prompt)?,
         });
         plans.push(plan);
     }
     let mut frame = Frame::new(Kind::Text, request.logprobs.is_some());
-    frame.echoes = echoes;
+    frame.echoes = shown;
     respond(call, plans, &request.common, frame).await
 }
 
 /// POST `/chat_tokenize`
 pub fn chat_tokenize(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
-    let request: ChatRequest = parse(body)?;
+    let request: ChatRequest = parse(body, Route::Chat)?;
     let prompt = request.render(call)?;
-    let spans = call.text.spans(&prompt, false).map_err(ApiError::validation)?;
+    let add_special = request.common.add_special_tokens.unwrap_or(false);
+    let spans = call.text.spans(&prompt, add_special).map_err(ApiError::validation)?;
     Ok(Json(json!({"tokenize_response": spans, "templated_text": prompt})).into_response())
 }
 
@@ -89,7 +101,7 @@ async fn respond(
         return Ok(answer::stream(call, generations, frame));
     }
     let mut outcomes = generation::collect(generations).await?;
-    let tokens = outcomes.iter().map(Vec::len).sum();
+    let tokens = outcomes.iter().flatten().filter(|step| step.token.is_some()).count();
     if best_of > n {
         let of_a_prompt = outcomes.chunks_mut(best_of);
         of_a_prompt.for_each(|all| {

@@ -1,17 +1,13 @@
 //! What OpenAI's clients send.
 
-use std::collections::BTreeMap;
-
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::engine::Task;
-use crate::sampling::{Adjustments, SamplingParams};
 use crate::server::Call;
 use crate::server::error::ApiError;
 use crate::server::generation::Plan;
+use crate::server::parameters::Parameters;
 use crate::server::text::PromptRequest;
-use crate::server::tgi::{OneOrMany, logit_bias};
 
 /// OpenAI's own limit, where the server's is lower.
 const TOP_LOGPROBS: usize = 20;
@@ -19,22 +15,15 @@ const TOP_LOGPROBS: usize = 20;
 /// What both routes take.
 #[derive(Deserialize)]
 pub struct Common {
-    temperature: Option<f32>,
-    top_p: Option<f32>,
-    top_k: Option<usize>,
-    typical_p: Option<f32>,
     n: Option<usize>,
-    best_of: Option<usize>,
-    stop: Option<OneOrMany>,
-    seed: Option<i64>,
     max_tokens: Option<usize>,
     max_completion_tokens: Option<usize>,
-    frequency_penalty: Option<f32>,
-    presence_penalty: Option<f32>,
-    repetition_penalty: Option<f32>,
-    logit_bias: Option<BTreeMap<String, f32>>,
+    truncate_prompt_tokens: Option<i64>,
+    pub add_special_tokens: Option<bool>,
     pub stream: Option<bool>,
     stream_options: Option<StreamOptions>,
+    #[serde(flatten)]
+    parameters: Parameters,
 }
 
 #[derive(Deserialize)]
@@ -48,7 +37,10 @@ pub struct ChatRequest {
     messages: Vec<Value>,
     tools: Option<Value>,
     tool_choice: Option<Value>,
-    response_format: Option<ResponseFormat>,
+    documents: Option<Value>,
+    chat_template_kwargs: Option<Map<String, Value>>,
+    add_generation_prompt: Option<bool>,
+    continue_final_message: Option<bool>,
     pub logprobs: Option<bool>,
     pub top_logprobs: Option<usize>,
     #[serde(flatten)]
@@ -56,16 +48,10 @@ pub struct ChatRequest {
 }
 
 #[derive(Deserialize)]
-struct ResponseFormat {
-    r#type: String,
-}
-
-#[derive(Deserialize)]
 pub struct CompletionRequest {
     pub prompt: Prompts,
     pub echo: Option<bool>,
     pub logprobs: Option<usize>,
-    suffix: Option<String>,
     #[serde(flatten)]
     pub common: Common,
 }
@@ -96,30 +82,17 @@ impl Prompts {
     }
 }
 
-impl CompletionRequest {
-    /// Refuses what would otherwise be ignored.
-    pub fn check(&self) -> Result<(), ApiError> {
-        match self.suffix.as_deref() {
-            None | Some("") => Ok(()),
-            Some(_) => Err(ApiError::validation("suffix: not supported")),
-        }
-    }
-}
-
 impl ChatRequest {
-    /// Refuses what would otherwise be ignored.
-    pub fn check(&self) -> Result<(), ApiError> {
-        if let Some(ResponseFormat { r#type }) = &self.response_format
-            && r#type != "text"
-        {
-            let message = format!("response_format: expected text, got {type}", type = r#type);
-            return Err(ApiError::validation(message));
-        }
-        match self.tool_choice.as_ref() {
-            None | Some(Value::Null) => Ok(()),
-            Some(Value::String(choice)) if choice == "auto" || choice == "none" => Ok(()),
-            Some(_) => Err(ApiError::validation("tool_choice: expected auto or none")),
-        }
+    /// The functions that the answer may call.
+    pub fn tools(&self) -> Result<Option<&Value>, ApiError> {
+        let wanted = match self.tool_choice.as_ref() {
+            None | Some(Value::Null) => true,
+            Some(Value::String(choice)) if choice == "auto" => true,
+            Some(Value::String(choice)) if choice == "none" => false,
+            Some(_) => return Err(ApiError::validation("tool_choice: expected auto or none")),
+        };
+        let some = |tools: &&Value| tools.as_array().is_none_or(|tools| !tools.is_empty());
+        Ok(self.tools.as_ref().filter(|tools| wanted && some(tools)))
     }
 
     /// The conversation as the model's template writes it.
@@ -127,60 +100,76 @@ impl ChatRequest {
         if self.messages.is_empty() {
             return Err(ApiError::validation("messages: expected at least one, got none"));
         }
-        let unwanted = self.tool_choice.as_ref().is_some_and(|choice| choice == "none");
-        let tools = self.tools.as_ref().filter(|_| !unwanted);
+        if let Some(other) = self.messages.iter().find(|message| !message.is_object()) {
+            let message = format!("messages: expected objects, got {}", shown(other));
+            return Err(ApiError::validation(message));
+        }
+        let continues = self.continue_final_message.unwrap_or(false);
+        // Whoever goes on with a message need not say that no new one begins.
+        let begins = self.add_generation_prompt.unwrap_or(!continues);
+        if continues && begins {
+            let message =
+                "continue_final_message: expected false together with add_generation_prompt, got true";
+            return Err(ApiError::validation(message));
+        }
+        let mut kwargs = self.chat_template_kwargs.clone().unwrap_or_default();
+        if let Some(documents) = &self.documents {
+            kwargs.entry("documents").or_insert_with(|| documents.clone());
+        }
         let request = PromptRequest {
             messages: &self.messages,
-            tools,
-            add_generation_prompt: true,
-            continue_final_message: false,
-            kwargs: &Map::new(),
+            tools: self.tools()?,
+            add_generation_prompt: begins,
+            continue_final_message: continues,
+            kwargs: &kwargs,
         };
         call.text.render(&request).map_err(ApiError::validation)
     }
 }
 
 impl Common {
-    /// The plan for one prompt, within the limits.
+    /// The plan for one prompt, within the limits. `end_of_turn` ends the text beside the model's own ends. Where the
+    /// prompt is part of the answer (`echoes`), it may be all of it.
     pub fn plan(
         &self,
         call: &Call,
-        prompt: Vec<u32>,
-        top_n: usize,
-        default_tokens: Option<usize>,
+        mut prompt: Vec<u32>,
+        (default_tokens, echoes): (Option<usize>, bool),
+        end_of_turn: &[u32],
     ) -> Result<Plan, ApiError> {
-        let limit = call.limits.max_top_n_tokens.max(TOP_LOGPROBS);
-        if top_n > limit {
-            return Err(ApiError::validation(format!("top_logprobs: expected at most {limit}, got {top_n}")));
-        }
+        prompt.drain(..prompt.len().saturating_sub(self.kept(call)?));
         let asked = self.max_completion_tokens.or(self.max_tokens).or(default_tokens);
-        let task = Task {
-            max_new_tokens: call.new_tokens(asked, prompt.len(), "max_tokens")?,
-            prompt,
-            eos_token_ids: call.eos_token_ids.clone(),
-            sampling: SamplingParams {
-                temperature: self.temperature.unwrap_or(1.0),
-                top_p: self.top_p.unwrap_or(1.0),
-                top_k: self.top_k.unwrap_or(0),
-                repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
-                seed: self.seed.map_or_else(crate::server::clock_seed, |seed| seed as u64),
-            },
-            adjustments: Adjustments {
-                typical_p: self.typical_p.unwrap_or(1.0),
-                frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
-                presence_penalty: self.presence_penalty.unwrap_or(0.0),
-                logit_bias: logit_bias(self.logit_bias.as_ref())?,
-            },
-            top_n,
-            prompt_logprobs: false,
-        };
-        call.checked(Plan { task, stop: self.stop.clone().map(OneOrMany::list).unwrap_or_default() })
+        let only_echoes = asked == Some(0) && echoes;
+        let asked = if only_echoes { Some(1) } else { asked };
+        let new_tokens = call.new_tokens(asked, prompt.len(), "max_tokens")?;
+        let new_tokens = if only_echoes { 0 } else { new_tokens };
+        self.parameters.plan(call, prompt, new_tokens, self.temperature(call), end_of_turn)
+    }
+
+    /// OpenAI draws at 1 where nothing is said; a model may want to be asked otherwise.
+    fn temperature(&self, call: &Call) -> f32 {
+        let defaults = &call.defaults;
+        let default = if defaults.do_sample == Some(false) { Some(0.0) } else { defaults.temperature };
+        self.parameters.temperature.or(default).unwrap_or(1.0)
+    }
+
+    /// The last tokens of a prompt that are kept; -1 is as many as there may be.
+    fn kept(&self, call: &Call) -> Result<usize, ApiError> {
+        match self.truncate_prompt_tokens {
+            None => Ok(usize::MAX),
+            Some(-1) => Ok(call.limits.max_input_tokens),
+            Some(keep @ 1..) => Ok(usize::try_from(keep).unwrap_or(usize::MAX)),
+            Some(keep) => {
+                let message = format!("truncate_prompt_tokens: expected -1, or 1 or more, got {keep}");
+                Err(ApiError::validation(message))
+            }
+        }
     }
 
     /// Answers to a prompt, and answers of which these are the likeliest.
     pub fn samples(&self, call: &Call) -> Result<(usize, usize), ApiError> {
         let n = self.n.unwrap_or(1);
-        let best_of = self.best_of.unwrap_or(n);
+        let best_of = self.parameters.best_of.unwrap_or(n);
         let limit = call.limits.max_best_of;
         if n == 0 || n > limit {
             return Err(ApiError::validation(format!("n: expected 1 to {limit}, got {n}")));
@@ -197,4 +186,18 @@ impl Common {
     pub fn include_usage(&self) -> bool {
         self.stream_options.as_ref().is_some_and(|options| options.include_usage)
     }
+}
+
+/// The alternatives that may be asked for.
+pub fn alternatives(call: &Call, asked: usize, name: &str) -> Result<usize, ApiError> {
+    let limit = call.limits.max_top_n_tokens.max(TOP_LOGPROBS);
+    match asked > limit {
+        true => Err(ApiError::validation(format!("{name}: expected at most {limit}, got {asked}"))),
+        false => Ok(asked),
+    }
+}
+
+/// The beginning of a value, on one line.
+fn shown(value: &Value) -> String {
+    value.to_string().chars().take(60).collect()
 }

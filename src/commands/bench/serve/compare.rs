@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use gptq_kernels::Backend;
 use gptq_runtime::config::ModelConfig;
 use gptq_runtime::engine::{self, EngineHandle, EngineLimits};
+use gptq_runtime::generation_config::GenerationConfig;
 use gptq_runtime::model::Model;
 use gptq_runtime::server::text::TextCodec;
 use gptq_runtime::server::{self, ModelInfo, ServerConfig, ServerLimits};
@@ -232,6 +233,8 @@ impl Compare<'_> {
                 version: env!("GPTQ_VERSION").into(),
             },
             eos_token_ids: self.config.eos_token_ids.clone(),
+            // Requests say all that matters.
+            defaults: GenerationConfig::default(),
             vocab_size: self.config.vocab_size,
             api_key: None,
             cors_allow_origin: Vec::new(),

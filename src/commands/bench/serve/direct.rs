@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
 use gptq_runtime::engine::{EngineHandle, Event, Request, Task, Token};
-use gptq_runtime::sampling::{Adjustments, SamplingParams};
+use gptq_runtime::sampling::SamplingParams;
 use gptq_runtime::server::text::TextCodec;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -35,15 +35,8 @@ impl Direct {
     ) -> Result<UnboundedReceiver<Event>> {
         let (sender, events) = unbounded_channel();
         let sampling = SamplingParams { temperature, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed };
-        let task = Task {
-            prompt,
-            max_new_tokens,
-            eos_token_ids: self.eos_token_ids.clone(),
-            sampling,
-            adjustments: Adjustments::default(),
-            top_n: 0,
-            prompt_logprobs: false,
-        };
+        let mut task = Task::new(prompt, max_new_tokens, sampling);
+        task.eos_token_ids.clone_from(&self.eos_token_ids);
         if !self.engine.submit(Request { task, events: sender }) {
             bail!("the engine has ended");
         }
