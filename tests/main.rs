@@ -14,3 +14,4 @@ mod quality;
 mod refusals;
 mod serve;
 mod support;
+mod texts;

@@ -1,131 +1,103 @@
-//! The three file formats, each to rows of text.
+//! Parquet files: a column of strings, or columns that together make a conversation.
 
 use std::fmt::Display;
-use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::sync::Arc;
 
 use parquet::basic::Type as PhysicalType;
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::reader::{ChunkReader, FileReader};
 use parquet::file::serialized_reader::SerializedFileReader;
-use parquet::schema::types::SchemaDescriptor;
-use serde_json::Value;
+use parquet::record::{Field as Cell, Row};
+use parquet::schema::types::{SchemaDescriptor, Type};
+use serde_json::{Map, Value};
 
+use super::super::fields::Field;
+use super::{ObjectRows, Piece, Reading, Visit};
 use crate::error::{Error, Result};
-
-/// The column (parquet) or field (jsonl) that holds the text.
-const TEXT: &str = "text";
 
 /// Rows decoded at a time: it bounds the buffers, whatever row count a file claims.
 const BATCH: usize = 4096;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
-    Parquet,
-    JsonLines,
-    Text,
-}
-
-impl Kind {
-    /// By the file's extension; `None` for every other file.
-    pub(super) fn of(path: &Path) -> Option<Self> {
-        match path.extension()?.to_str()? {
-            "parquet" => Some(Self::Parquet),
-            "jsonl" => Some(Self::JsonLines),
-            "txt" => Some(Self::Text),
-            _ => None,
-        }
-    }
-}
-
-/// All rows of one file, read by its kind.
-pub(super) fn read_file(path: &Path) -> Result<Vec<String>> {
-    let at = path.display().to_string();
-    let text = || fs::read_to_string(path).map_err(Error::io(path));
-    match Kind::of(path) {
-        Some(Kind::Parquet) => parquet_rows(File::open(path).map_err(Error::io(path))?, &at),
-        Some(Kind::JsonLines) => json_lines_rows(&text()?, &at),
-        // A row keeps its line end, so that the rows in a row are the file.
-        Some(Kind::Text) => Ok(text()?.split_inclusive('\n').map(str::to_owned).collect()),
-        None => Err(Error::malformed(at, "expected a .parquet, .jsonl or .txt file")),
-    }
-}
-
-/// The field `text` of each line; blank lines are skipped.
-fn json_lines_rows(text: &str, at: &str) -> Result<Vec<String>> {
-    let row = |(index, line): (usize, &str)| {
-        let at = format!("{at}:{}", index + 1);
-        match serde_json::from_str::<Value>(line) {
-            Err(cause) => Err(Error::malformed(at, format!("not JSON at column {}", cause.column()))),
-            Ok(Value::Object(mut fields)) => match fields.remove(TEXT) {
-                Some(Value::String(text)) => Ok(text),
-                Some(_) => Err(Error::malformed(at, format!("the field `{TEXT}` is not a string"))),
-                None => Err(Error::malformed(at, format!("no field `{TEXT}`"))),
-            },
-            Ok(_) => Err(Error::malformed(at, format!("expected an object with the field `{TEXT}`"))),
-        }
-    };
-    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(row).collect()
-}
-
-/// The column `text` of a parquet file; nulls are empty rows. `at` names the file in errors.
-pub(super) fn parquet_rows<R: ChunkReader + 'static>(source: R, at: &str) -> Result<Vec<String>> {
+/// The rows of a parquet file; nulls in a column of strings are empty rows. `at` names the file in errors.
+pub(in super::super) fn visit_parquet<R: ChunkReader + 'static>(
+    source: R,
+    at: &str,
+    reading: &Reading,
+    visit: &mut Visit,
+) -> Result<()> {
     // The parquet crate (60.1) checks most of a file, but panics on some damaged headers.
-    catch_unwind(AssertUnwindSafe(|| decode_parquet(source, at)))
+    catch_unwind(AssertUnwindSafe(|| decode(source, at, reading, visit)))
         .unwrap_or_else(|_| Err(Error::malformed(at, "damaged parquet file")))
 }
 
-fn decode_parquet<R: ChunkReader + 'static>(source: R, at: &str) -> Result<Vec<String>> {
+fn decode<R: ChunkReader + 'static>(source: R, at: &str, reading: &Reading, visit: &mut Visit) -> Result<()> {
+    let reader = SerializedFileReader::new(source).map_err(|cause| Error::malformed(at, cause))?;
+    let schema = reader.metadata().file_metadata().schema_descr();
+    let names: Vec<(String, bool)> = schema
+        .root_schema()
+        .get_fields()
+        .iter()
+        .map(|field| (field.name().to_owned(), is_list(field)))
+        .collect();
+    let field = Field::choose(&names, reading.text_field).map_err(|problem| Error::malformed(at, problem))?;
+    match field {
+        Field::Text(name) => strings(&reader, &name, at, visit),
+        field => objects(&reader, field, at, reading, visit),
+    }
+}
+
+fn is_list(field: &Type) -> bool {
+    field.is_group()
+        || (field.get_basic_info().has_repetition()
+            && field.get_basic_info().repetition() == parquet::basic::Repetition::REPEATED)
+}
+
+/// A column of strings, in batches.
+fn strings(reader: &dyn FileReader, name: &str, at: &str, visit: &mut Visit) -> Result<()> {
     let malformed = |problem: &dyn Display| Error::malformed(at, problem);
-    let reader = SerializedFileReader::new(source).map_err(|cause| malformed(&cause))?;
-    let column = text_column(reader.metadata().file_metadata().schema_descr(), at)?;
-    let mut rows = Vec::new();
+    let mut column = text_column(reader.metadata().file_metadata().schema_descr(), name, at)?;
     for group in 0..reader.num_row_groups() {
         let group = reader.get_row_group(group).map_err(|cause| malformed(&cause))?;
         match group.get_column_reader(column.index).map_err(|cause| malformed(&cause))? {
-            ColumnReader::ByteArrayColumnReader(values) => column.read(values, &mut rows, at)?,
-            _ => return Err(malformed(&format!("the column `{TEXT}` changes its type"))),
+            ColumnReader::ByteArrayColumnReader(values) => column.read(values, visit)?,
+            _ => return Err(malformed(&format!("the column `{name}` changes its type"))),
         }
     }
-    Ok(rows)
+    Ok(())
 }
 
-struct TextColumn {
+struct TextColumn<'a> {
     index: usize,
+    name: &'a str,
+    at: &'a str,
     /// The definition level of a value that is there; a lower level is a null.
     present: i16,
+    /// Rows read so far.
+    rows: usize,
 }
 
-fn text_column(schema: &SchemaDescriptor, at: &str) -> Result<TextColumn> {
-    let names =
-        || schema.columns().iter().map(|column| column.path().string()).collect::<Vec<_>>().join(", ");
-    let index = schema.columns().iter().position(|column| column.path().string() == TEXT);
-    let index = index.ok_or_else(|| Error::malformed(at, format!("no column `{TEXT}`, got {}", names())))?;
+fn text_column<'a>(schema: &SchemaDescriptor, name: &'a str, at: &'a str) -> Result<TextColumn<'a>> {
+    let expected = |got: &dyn Display| {
+        Error::malformed(at, format!("expected one string a row in the column `{name}`, got {got}"))
+    };
+    let index = schema.columns().iter().position(|column| column.path().parts() == [name]);
+    let index = index.ok_or_else(|| expected(&"none"))?;
     let column = schema.column(index);
     if column.physical_type() != PhysicalType::BYTE_ARRAY || column.max_rep_level() != 0 {
-        let got = column.physical_type();
-        return Err(Error::malformed(
-            at,
-            format!("expected one string a row in the column `{TEXT}`, got {got}"),
-        ));
+        return Err(expected(&column.physical_type()));
     }
-    Ok(TextColumn { index, present: column.max_def_level() })
+    Ok(TextColumn { index, name, at, present: column.max_def_level(), rows: 0 })
 }
 
-impl TextColumn {
-    /// Appends one row group's rows.
-    fn read(
-        &self,
-        mut reader: ColumnReaderImpl<ByteArrayType>,
-        rows: &mut Vec<String>,
-        at: &str,
-    ) -> Result<()> {
+impl TextColumn<'_> {
+    /// Visits one row group's rows.
+    fn read(&mut self, mut reader: ColumnReaderImpl<ByteArrayType>, visit: &mut Visit) -> Result<()> {
         loop {
             let (mut levels, mut values) = (Vec::new(), Vec::new());
             let read = reader.read_records(BATCH, Some(&mut levels), None, &mut values);
-            let (records, ..) = read.map_err(|cause| Error::malformed(at, cause))?;
+            let (records, ..) = read.map_err(|cause| Error::malformed(self.at, cause))?;
             if records == 0 {
                 return Ok(());
             }
@@ -133,17 +105,59 @@ impl TextColumn {
             levels.resize(records, self.present);
             let mut values = values.into_iter();
             for level in levels {
+                self.rows += 1;
                 let value = if level == self.present { values.next() } else { Some(ByteArray::from("")) };
                 let text = value.as_ref().and_then(|value| value.as_utf8().ok());
                 let text = text.ok_or_else(|| {
-                    Error::malformed(
-                        at,
-                        format!("row {} of the column `{TEXT}` is not UTF-8 text", rows.len() + 1),
-                    )
+                    let problem =
+                        format!("row {} of the column `{}` is not UTF-8 text", self.rows, self.name);
+                    Error::malformed(self.at, problem)
                 })?;
-                rows.push(text.to_owned());
+                visit(Piece::row(text))?;
             }
         }
+    }
+}
+
+/// Rows of several columns or of nested ones, as JSON objects.
+fn objects(
+    reader: &dyn FileReader,
+    field: Field,
+    at: &str,
+    reading: &Reading,
+    visit: &mut Visit,
+) -> Result<()> {
+    let schema = reader.metadata().file_metadata().schema_descr().root_schema();
+    let wanted = field.names();
+    let columns: Vec<Arc<Type>> =
+        schema.get_fields().iter().filter(|column| wanted.contains(&column.name())).cloned().collect();
+    let malformed = |cause: parquet::errors::ParquetError| Error::malformed(at, cause);
+    let projection =
+        Type::group_type_builder(schema.name()).with_fields(columns).build().map_err(malformed)?;
+    let mut rows = ObjectRows { field: Some(field), ..ObjectRows::new(reading, visit) };
+    for (index, row) in reader.get_row_iter(Some(projection)).map_err(malformed)?.enumerate() {
+        let row = Value::Object(object(&row.map_err(malformed)?));
+        rows.push(row, &|| format!("{at}, row {}", index + 1))?;
+    }
+    Ok(())
+}
+
+fn object(row: &Row) -> Map<String, Value> {
+    row.get_column_iter().map(|(name, cell)| (name.clone(), json(cell))).collect()
+}
+
+/// What messages are made of; other cells are null.
+fn json(cell: &Cell) -> Value {
+    match cell {
+        Cell::Bool(value) => (*value).into(),
+        Cell::Int(value) => (*value).into(),
+        Cell::Long(value) => (*value).into(),
+        Cell::Double(value) => (*value).into(),
+        Cell::Str(text) => text.as_str().into(),
+        Cell::Bytes(bytes) => bytes.as_utf8().map_or(Value::Null, Value::from),
+        Cell::Group(row) => Value::Object(object(row)),
+        Cell::ListInternal(list) => list.elements().iter().map(json).collect(),
+        _ => Value::Null,
     }
 }
 
@@ -158,7 +172,12 @@ mod tests {
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
 
+    use super::super::testing::collect;
     use super::*;
+
+    fn parquet_rows(source: Bytes, at: &str) -> Result<Vec<String>> {
+        collect(None, |reading, visit| visit_parquet(source, at, reading, visit))
+    }
 
     /// The values of one row group, with their definition levels where the column is optional.
     type Group<T> = (Vec<T>, Option<Vec<i16>>);
@@ -217,7 +236,10 @@ mod tests {
     #[test]
     fn a_parquet_file_that_does_not_fit_is_named() {
         let other = parquet::<ByteArrayType>("required binary title (UTF8)", &[(strings(&["a"]), None)]);
-        assert_eq!(message(parquet_rows(other, "x.parquet")), "x.parquet: no column `text`, got title");
+        assert_eq!(
+            message(parquet_rows(other, "x.parquet")),
+            "x.parquet: no field `text`; the fields are title: choose one with --text-field"
+        );
         let number = parquet::<Int32Type>("required int32 text", &[(vec![7], None)]);
         assert!(message(parquet_rows(number, "x.parquet")).ends_with("got INT32"));
         let latin1 = vec![ByteArray::from("a"), ByteArray::from(vec![0xe9])];
@@ -237,30 +259,29 @@ mod tests {
     }
 
     #[test]
-    fn json_lines_name_the_line_at_fault() {
-        let good = "{\"text\": \"a\\n\"}\n\n{\"id\": 1, \"text\": \"b\"}\n";
-        assert_eq!(json_lines_rows(good, "x").unwrap(), ["a\n", "b"]);
-        for (line, expected) in [
-            ("{\"text\": ", "x:4: not JSON"),
-            ("{\"title\": \"a\"}", "x:4: no field"),
-            ("{\"text\": null}", "x:4: the field"),
-            ("[\"text\"]", "x:4: expected an object"),
-        ] {
-            let error = message(json_lines_rows(&format!("{good}{line}"), "x"));
-            assert!(error.starts_with(expected), "{error}");
-        }
+    fn a_column_may_be_chosen() {
+        let file = parquet::<ByteArrayType>("required binary body (UTF8)", &[(strings(&["a", "b"]), None)]);
+        let rows = collect(Some("body"), |reading, visit| visit_parquet(file, "x", reading, visit));
+        assert_eq!(rows.unwrap(), ["a", "b"]);
     }
 
     #[test]
-    fn a_text_file_is_its_rows() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.txt");
-        for text in ["one\n\ntwo\r\n three", "\n", "no line end"] {
-            fs::write(&path, text).unwrap();
-            assert_eq!(read_file(&path).unwrap().concat(), text);
+    fn conversations_are_lists_of_structs() {
+        let schema =
+            "message schema { optional group messages (LIST) { repeated group list { optional group element {
+            optional binary role (UTF8); optional binary content (UTF8); } } } }";
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let mut file = SerializedFileWriter::new(Vec::new(), schema, Default::default()).unwrap();
+        let mut group = file.next_row_group().unwrap();
+        // Two conversations, of two messages and of one.
+        for values in [["user", "assistant", "user"], ["Hi", "Hello", "Ho"]] {
+            let mut writer = group.next_column().unwrap().unwrap();
+            let (values, levels) = (strings(&values), [4, 4, 4]);
+            writer.typed::<ByteArrayType>().write_batch(&values, Some(&levels), Some(&[0, 1, 0])).unwrap();
+            writer.close().unwrap();
         }
-        fs::write(&path, [0xff]).unwrap();
-        assert!(message(read_file(&path)).contains("a.txt"));
+        group.close().unwrap();
+        assert_eq!(parquet_rows(file.into_inner().unwrap().into(), "x").unwrap(), ["<Hi>", "<Ho>"]);
     }
 
     #[test]
