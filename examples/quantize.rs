@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use gptq_calibration::dataset::{self, DatasetRoots, DatasetSpec, Join};
-use gptq_calibration::sampling::{SampleRequest, Sampling, sample, windows};
+use gptq_calibration::sampling::{SampleRequest, Sampling};
 use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::Cpu;
 use gptq_quantizer::artifact::OutMode;
@@ -22,10 +22,9 @@ fn main() -> anyhow::Result<()> {
 
     // Text to token sequences.
     let spec: DatasetSpec = text.parse()?;
-    let text = dataset::load(&spec, &DatasetRoots::from_env()?)?.join(Join::Raw);
-    let tokens = Tokenizer::load(dir)?.encode(&text, true)?;
+    let (text, tokenizer) = (dataset::load(&spec, &DatasetRoots::from_env()?)?, Tokenizer::load(dir)?);
     let request = SampleRequest { samples: 8, seq_len: 256, sampling: Sampling::Random, seed: 0 };
-    let sequences = sample(&tokens, &request)?;
+    let sequences = text.sample(&tokenizer, Join::Lines, &request)?.ids;
 
     // Checkpoint to artifact.
     let device = Cpu::new();
@@ -54,7 +53,7 @@ fn main() -> anyhow::Result<()> {
     println!("total loss {:.4} in {:.1} s", log.total_loss(), log.seconds);
 
     // What it cost, on the same text (use another one for honest figures).
-    let windows: Vec<_> = windows(&tokens, 256, Some(8))?.into_iter().map(<[u32]>::to_vec).collect();
+    let windows = text.windows(&tokenizer, Join::Paper, 256, Some(8))?.ids;
     let original = Model::load(device.clone(), &files)?;
     let quantized = Model::load(device, &ModelFiles::open(out)?)?;
     let result = evaluate(&quantized, Some(Baseline::Beside(&original)), &windows, &mut |_| {})?;

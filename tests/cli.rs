@@ -264,7 +264,7 @@ fn branches_of_a_plan_are_made_measured_and_listed() {
     // One window of 2048 tokens, of three to four letters each.
     let rows =
         dataset::load(&demo_text("test").parse().unwrap(), &DatasetRoots::from_env().unwrap()).unwrap();
-    fs::write(&text, &rows.join(Join::Raw)[..12_000]).unwrap();
+    fs::write(&text, &rows.join(Join::Raw).unwrap()[..12_000]).unwrap();
     let branches = "[[branch]]\nname = \"main\"\nbits = 4\n[[branch]]\nbits = 8\ngroup_size = -1\n\
                     [[branch]]\nname = \"everybody\"\nbits = 4\nstatic_groups = true\n";
     fs::write(&plan, branches).unwrap();

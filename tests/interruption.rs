@@ -223,6 +223,7 @@ fn a_write_that_fails_halfway_leaves_no_output() {
 }
 
 #[test]
+#[cfg_attr(not(can_mount), ignore = "needs the right to mount a small file system")]
 fn a_full_disk_is_named_and_leaves_no_output() {
     let work = workplace("full-disk");
     let disk = work.join("disk");
@@ -234,9 +235,6 @@ fn a_full_disk_is_named_and_leaves_no_output() {
         command.arg(format!("mount -t tmpfs -o size=1m none \"$0\" && {script}")).arg(&disk).args(arguments);
         command
     };
-    if !in_namespace("true", &[]).output().is_ok_and(|output| output.status.success()) {
-        return println!("skipped: no small file system can be mounted here");
-    }
     let script = "\"$@\"; code=$?; ls -A \"$0\"; exit $code";
     let program = PathBuf::from(env!("CARGO_BIN_EXE_gptq"));
     let arguments: Vec<_> = quantize(&demo(), &disk.join("out"), "").get_args().map(PathBuf::from).collect();

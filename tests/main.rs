@@ -16,3 +16,4 @@ mod quality;
 mod refusals;
 mod serve;
 mod support;
+mod texts;

@@ -1,5 +1,5 @@
-//! The program on a GPU, held against itself on the CPU. Without a card every test says that it was skipped;
-//! `REQUIRE_CUDA=1` makes that a failure.
+//! The program on a GPU, held against itself on the CPU. Where the build saw no card these tests are
+//! ignored.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -13,15 +13,6 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::model_folder::ModelFolder;
 use crate::program::{artifact, copy_folder, demo, demo_text, gptq, quantize, run, words, workplace};
-
-fn there_is_a_card() -> bool {
-    let card = Cuda::new(0, Dtype::F16, None);
-    if let Err(error) = &card {
-        assert!(std::env::var_os("REQUIRE_CUDA").is_none(), "{error}");
-        println!("skipped on CUDA: {error}");
-    }
-    card.is_ok()
-}
 
 fn weights(artifact: &Path) -> Vec<u8> {
     std::fs::read(artifact.join("model.safetensors")).unwrap()
@@ -38,10 +29,8 @@ fn perplexity(model: &Path, device: &str) -> f64 {
 /// Each stage on the inputs that the CPU's stages before it make. Left to themselves the two runs drift apart:
 /// one flipped code changes every later column of its row, and then the next stage's input.
 #[test]
+#[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn a_card_in_f32_finds_the_codes_of_the_cpu() {
-    if !there_is_a_card() {
-        return;
-    }
     let mut command = gptq("bench");
     command.arg("agreement").arg(demo()).args(["--dataset", &demo_text("train")]);
     let layers =
@@ -55,10 +44,8 @@ fn a_card_in_f32_finds_the_codes_of_the_cpu() {
 
 /// One artifact measured on both devices, and the artifacts that each made by itself.
 #[test]
+#[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn perplexity_does_not_depend_on_the_device() {
-    if !there_is_a_card() {
-        return;
-    }
     let options = "--samples 16 --seq-len 256";
     let by_cpu = artifact(&format!("{options} --device cpu"));
     let by_card = artifact(&format!("{options} --device cuda"));
@@ -82,10 +69,8 @@ fn perplexity_does_not_depend_on_the_device() {
 }
 
 #[test]
+#[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn a_smaller_card_tiles_through_host_memory_and_writes_the_same_bytes() {
-    if !there_is_a_card() {
-        return;
-    }
     let options = "--samples 96 --seq-len 512 --device cuda";
     let dir = workplace("smaller-card");
     let make = |name: &str, more: &str| -> (PathBuf, String) {
@@ -110,10 +95,8 @@ fn a_smaller_card_tiles_through_host_memory_and_writes_the_same_bytes() {
 
 /// f16 ends at 65504. A run that leaves it says where, and a wider type gets through.
 #[test]
+#[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn activations_beyond_f16_are_reported_with_their_layer_and_stage() {
-    if !there_is_a_card() {
-        return;
-    }
     let dir = workplace("overflow");
     copy_folder(&demo(), &dir.join("model"));
     let mut model = ModelFolder::read(&demo());
@@ -199,10 +182,8 @@ const ACT_ORDER: &str = "--no-static-groups";
 const SIZES: [(usize, usize); 5] = [(5, 1), (12, 8), (40, 12), (128, 64), (200, 100)];
 
 #[test]
+#[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn a_card_has_the_logits_of_the_cpu() {
-    if !there_is_a_card() {
-        return;
-    }
     let card = Cuda::new(0, Dtype::F16, None).unwrap();
     for options in
         [ACT_ORDER, "--group-size 32 --asym", "--no-act-order", "--bits 8 --group-size -1", "--bits 3"]
@@ -218,10 +199,8 @@ fn a_card_has_the_logits_of_the_cpu() {
 /// decoded before they are used, as on every card before Hopper, in steps that are recorded and replayed while contexts
 /// grow.
 #[test]
+#[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn with_an_int8_cache_a_card_has_the_logits_of_the_cpu() {
-    if !there_is_a_card() {
-        return;
-    }
     for (dtype, tolerance) in [(Dtype::F16, 1e-3), (Dtype::BF16, 1e-2), (Dtype::F32, 1e-5)] {
         let card = Cuda::new(0, dtype, None).unwrap();
         SIZES
@@ -233,10 +212,8 @@ fn with_an_int8_cache_a_card_has_the_logits_of_the_cpu() {
 /// 200 tokens, each the most likely one by far: between the first two there are at least 0.04 nats at every place, where
 /// scores of 16-bit activations are off by a hundredth.
 #[test]
+#[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn a_card_writes_the_text_of_the_cpu() {
-    if !there_is_a_card() {
-        return;
-    }
     let text = |device: &str| {
         let mut command = gptq("generate");
         command.arg(demo()).args(["--prompt", "She was", "--device", device]);
@@ -272,10 +249,8 @@ fn gaps(model: &Model<Cpu>, ids: &[u32]) -> Vec<f32> {
 
 /// Token by token, with the same text before: where the two devices part, the choice was a close one.
 #[test]
+#[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn a_card_chooses_the_tokens_of_the_cpu_where_the_choice_is_clear() {
-    if !there_is_a_card() {
-        return;
-    }
     for options in [ACT_ORDER, "--group-size 32 --no-act-order", "--bits 8 --group-size -1"] {
         let files = ModelFiles::open(&artifact(options)).unwrap();
         let on_cpu = Model::load(Cpu::new(), &files).unwrap();
@@ -349,29 +324,34 @@ fn generated<B: Backend>(model: &Model<B>, task: &Task) -> Vec<u32> {
 }
 
 /// Both ask for steps ahead where the device works beside the host, and take a token that ends the text for what it is.
-#[test]
-fn an_engine_says_what_a_session_says_on_either_device() {
+fn engine_agrees_with_sessions<B: Backend>(device: B) {
     let files = ModelFiles::open(&artifact(ACT_ORDER)).unwrap();
-    fn agrees<B: Backend>(model: &Model<B>) {
-        let task = |seed: u32, temperature: f32, repetition_penalty: f32| Task {
-            prompt: (0..40).map(|i| (seed * 131 + i * 17) % 2000).collect(),
-            max_new_tokens: 60,
-            ..Task::new(
-                Vec::new(),
-                0,
-                SamplingParams { temperature, top_p: 0.95, top_k: 50, repetition_penalty, seed: seed.into() },
-            )
-        };
-        let mut tasks = vec![task(1, 0.0, 1.0), task(2, 0.9, 1.0), task(3, 0.9, 1.2), task(4, 1.3, 1.0)];
-        // One that ends in the middle, while the next step is on its way.
-        let end = generated(model, &tasks[3])[30];
-        tasks.push(Task { eos_token_ids: vec![end], ..tasks[3].clone() });
-        let expected: Vec<_> = tasks.iter().map(|task| generated(model, task)).collect();
-        assert!(expected[4].len() <= 31);
-        assert_eq!(served(model, &tasks), expected);
-    }
-    agrees(&Model::load(Cpu::new(), &files).unwrap());
-    if there_is_a_card() {
-        agrees(&Model::load(Cuda::new(0, Dtype::F16, None).unwrap(), &files).unwrap());
-    }
+    let model = &Model::load(device, &files).unwrap();
+    let task = |seed: u32, temperature: f32, repetition_penalty: f32| Task {
+        prompt: (0..40).map(|i| (seed * 131 + i * 17) % 2000).collect(),
+        max_new_tokens: 60,
+        ..Task::new(
+            Vec::new(),
+            0,
+            SamplingParams { temperature, top_p: 0.95, top_k: 50, repetition_penalty, seed: seed.into() },
+        )
+    };
+    let mut tasks = vec![task(1, 0.0, 1.0), task(2, 0.9, 1.0), task(3, 0.9, 1.2), task(4, 1.3, 1.0)];
+    // One that ends in the middle, while the next step is on its way.
+    let end = generated(model, &tasks[3])[30];
+    tasks.push(Task { eos_token_ids: vec![end], ..tasks[3].clone() });
+    let expected: Vec<_> = tasks.iter().map(|task| generated(model, task)).collect();
+    assert!(expected[4].len() <= 31);
+    assert_eq!(served(model, &tasks), expected);
+}
+
+#[test]
+fn an_engine_says_what_a_session_says() {
+    engine_agrees_with_sessions(Cpu::new());
+}
+
+#[test]
+#[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
+fn an_engine_says_what_a_session_says_on_a_card() {
+    engine_agrees_with_sessions(Cuda::new(0, Dtype::F16, None).unwrap());
 }

@@ -2,34 +2,31 @@
 //!
 //! ```text
 //! text     files, or a snapshot in the hub cache      hub, dataset::load
-//! rows     one string a row, as the files hold them   Dataset
-//! text     the rows joined by one of two conventions  Dataset::join
-//! tokens   one encode call for the whole text         Tokenizer::encode
-//! sequences  windows of equal length                  sample (calibration), windows (perplexity)
+//! rows     read as a stream, as the files hold them   Dataset
+//! text     the rows joined by one of the conventions  Join
+//! tokens   of the text, or of what is needed of it    Tokenizer::encode
+//! sequences  windows of equal length                  Dataset::sample (calibration), Dataset::windows (perplexity)
 //! ```
 //!
 //! On the way back, [`TextStream`] turns generated ids into text, and [`ChatTemplate`] writes conversations
 //! the way a model was trained to read them.
 //!
 //! ```
-//! use gptq_calibration::{Dataset, Join, SampleRequest, Sampling, Tokenizer, sample};
+//! use gptq_calibration::{Dataset, Join, SampleRequest, Sampling, Tokenizer};
 //!
 //! # fn main() -> gptq_calibration::Result<()> {
 //! let dataset = Dataset::from_rows("example", vec!["to be or not\n".into(), "to be\n".into()]);
-//! let text = dataset.join(Join::Raw);
-//!
-//! let tokenizer_json = r#"{
+//! //! let tokenizer_json = r#"{
 //!     "version": "1.0",
 //!     "added_tokens": [],
 //!     "pre_tokenizer": {"type": "Whitespace"},
 //!     "model": {"type": "WordLevel", "vocab": {"to": 0, "be": 1, "or": 2, "not": 3}, "unk_token": "to"}
 //! }"#;
 //! let tokenizer = Tokenizer::from_bytes(tokenizer_json.as_bytes(), None)?;
-//! let tokens = tokenizer.encode(&text, false)?;
-//! assert_eq!(tokens, [0, 1, 2, 3, 0, 1]);
+//! assert_eq!(tokenizer.encode(&dataset.join(Join::Raw)?, false)?, [0, 1, 2, 3, 0, 1]);
 //!
 //! let request = SampleRequest { samples: 2, seq_len: 3, sampling: Sampling::Consecutive, seed: 0 };
-//! assert_eq!(sample(&tokens, &request)?, [[0, 1, 2], [3, 0, 1]]);
+//! assert_eq!(dataset.sample(&tokenizer, Join::Raw, &request)?.ids, [[0, 1, 2], [3, 0, 1]]);
 //! # Ok(())
 //! # }
 //! ```
@@ -39,14 +36,16 @@ pub mod dataset;
 pub mod error;
 pub mod hub;
 pub mod sampling;
+mod sequences;
 mod text_stream;
 pub mod tokenizer;
 mod tokenizer_config;
 
 pub use crate::chat::{ChatTemplate, Conversation};
-pub use crate::dataset::{Dataset, DatasetRoots, DatasetSpec, Join, Split, WikiText2};
+pub use crate::dataset::{Dataset, DatasetRoots, DatasetSpec, Join, Render, Split, WikiText2};
 pub use crate::error::{Error, Result};
 pub use crate::hub::{HubCache, ModelRef};
 pub use crate::sampling::{SampleRequest, Sampling, sample, windows};
+pub use crate::sequences::Sequences;
 pub use crate::text_stream::TextStream;
 pub use crate::tokenizer::Tokenizer;

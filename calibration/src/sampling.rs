@@ -46,7 +46,7 @@ pub fn sample(tokens: &[u32], request: &SampleRequest) -> Result<Vec<Vec<u32>>> 
     }
     let offsets = match sampling {
         Sampling::Consecutive => (0..samples).map(|i| i * seq_len).collect(),
-        Sampling::Random => distinct_offsets(fit, samples, seed),
+        Sampling::Random => distinct_offsets(fit, samples, &mut ChaCha20Rng::seed_from_u64(seed)),
     };
     Ok(offsets.into_iter().map(|offset| tokens[offset..offset + seq_len].to_vec()).collect())
 }
@@ -64,17 +64,16 @@ pub fn windows(tokens: &[u32], ctx: usize, max: Option<usize>) -> Result<Vec<&[u
     Ok(tokens.chunks_exact(ctx).take(max.unwrap_or(usize::MAX)).collect())
 }
 
-fn check_not_zero(what: &'static str, value: usize) -> Result<()> {
+pub(crate) fn check_not_zero(what: &'static str, value: usize) -> Result<()> {
     if value == 0 { Err(Error::Zero(what)) } else { Ok(()) }
 }
 
 /// The first `count` elements of a shuffle of `0..fit`. Only the elements that a swap has moved are stored,
 /// so the cost follows `count`, not `fit`.
-fn distinct_offsets(fit: usize, count: usize, seed: u64) -> Vec<usize> {
-    let mut rng = ChaCha20Rng::seed_from_u64(seed);
+pub(crate) fn distinct_offsets(fit: usize, count: usize, rng: &mut impl RngCore) -> Vec<usize> {
     let mut moved = HashMap::new();
     let draw = |i: usize| {
-        let j = i + uniform_below(&mut rng, (fit - i) as u64) as usize;
+        let j = i + uniform_below(rng, (fit - i) as u64) as usize;
         let at_i = moved.get(&i).copied().unwrap_or(i);
         moved.insert(j, at_i).unwrap_or(j)
     };
@@ -82,7 +81,7 @@ fn distinct_offsets(fit: usize, count: usize, seed: u64) -> Vec<usize> {
 }
 
 /// A uniform integer in `0..n`, for n >= 1.
-fn uniform_below(rng: &mut impl RngCore, n: u64) -> u64 {
+pub(crate) fn uniform_below(rng: &mut impl RngCore, n: u64) -> u64 {
     let remainder = (u64::MAX % n + 1) % n; // 2^64 mod n
     loop {
         let word = rng.next_u64();
@@ -99,6 +98,10 @@ mod tests {
     const RANDOM: SampleRequest =
         SampleRequest { samples: 5, seq_len: 4, sampling: Sampling::Random, seed: 0 };
     const CONSECUTIVE: SampleRequest = SampleRequest { sampling: Sampling::Consecutive, ..RANDOM };
+
+    fn seeded(fit: usize, count: usize, seed: u64) -> Vec<usize> {
+        distinct_offsets(fit, count, &mut ChaCha20Rng::seed_from_u64(seed))
+    }
 
     fn tokens(count: u32) -> Vec<u32> {
         (0..count).collect()
@@ -127,15 +130,15 @@ mod tests {
     fn the_same_seed_gives_the_same_offsets_in_every_release() {
         // From an independent Python program: RFC 8439's ChaCha20 block, the PCG32 seed expansion, the
         // shuffle.
-        assert_eq!(distinct_offsets(300_000, 5, 0), [155_186, 59_399, 105_772, 70_595, 42_412]);
-        assert_eq!(distinct_offsets(300_000, 5, 42), [127_256, 149_355, 16_783, 81_189, 264_109]);
+        assert_eq!(seeded(300_000, 5, 0), [155_186, 59_399, 105_772, 70_595, 42_412]);
+        assert_eq!(seeded(300_000, 5, 42), [127_256, 149_355, 16_783, 81_189, 264_109]);
     }
 
     #[test]
     fn every_offset_is_about_as_likely() {
         let mut counts = [0u32; 17];
         for seed in 0..2000 {
-            for offset in distinct_offsets(17, 5, seed) {
+            for offset in seeded(17, 5, seed) {
                 counts[offset] += 1;
             }
         }

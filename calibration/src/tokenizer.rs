@@ -76,6 +76,25 @@ impl Tokenizer {
         Ok((encoding.get_ids().to_vec(), ranges))
     }
 
+    /// Ids of a text without what belongs around one, and the byte at which each begins, in rising order.
+    pub(crate) fn encode_with_starts(&self, text: &str) -> Result<Vec<(u32, usize)>> {
+        let encoding = self.shared.inner.encode(text, false).map_err(failed("encode the text"))?;
+        Ok(encoding
+            .get_ids()
+            .iter()
+            .copied()
+            .zip(encoding.get_offsets().iter().map(|(start, _)| *start))
+            .collect())
+    }
+
+    /// The ids that the model expects before and after a text.
+    pub(crate) fn frame(&self) -> Result<(Vec<u32>, Vec<u32>)> {
+        let (bare, framed) = (self.encode("a", false)?, self.encode("a", true)?);
+        let text = framed.windows(bare.len().max(1)).position(|ids| ids == bare).unwrap_or_default();
+        let after = framed.get(text + bare.len()..).unwrap_or_default();
+        Ok((framed[..text].to_vec(), after.to_vec()))
+    }
+
     /// The text of `ids`. Bytes that are no UTF-8 become U+FFFD; ids outside the vocabulary have no text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.shared.inner.decode(ids, skip_special).map_err(failed("decode the ids"))
@@ -244,6 +263,8 @@ mod tests {
         assert_eq!(tokenizer.encode("b", true).unwrap(), [1, 4]);
         assert_eq!(tokenizer.encode("b", false).unwrap(), [4]);
         assert_eq!(tokenizer.encode("", true).unwrap(), [1]);
+        assert_eq!(tokenizer.frame().unwrap(), (vec![1], vec![]));
+        assert_eq!(testing::bytes().frame().unwrap(), (vec![], vec![]));
     }
 
     #[test]
@@ -265,15 +286,14 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(has_shared), ignore = "needs the larger models and texts: GPTQ_SHARED is not set")]
     fn a_real_tokenizer_encodes_a_real_text_in_one_call() {
-        let Some(shared) = std::env::var_os("GPTQ_SHARED") else {
-            eprintln!("skipped: GPTQ_SHARED is not set");
-            return;
-        };
+        let shared = std::env::var_os("GPTQ_SHARED").expect("GPTQ_SHARED is not set");
         let shared = Path::new(&shared);
         let roots =
             DatasetRoots { datasets: Some(shared.join("data")), hub: HubCache { root: shared.join("hub") } };
-        let text = dataset::load(&"wikitext2:validation".parse().unwrap(), &roots).unwrap().join(Join::Raw);
+        let text =
+            dataset::load(&"wikitext2:validation".parse().unwrap(), &roots).unwrap().join(Join::Raw).unwrap();
         let tokenizer = Tokenizer::load(&shared.join("models/wiki20m")).unwrap();
         let start = Instant::now();
         let ids = tokenizer.encode(&text, false).unwrap();

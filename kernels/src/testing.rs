@@ -8,15 +8,11 @@ pub(crate) const NMSE_F32: f64 = 1e-11;
 /// The same of a backend with 16-bit activations, inputs rounded to them included.
 pub(crate) const NMSE_HALF: f64 = 5e-4;
 
-/// A card in each compute type; none, visibly, where there is no card. `REQUIRE_CUDA=1` makes that a failure.
+/// A card in each compute type. Tests that call this are ignored where the build saw no card.
 pub(crate) fn cards() -> Vec<crate::Cuda> {
     let types = [Dtype::F16, Dtype::BF16, Dtype::F32];
-    let cards: Result<Vec<_>, _> = types.into_iter().map(|dtype| crate::Cuda::new(0, dtype, None)).collect();
-    cards.unwrap_or_else(|error| {
-        assert!(std::env::var_os("REQUIRE_CUDA").is_none(), "{error}");
-        println!("skipped on CUDA: {error}");
-        Vec::new()
-    })
+    let card = |dtype| crate::Cuda::new(0, dtype, None).unwrap_or_else(|error| panic!("{error}"));
+    types.map(card).into()
 }
 
 /// What a card may miss the f64 reference by.

@@ -110,11 +110,17 @@ pub struct EvalArgs {
     /// Model folder, hub id, or hub-id:branch
     pub model: String,
 
-    /// A .parquet, .jsonl or .txt file, a folder of them, or wikitext2[:train|validation|test]
+    /// A .parquet, .jsonl, .json or .txt file (the last three also as .gz or .zst), a folder of them, or
+    /// wikitext2[:train|validation|test]
     #[arg(long, value_name = "SPEC", default_value = "wikitext2:test")]
     pub dataset: String,
 
-    /// How rows become one text: joined by blank lines (the paper's way), or concatenated as they are
+    /// Field (JSON) or column (parquet) of a row that is read: a text, or a conversation [default: text, messages,
+    /// conversations, or instruction with output]
+    #[arg(long, value_name = "NAME")]
+    pub text_field: Option<String>,
+
+    /// How rows become one text. A .txt file is one row
     #[arg(long, value_enum, default_value_t = JoinArg::Paper)]
     pub join: JoinArg,
 

@@ -158,12 +158,18 @@ pub struct OutputArgs {
 /// Which text the Hessians see.
 #[derive(Args)]
 pub struct CalibrationArgs {
-    /// A .parquet, .jsonl or .txt file, a folder of them, or wikitext2[:train|validation|test]
+    /// A .parquet, .jsonl, .json or .txt file (the last three also as .gz or .zst), a folder of them, or
+    /// wikitext2[:train|validation|test]
     #[arg(long, value_name = "SPEC", default_value = "wikitext2:train")]
     pub dataset: String,
 
-    /// How rows become one text: joined by blank lines, or concatenated as they are
-    #[arg(long, value_enum, default_value_t = JoinArg::Raw)]
+    /// Field (JSON) or column (parquet) of a row that is read: a text, or a conversation [default: text, messages,
+    /// conversations, or instruction with output]
+    #[arg(long, value_name = "NAME")]
+    pub text_field: Option<String>,
+
+    /// How rows become one text. A .txt file is one row
+    #[arg(long, value_enum, default_value_t = JoinArg::Lines)]
     pub join: JoinArg,
 
     /// Sequences (default: 128 on a GPU, 32 on a CPU)

@@ -30,8 +30,12 @@ pub enum FormatArg {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum JoinArg {
+    /// A blank line between two rows
     Paper,
+    /// Rows one after the other, nothing between; an empty row becomes a line of one blank (" \n")
     Raw,
+    /// As raw, and a line end between a row that brings none and the next
+    Lines,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

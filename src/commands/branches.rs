@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use gptq_calibration::Sequences;
 use gptq_calibration::dataset::Dataset;
 use gptq_kernels::Backend;
 use gptq_quantizer::artifact::OutMode;
@@ -30,7 +31,7 @@ pub fn run(args: &BranchesArgs) -> Result<()> {
     };
     let measurement = match &args.eval_dataset {
         Some(spec) => Some(Measurement {
-            dataset: common::dataset(spec).with_context(|| format!("data set {spec}"))?,
+            dataset: common::dataset(spec, None, &dir).with_context(|| format!("data set {spec}"))?,
             protocol: Protocol { join: JoinArg::Paper, ctx: EVAL_CTX, max_windows: None },
         }),
         None => None,
@@ -119,9 +120,9 @@ impl<B: Backend> Work<'_, B> {
                 .with_context(|| format!("branch {}", branch.name))?;
         }
         std::fs::create_dir_all(self.out).with_context(|| self.out.display().to_string())?;
-        let windows = match self.measurement {
-            Some(m) => m.protocol.windows(&m.dataset, self.dir)?,
-            None => Vec::new(),
+        let text = match self.measurement {
+            Some(m) => Some(m.protocol.windows(&m.dataset, self.dir)?),
+            None => None,
         };
         let baseline = match self.measurement {
             Some(_) => Some(Model::load(self.device.clone(), &files)?),
@@ -144,7 +145,7 @@ impl<B: Backend> Work<'_, B> {
                 Some(tiles) => tiles.clone(),
                 None => Tiles::embed(&self.device, &files, &self.calibration.sequences)?,
             };
-            self.make(&title, branch, &out, &source, tiles, baseline.as_ref().map(|b| (b, &windows[..])))
+            self.make(&title, branch, &out, &source, tiles, baseline.as_ref().zip(text.as_ref()))
                 .with_context(|| format!("branch {}", branch.name))?;
         }
         Ok(table::measure(self.out)?)
@@ -157,7 +158,7 @@ impl<B: Backend> Work<'_, B> {
         out: &Path,
         source: &Source,
         tiles: Tiles<B>,
-        baseline: Option<(&Model<B>, &[Vec<u32>])>,
+        baseline: Option<(&Model<B>, &Sequences)>,
     ) -> Result<()> {
         let params = params(branch);
         let job = Job {
@@ -171,15 +172,15 @@ impl<B: Backend> Work<'_, B> {
             max_shard_size: self.max_shard_size,
         };
         let mut log = quantize::make(&self.device, &job, tiles, title)?;
-        if let (Some(m), Some((baseline, windows))) = (self.measurement, baseline) {
+        if let (Some(m), Some((baseline, text))) = (self.measurement, baseline) {
             let model = eval::load(&self.device, out)?;
             let result = eval::measure(
                 &format!("{title}, measuring"),
                 &model,
                 Some(Baseline::Beside(baseline)),
-                windows,
+                &text.ids,
             )?;
-            let evaluation = quantize::evaluation(&m.dataset.name, m.protocol.join, &result);
+            let evaluation = quantize::evaluation(&m.dataset.name, text.join, &result);
             quantize::record_evaluation(&mut log, out, source.files(), evaluation)?;
         }
         Ok(())

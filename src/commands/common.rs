@@ -1,17 +1,20 @@
 //! What several verbs need: finding models and texts, turning texts into sequences, choosing the device.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use gptq_calibration::chat::{ChatTemplate, Message};
 use gptq_calibration::dataset::{self, Dataset, DatasetRoots, DatasetSpec, Join};
 use gptq_calibration::hub::{HubCache, ModelRef};
-use gptq_calibration::sampling::{SampleRequest, Sampling, sample};
+use gptq_calibration::sampling::{SampleRequest, Sampling};
 use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::{Backend, Cpu, Cuda, Dtype, KvDtype};
 use gptq_quantizer::record::CalibrationRecord;
 use gptq_runtime::config::ModelConfig;
 use gptq_runtime::model::ModelFiles;
 use gptq_runtime::soundness::summary;
+use serde_json::Value;
 
 use crate::args::{CalibrationArgs, ComputeArg, DeviceArg, DeviceArgs, JoinArg, KvDtypeArg, SamplingArg};
 
@@ -83,16 +86,32 @@ pub fn on_device<W: OnDevice>(args: DeviceArgs, config: &ModelConfig, work: W) -
     }
 }
 
-/// The rows of a data set given on the command line.
-pub fn dataset(spec: &str) -> Result<Dataset> {
+/// A data set given on the command line. Conversations in it are written by the model's chat template.
+pub fn dataset(spec: &str, text_field: Option<&str>, model_dir: &Path) -> Result<Dataset> {
     let spec: DatasetSpec = spec.parse()?;
-    Ok(dataset::load(&spec, &DatasetRoots::from_env()?)?)
+    let dataset = dataset::load(&spec, &DatasetRoots::from_env()?)?;
+    let (dir, template) = (model_dir.to_owned(), OnceCell::new());
+    let render = move |messages: &[Value]| {
+        let template = match template.get() {
+            Some(template) => template,
+            None => {
+                let loaded = ChatTemplate::load(&dir)?;
+                template.get_or_init(|| loaded)
+            }
+        };
+        render(template, messages)
+    };
+    Ok(dataset.with_text_field(text_field).with_render(render))
 }
 
-/// Tokens of a whole text, encoded in one call.
-pub fn tokens(dir: &Path, text: &str) -> Result<Vec<u32>> {
-    let tokenizer = Tokenizer::load(dir)?;
-    Ok(tokenizer.encode(text, true)?)
+/// A conversation of a data set, as the model was trained to read it.
+fn render(template: &ChatTemplate, messages: &[Value]) -> gptq_calibration::Result<String> {
+    let part = |message: &Value, key: &str| message[key].as_str().unwrap_or_default().to_owned();
+    let messages: Vec<Message> = messages
+        .iter()
+        .map(|message| Message::new(part(message, "role"), part(message, "content")))
+        .collect();
+    template.render(&messages, false)
 }
 
 /// Calibration sequences, and the record of where they came from.
@@ -105,7 +124,8 @@ impl Calibration {
     /// Loads, joins, encodes and samples the text that the command line asks for.
     pub fn load(args: &CalibrationArgs, model_dir: &Path, kind: DeviceKind) -> Result<Self> {
         let spec = args.dataset.as_str();
-        let dataset = dataset(spec).with_context(|| format!("calibration data set {spec}"))?;
+        let dataset = dataset(spec, args.text_field.as_deref(), model_dir)
+            .with_context(|| format!("calibration data set {spec}"))?;
         Self::from_dataset(args, &dataset, model_dir, kind)
     }
 
@@ -125,20 +145,19 @@ impl Calibration {
             },
             seed: args.seed,
         };
-        let text = dataset.join(args.join.into());
-        let tokens = tokens(model_dir, &text)?;
-        let sequences =
-            sample(&tokens, &request).with_context(|| format!("calibration data set {}", dataset.name))?;
+        let sequences = dataset
+            .sample(&Tokenizer::load(model_dir)?, args.join.into(), &request)
+            .with_context(|| format!("calibration data set {}", dataset.name))?;
         let record = CalibrationRecord {
             dataset: dataset.name.clone(),
-            fingerprint: dataset.fingerprint(),
-            join: args.join.name().into(),
+            fingerprint: sequences.fingerprint,
+            join: sequences.join.name().into(),
             sampling: args.sampling.name().into(),
             samples: request.samples,
             seq_len: request.seq_len,
             seed: request.seed,
         };
-        Ok(Self { sequences, record })
+        Ok(Self { sequences: sequences.ids, record })
     }
 }
 
@@ -155,7 +174,7 @@ impl Calibration {
         let record = CalibrationRecord {
             dataset: "random token ids".into(),
             fingerprint: format!("seed {}", args.seed),
-            join: args.join.name().into(),
+            join: Join::from(args.join).name().into(),
             sampling: args.sampling.name().into(),
             samples,
             seq_len,
@@ -171,6 +190,7 @@ impl From<JoinArg> for Join {
         match arg {
             JoinArg::Paper => Self::Paper,
             JoinArg::Raw => Self::Raw,
+            JoinArg::Lines => Self::Lines,
         }
     }
 }
@@ -198,15 +218,6 @@ impl KvDtypeArg {
         match self {
             Self::Auto => "",
             Self::Int8 => ", int8 KV cache",
-        }
-    }
-}
-
-impl JoinArg {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Paper => "paper",
-            Self::Raw => "raw",
         }
     }
 }

@@ -41,6 +41,7 @@ const PROMPT: &str = "The city";
 /// Long enough for stable Hessians of a model of this size, short enough for a minute on two cores.
 pub const CALIBRATION: CalibrationArgs = CalibrationArgs {
     dataset: String::new(),
+    text_field: None,
     join: JoinArg::Raw,
     samples: Some(64),
     seq_len: Some(512),
@@ -55,10 +56,10 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let model = out.join(MODEL_FOLDER);
     write_model(&model)?;
     eprintln!("Six GPTQ branches of a built-in Llama (4.4 million parameters), in {}", out.display());
-    let train = Dataset::from_parquet_bytes("demo4m-text:train", TRAIN)?;
+    let train = Dataset::from_parquet_bytes("demo4m-text:train", TRAIN);
     let calibration = Calibration::from_dataset(&CALIBRATION, &train, &model, DeviceKind::Cpu)?;
     let measurement = Measurement {
-        dataset: Dataset::from_parquet_bytes("demo4m-text:test", TEST)?,
+        dataset: Dataset::from_parquet_bytes("demo4m-text:test", TEST),
         protocol: Protocol { join: JoinArg::Raw, ctx: 512, max_windows: Some(16) },
     };
     let device = Cpu::new();
@@ -115,8 +116,8 @@ pub fn write_model(dir: &Path) -> Result<()> {
 }
 
 /// The built-in calibration text.
-pub fn train_text() -> Result<Dataset> {
-    Ok(Dataset::from_parquet_bytes("demo4m-text:train", TRAIN)?)
+pub fn train_text() -> Dataset {
+    Dataset::from_parquet_bytes("demo4m-text:train", TRAIN)
 }
 
 fn sample_text(device: &Cpu, dir: &Path) -> Result<String> {

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use gptq_calibration::dataset::Dataset;
-use gptq_calibration::sampling::windows;
+use gptq_calibration::Sequences;
+use gptq_calibration::dataset::{Dataset, Join};
+use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::{Backend, Cpu, KvDtype};
 use gptq_quantizer::record::QuantizeLog;
 use gptq_runtime::model::Model;
@@ -20,16 +21,17 @@ use crate::progress::Progress;
 pub fn run(args: &EvalArgs) -> Result<()> {
     let started = Instant::now();
     let dir = common::model_dir(&args.model)?;
-    let dataset = common::dataset(&args.dataset).with_context(|| format!("data set {}", args.dataset))?;
-    let calibrated_on_it = was_calibrated_on(&dir, &dataset);
+    let dataset = common::dataset(&args.dataset, args.text_field.as_deref(), &dir)
+        .with_context(|| format!("data set {}", args.dataset))?;
+    let protocol = Protocol { join: args.join, ctx: args.ctx, max_windows: args.max_windows };
+    let text = protocol.windows(&dataset, &dir)?;
+    let calibrated_on_it = was_calibrated_on(&dir, &text.fingerprint);
     if calibrated_on_it {
         eprintln!(
             "warning: {} was calibrated on this very text; its perplexity here is flattered",
             dir.display()
         );
     }
-    let protocol = Protocol { join: args.join, ctx: args.ctx, max_windows: args.max_windows };
-    let windows = protocol.windows(&dataset, &dir)?;
     let baseline = args.baseline.as_ref().map(|model| common::model_dir(model)).transpose()?;
     let kv_dtype = args.kv_cache.kv_cache_dtype;
     let work = Evaluate {
@@ -37,7 +39,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         kv_dtype: kv_dtype.into(),
         baseline: baseline.as_deref(),
         baseline_on_cpu: args.baseline_on_cpu,
-        windows: &windows,
+        windows: &text.ids,
     };
     let config = common::model_config(&dir)?;
     let (result, device) = common::on_device(args.device, &config, work)?;
@@ -49,7 +51,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
                 map.extend(comparison);
             }
             map.insert("dataset".into(), json!(dataset.name));
-            map.insert("join".into(), json!(args.join.name()));
+            map.insert("join".into(), json!(text.join.name()));
             map.insert("kv_cache_dtype".into(), json!(kv_dtype.name()));
             map.insert("calibrated_on_this_text".into(), json!(calibrated_on_it));
             map.insert("seconds".into(), json!(seconds));
@@ -73,7 +75,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     output::line(format_args!(
         "protocol        {}{}",
-        protocol.describe(&dataset.name, &result),
+        describe(&dataset.name, text.join, &result),
         kv_dtype.note()
     ))?;
     output::line(format_args!("time            {seconds:.1} s on {}", device))?;
@@ -112,23 +114,24 @@ pub struct Protocol {
 }
 
 impl Protocol {
-    /// Consecutive windows of the whole text, encoded in one call.
-    pub fn windows(&self, dataset: &Dataset, model_dir: &Path) -> Result<Vec<Vec<u32>>> {
-        let tokens = common::tokens(model_dir, &dataset.join(self.join.into()))?;
-        let windows = windows(&tokens, self.ctx, self.max_windows)
-            .with_context(|| format!("data set {}", dataset.name))?;
-        Ok(windows.into_iter().map(<[u32]>::to_vec).collect())
+    /// Consecutive windows from the start of the text.
+    pub fn windows(&self, dataset: &Dataset, model_dir: &Path) -> Result<Sequences> {
+        let tokenizer = Tokenizer::load(model_dir)?;
+        dataset
+            .windows(&tokenizer, self.join.into(), self.ctx, self.max_windows)
+            .with_context(|| format!("data set {}", dataset.name))
     }
+}
 
-    pub fn describe(&self, dataset: &str, result: &Evaluation) -> String {
-        format!(
-            "{dataset}, rows joined {}, {} windows of {} tokens, {} tokens scored",
-            self.join.name(),
-            result.windows,
-            result.ctx,
-            result.tokens_scored
-        )
-    }
+/// The protocol beside a number.
+pub fn describe(dataset: &str, join: Join, result: &Evaluation) -> String {
+    format!(
+        "{dataset}, rows joined {}, {} windows of {} tokens, {} tokens scored",
+        join.name(),
+        result.windows,
+        result.ctx,
+        result.tokens_scored
+    )
 }
 
 /// Loads a model folder onto the device.
@@ -149,7 +152,7 @@ pub fn measure<B: Backend>(
 }
 
 /// Whether the artifact's own log names this text as its calibration text.
-fn was_calibrated_on(dir: &Path, dataset: &Dataset) -> bool {
+fn was_calibrated_on(dir: &Path, fingerprint: &str) -> bool {
     let log = QuantizeLog::read(dir).ok().flatten();
-    log.and_then(|log| log.calibration).is_some_and(|c| c.fingerprint == dataset.fingerprint())
+    log.and_then(|log| log.calibration).is_some_and(|c| c.fingerprint == fingerprint)
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
+use gptq_calibration::dataset::Join;
 use gptq_kernels::{Backend, Memory};
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::card;
@@ -77,17 +78,17 @@ impl OnDevice for Quantize<'_> {
         let tiles = Tiles::embed(&device, files, job.sequences)?;
         let mut log = make(&device, &job, tiles, "quantizing")?;
         if let Some(spec) = &args.eval_dataset {
-            let dataset = common::dataset(spec)?;
+            let dataset = common::dataset(spec, None, dir)?;
             let protocol = Protocol { join: JoinArg::Paper, ctx: EVAL_CTX, max_windows: None };
-            let windows = protocol.windows(&dataset, dir)?;
+            let text = protocol.windows(&dataset, dir)?;
             let baseline = Model::load(device.clone(), files)?;
             let result = eval::measure(
                 "evaluating",
                 &eval::load(&device, &args.out)?,
                 Some(Baseline::Beside(&baseline)),
-                &windows,
+                &text.ids,
             )?;
-            record_evaluation(&mut log, &args.out, files, evaluation(&dataset.name, protocol.join, &result))?;
+            record_evaluation(&mut log, &args.out, files, evaluation(&dataset.name, text.join, &result))?;
         }
         Ok(log)
     }
@@ -175,7 +176,7 @@ impl Pace {
 }
 
 /// A measurement as the log keeps it.
-pub fn evaluation(dataset: &str, join: JoinArg, result: &Evaluation) -> EvaluationRecord {
+pub fn evaluation(dataset: &str, join: Join, result: &Evaluation) -> EvaluationRecord {
     EvaluationRecord {
         dataset: dataset.into(),
         join: join.name().into(),

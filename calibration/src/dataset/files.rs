@@ -5,11 +5,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::readers::Kind;
+use super::open::Kind;
 use super::{DatasetRoots, DatasetSpec, Split, WikiText2};
 use crate::error::{Error, Result};
 
-const KINDS: &str = "a .parquet, .jsonl or .txt file";
+/// What the hub's library writes beside the data.
+const NO_DATA: [&str; 4] = ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
 
 /// The files of a data set, sorted by name; at least one, all of one kind.
 pub(super) fn locate(spec: &DatasetSpec, roots: &DatasetRoots) -> Result<Vec<PathBuf>> {
@@ -18,7 +19,7 @@ pub(super) fn locate(spec: &DatasetSpec, roots: &DatasetRoots) -> Result<Vec<Pat
         DatasetSpec::Path { path, split } if path.is_dir() => folder_files(path, split.as_deref()),
         DatasetSpec::Path { path, split } if path.is_file() => match split {
             None if Kind::of(path).is_some() => Ok(vec![path.clone()]),
-            None => Err(Error::malformed(path.display(), format!("expected {KINDS}"))),
+            None => Err(Error::malformed(path.display(), format!("expected {}", Kind::EXPECTED))),
             Some(split) => Err(Error::malformed(
                 path.display(),
                 format!("a file has no splits, got the split `{split}`"),
@@ -26,7 +27,7 @@ pub(super) fn locate(spec: &DatasetSpec, roots: &DatasetRoots) -> Result<Vec<Pat
         },
         DatasetSpec::Path { path, .. } => Err(Error::NotFound {
             what: format!("data set `{spec}`"),
-            looked_for: format!("{} ({KINDS}, or a folder of them)", path.display()),
+            looked_for: format!("{} ({}, or a folder of them)", path.display(), Kind::EXPECTED),
         }),
     }
 }
@@ -83,7 +84,7 @@ fn folder_files(folder: &Path, split: Option<&str>) -> Result<Vec<PathBuf>> {
     let kinds: BTreeSet<Kind> = files.iter().filter_map(|file| Kind::of(file)).collect();
     match kinds.len() {
         1 => Ok(files),
-        0 => Err(Error::malformed(folder.display(), format!("expected {KINDS}, found none"))),
+        0 => Err(Error::malformed(folder.display(), format!("expected {}, found none", Kind::EXPECTED))),
         _ => Err(Error::malformed(folder.display(), format!("expected files of one kind, got {kinds:?}"))),
     }
 }
@@ -92,13 +93,15 @@ fn folder_files(folder: &Path, split: Option<&str>) -> Result<Vec<PathBuf>> {
 fn text_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
     let paths = entries.map_err(Error::io(folder))?.into_iter().map(|entry| entry.path());
-    let mut files: Vec<PathBuf> = paths.filter(|path| path.is_file() && Kind::of(path).is_some()).collect();
+    let is_text = |path: &PathBuf| Kind::of(path).is_some() && !NO_DATA.contains(&file_name(path));
+    let mut files: Vec<PathBuf> = paths.filter(|path| path.is_file() && is_text(path)).collect();
     files.sort();
     Ok(files)
 }
 
 /// The split that a file's name tells: `train-00000-of-00002.parquet` (the hub's shards) or `train.jsonl`.
 fn split_of(name: &str) -> Option<String> {
+    let name = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name);
     let (stem, _) = name.rsplit_once('.')?;
     if matches!(stem, "train" | "validation" | "valid" | "val" | "dev" | "test") {
         return Some(stem.to_owned());
@@ -161,6 +164,13 @@ mod tests {
     #[test]
     fn the_only_split_is_taken() {
         assert_eq!(names(&folder(&["train.jsonl"]), None).unwrap(), ["train.jsonl"]);
+    }
+
+    #[test]
+    fn what_describes_a_data_set_is_no_part_of_it() {
+        let folder = folder(&["train.json.gz", "dataset_infos.json"]);
+        assert_eq!(names(&folder, Some("train")).unwrap(), ["train.json.gz"]);
+        assert_eq!(names(&folder, None).unwrap(), ["train.json.gz"]);
     }
 
     #[test]

@@ -1,35 +1,41 @@
 //! Data sets: rows of text from files, and the text they make when joined.
 
+mod fields;
 mod files;
-mod readers;
+mod joined;
+mod open;
+mod rows;
 mod spec;
 
 use std::env;
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use serde_json::Value;
 
+pub use self::fields::Render;
+pub use self::joined::Join;
+pub(crate) use self::joined::Joiner;
+use self::rows::Reading;
+pub(crate) use self::rows::{Piece, Visit};
 pub use self::spec::{DatasetSpec, Split, WikiText2};
 use crate::error::{Error, Result};
 use crate::hub::HubCache;
 
-/// Rows of text, in the order of their files.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Rows of text, in the order of their files. Files are read as a stream, again for every use.
 pub struct Dataset {
     /// For display, e.g. `wikitext2:test`.
     pub name: String,
-    pub rows: Vec<String>,
+    source: Source,
+    text_field: Option<String>,
+    render: Box<Render>,
 }
 
-/// How rows become one text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Join {
-    /// Rows joined with a blank line (`"\n\n"`): the perplexity protocol of the GPTQ paper.
-    Paper,
-    /// Rows as they are, one after the other, an empty row becoming `" \n"`: the calibration text of
-    /// published checkpoints. It relies on rows that bring their own line end, as those of WikiText and of a
-    /// text file do.
-    Raw,
+enum Source {
+    /// At least one, all of one kind.
+    Files(Vec<PathBuf>),
+    Parquet(Bytes),
+    Rows(Vec<String>),
 }
 
 /// The places where data sets known by name are looked for.
@@ -48,53 +54,81 @@ impl DatasetRoots {
     }
 }
 
-/// Reads all rows of a data set into memory.
+/// Finds the files of a data set. What is in them shows when they are read.
 ///
 /// # Errors
-/// Names the file (and the line or row) that is missing, unreadable or malformed, or the splits to choose
-/// from.
+/// Names the file that is missing or of another kind, or the splits to choose from.
 pub fn load(spec: &DatasetSpec, roots: &DatasetRoots) -> Result<Dataset> {
-    let mut rows = Vec::new();
-    for file in files::locate(spec, roots)? {
-        rows.extend(readers::read_file(&file)?);
-    }
-    if rows.iter().all(String::is_empty) {
-        return Err(Error::malformed(spec, "expected text, got none"));
-    }
-    Ok(Dataset { name: spec.to_string(), rows })
+    Ok(Dataset::new(spec.to_string(), Source::Files(files::locate(spec, roots)?)))
 }
 
 impl Dataset {
+    fn new(name: String, source: Source) -> Self {
+        let at = name.clone();
+        let render = Box::new(move |_: &[Value]| Err(Error::NoChatTemplate { at: at.clone() }));
+        Self { name, source, text_field: None, render }
+    }
+
     pub fn from_rows(name: impl Into<String>, rows: Vec<String>) -> Self {
-        Self { name: name.into(), rows }
+        Self::new(name.into(), Source::Rows(rows))
     }
 
-    /// The `text` column of a parquet file that is already in memory.
-    pub fn from_parquet_bytes(name: impl Into<String>, bytes: &[u8]) -> Result<Self> {
-        let name = name.into();
-        let rows = readers::parquet_rows(Bytes::copy_from_slice(bytes), &name)?;
-        Ok(Self { name, rows })
+    /// A parquet file that is already in memory.
+    pub fn from_parquet_bytes(name: impl Into<String>, bytes: impl Into<Bytes>) -> Self {
+        Self::new(name.into(), Source::Parquet(bytes.into()))
     }
 
-    pub fn join(&self, join: Join) -> String {
-        match join {
-            Join::Paper => self.rows.join("\n\n"),
-            Join::Raw => self.raw_pieces().collect(),
+    /// Reads this field of each row, instead of the first that is there of `text`, `messages`,
+    /// `conversations`, and `instruction` with `output`.
+    pub fn with_text_field(self, field: Option<&str>) -> Self {
+        Self { text_field: field.map(str::to_owned), ..self }
+    }
+
+    /// How rows that are conversations become text; without this they are refused. [`Error::NoChatTemplate`]
+    /// says that the model knows no way; `instruction` and `output` are then taken as paragraphs.
+    pub fn with_render(self, render: impl Fn(&[Value]) -> Result<String> + 'static) -> Self {
+        Self { render: Box::new(render), ..self }
+    }
+
+    /// Hands out the pieces of all rows in their order.
+    ///
+    /// # Errors
+    /// Names the file and the line or row that is unreadable or malformed.
+    pub(crate) fn visit(&self, visit: &mut Visit) -> Result<()> {
+        let reading = Reading { text_field: self.text_field.as_deref(), render: &*self.render };
+        match &self.source {
+            Source::Files(files) => files.iter().try_for_each(|file| rows::visit_file(file, &reading, visit)),
+            Source::Parquet(bytes) => rows::visit_parquet(bytes.clone(), &self.name, &reading, visit),
+            Source::Rows(rows) => rows.iter().try_for_each(|row| visit(Piece::row(row))),
         }
     }
 
-    /// FNV-1a (64 bits, 16 hexadecimal digits) of the [`Join::Raw`] text: equal for equal texts, whatever
-    /// their name or file. Not meant against forgery.
-    pub fn fingerprint(&self) -> String {
-        const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
-        const PRIME: u64 = 0x0100_0000_01b3;
-        let bytes = self.raw_pieces().flat_map(str::bytes);
-        let hash = bytes.fold(OFFSET_BASIS, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
-        format!("{hash:016x}")
+    /// Hands out the text, part by part.
+    ///
+    /// # Errors
+    /// As reading the files does; also when no row has text.
+    pub(crate) fn visit_text(&self, join: Join, visit: &mut dyn FnMut(&str) -> Result<()>) -> Result<Joiner> {
+        let mut joiner = Joiner::new(join);
+        self.visit(&mut |piece| {
+            joiner.push(piece).into_iter().filter(|part| !part.is_empty()).try_for_each(&mut *visit)
+        })?;
+        match joiner.has_text() {
+            true => Ok(joiner),
+            false => Err(Error::malformed(&self.name, "expected text, got none")),
+        }
     }
 
-    fn raw_pieces(&self) -> impl Iterator<Item = &str> {
-        self.rows.iter().map(|row| if row.is_empty() { " \n" } else { row })
+    /// The whole text, in memory.
+    ///
+    /// # Errors
+    /// As reading the files does; also when no row has text.
+    pub fn join(&self, join: Join) -> Result<String> {
+        let mut text = String::new();
+        self.visit_text(join, &mut |part| {
+            text.push_str(part);
+            Ok(())
+        })?;
+        Ok(text)
     }
 }
 
@@ -106,21 +140,52 @@ mod tests {
         Dataset::from_rows("rows", rows.iter().map(|row| row.to_string()).collect())
     }
 
+    fn fingerprint(dataset: &Dataset) -> String {
+        dataset.visit_text(Join::Paper, &mut |_| Ok(())).unwrap().fingerprint()
+    }
+
+    fn no_roots() -> DatasetRoots {
+        DatasetRoots { datasets: None, hub: HubCache { root: "nowhere".into() } }
+    }
+
     #[test]
     fn raw_text_fills_empty_rows_and_paper_text_separates_rows() {
         let dataset = dataset(&["", " = Title = \n", "", " Text . \n"]);
-        assert_eq!(dataset.join(Join::Raw), " \n = Title = \n \n Text . \n");
-        assert_eq!(dataset.join(Join::Paper), "\n\n = Title = \n\n\n\n\n Text . \n");
+        let raw = " \n = Title = \n \n Text . \n";
+        assert_eq!(dataset.join(Join::Raw).unwrap(), raw);
+        assert_eq!(dataset.join(Join::Lines).unwrap(), raw);
+        assert_eq!(dataset.join(Join::Paper).unwrap(), "\n\n = Title = \n\n\n\n\n Text . \n");
+    }
+
+    #[test]
+    fn lines_are_parted_where_a_row_brings_no_line_end() {
+        let dataset = dataset(&["one", "two\n", "", "three", "four"]);
+        assert_eq!(dataset.join(Join::Lines).unwrap(), "one\ntwo\n \nthree\nfour");
+        assert_eq!(dataset.join(Join::Raw).unwrap(), "onetwo\n \nthreefour");
+        assert_eq!(dataset.visit_text(Join::Lines, &mut |_| Ok(())).unwrap().join(), Join::Lines);
+        let with_line_ends = self::dataset(&["one\n", "two"]);
+        assert_eq!(with_line_ends.visit_text(Join::Lines, &mut |_| Ok(())).unwrap().join(), Join::Raw);
+    }
+
+    #[test]
+    fn a_text_file_is_one_text_however_rows_are_joined() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.txt");
+        let text = "one\r\n\n two\nlast é\n".repeat(20_000);
+        std::fs::write(&file, &text).unwrap();
+        let dataset = load(&file.display().to_string().parse().unwrap(), &no_roots()).unwrap();
+        for join in [Join::Paper, Join::Raw, Join::Lines] {
+            assert!(dataset.join(join).unwrap() == text, "{join:?}");
+        }
     }
 
     #[test]
     fn the_fingerprint_is_that_of_the_text_not_of_the_name_or_the_rows() {
-        // Published FNV-1a test vectors.
-        assert_eq!(dataset(&[]).fingerprint(), "cbf29ce484222325");
-        assert_eq!(dataset(&["foo", "bar"]).fingerprint(), "85944171f73967e8");
-        assert_eq!(Dataset::from_rows("other", vec!["foobar".into()]).fingerprint(), "85944171f73967e8");
-        assert_eq!(dataset(&["a", ""]).fingerprint(), dataset(&["a \n"]).fingerprint());
-        assert_ne!(dataset(&["a"]).fingerprint(), dataset(&["b"]).fingerprint());
+        // A published FNV-1a test vector.
+        assert_eq!(fingerprint(&dataset(&["foo", "bar"])), "85944171f73967e8");
+        assert_eq!(fingerprint(&Dataset::from_rows("other", vec!["foobar".into()])), "85944171f73967e8");
+        assert_eq!(fingerprint(&dataset(&["a", ""])), fingerprint(&dataset(&["a \n"])));
+        assert_ne!(fingerprint(&dataset(&["a"])), fingerprint(&dataset(&["b"])));
     }
 
     #[test]
@@ -128,18 +193,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("empty.txt");
         std::fs::write(&file, "").unwrap();
-        let roots = DatasetRoots { datasets: None, hub: HubCache { root: folder.path().into() } };
-        let spec = file.display().to_string().parse().unwrap();
-        let error = load(&spec, &roots).unwrap_err().to_string();
+        let dataset = load(&file.display().to_string().parse().unwrap(), &no_roots()).unwrap();
+        let error = dataset.join(Join::Raw).unwrap_err().to_string();
         assert!(error.contains("empty.txt: expected text"), "{error}");
     }
 
     #[test]
+    #[cfg_attr(not(has_shared), ignore = "needs the larger models and texts: GPTQ_SHARED is not set")]
     fn the_public_files_have_their_known_row_counts() {
-        let Some(shared) = env::var_os("GPTQ_SHARED").map(PathBuf::from) else {
-            eprintln!("skipped: GPTQ_SHARED is not set");
-            return;
-        };
+        let shared = std::env::var_os("GPTQ_SHARED").map(PathBuf::from).expect("GPTQ_SHARED is not set");
         let roots =
             DatasetRoots { datasets: Some(shared.join("data")), hub: HubCache { root: shared.join("hub") } };
         for (name, rows) in [
@@ -148,12 +210,20 @@ mod tests {
             ("wikitext2-unk:train", 36_718),
             ("wikitext2-unk:test", 4_358),
         ] {
-            assert_eq!(load(&name.parse().unwrap(), &roots).unwrap().rows.len(), rows, "{name}");
+            let mut counted = 0;
+            let dataset = load(&name.parse().unwrap(), &roots).unwrap();
+            dataset
+                .visit(&mut |_| {
+                    counted += 1;
+                    Ok(())
+                })
+                .unwrap();
+            assert_eq!(counted, rows, "{name}");
         }
         let demo = shared.join("models/demo4m/text");
         let from_file = load(&format!("{}:test", demo.display()).parse().unwrap(), &roots).unwrap();
         let bytes = std::fs::read(demo.join("test-00000-of-00001.parquet")).unwrap();
-        let embedded = Dataset::from_parquet_bytes("demo", &bytes).unwrap();
-        assert_eq!(embedded.fingerprint(), from_file.fingerprint());
+        let embedded = Dataset::from_parquet_bytes("demo", bytes);
+        assert_eq!(fingerprint(&embedded), fingerprint(&from_file));
     }
 }

@@ -5,6 +5,8 @@
 //! words lie a row apart. `qzeros` is `[groups, out * bits / 32]`: a lane is a group, its words are adjacent.
 
 mod lanes;
+#[cfg(test)]
+mod properties;
 mod scales;
 
 use std::borrow::Cow;

@@ -74,7 +74,7 @@ impl Measure<'_> {
         match (args.random_tokens, built_in) {
             (true, _) => Ok(Calibration::random(&args.calibration, kind, self.files.config.vocab_size)),
             (false, true) => {
-                Calibration::from_dataset(&demo::CALIBRATION, &demo::train_text()?, self.dir, kind)
+                Calibration::from_dataset(&demo::CALIBRATION, &demo::train_text(), self.dir, kind)
             }
             (false, false) => Calibration::load(&args.calibration, self.dir, kind),
         }

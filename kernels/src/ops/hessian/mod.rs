@@ -65,6 +65,11 @@ mod tests {
     #[test]
     fn tiles_of_tokens_add_up_to_the_whole() {
         tiles_of_tokens_add_up(&Cpu::new(), NMSE_F32);
+    }
+
+    #[test]
+    #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
+    fn tiles_of_tokens_add_up_to_the_whole_on_cuda() {
         cards().iter().for_each(|card| tiles_of_tokens_add_up(card, tolerance(card)));
     }
 }

@@ -82,12 +82,22 @@ mod tests {
     #[test]
     fn the_factor_undoes_the_permuted_hessian() {
         undoes_the_permuted_hessian(&Cpu::new());
+    }
+
+    #[test]
+    #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
+    fn the_factor_undoes_the_permuted_hessian_on_cuda() {
         cards().iter().for_each(undoes_the_permuted_hessian);
     }
 
     #[test]
     fn singular_dead_and_damaged_hessians_are_told_apart() {
         tells_failures_apart(&Cpu::new());
+    }
+
+    #[test]
+    #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
+    fn singular_dead_and_damaged_hessians_are_told_apart_on_cuda() {
         cards().iter().for_each(tells_failures_apart);
     }
 }

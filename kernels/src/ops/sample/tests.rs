@@ -201,6 +201,7 @@ fn agrees_with_f64_on_the_cpu() {
 }
 
 #[test]
+#[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn agrees_with_f64_on_cuda() {
     for card in crate::testing::cards() {
         conforms(&card);
@@ -211,6 +212,7 @@ fn agrees_with_f64_on_cuda() {
 
 /// However many blocks share a row: weights are integers, and their sums do not depend on the order.
 #[test]
+#[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn a_card_draws_what_the_cpu_draws() {
     for card in crate::testing::cards() {
         for (rows, vocab) in [(1, 152_064), (3, 32_000), (40, 9_999), (100, 32_768), (200, 1000)] {

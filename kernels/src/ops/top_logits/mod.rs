@@ -78,6 +78,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn the_best_come_first_on_cuda() {
         crate::testing::cards().iter().for_each(conforms);
     }
