@@ -10,6 +10,7 @@ mod numbers;
 mod python;
 mod source;
 mod sources;
+mod text_methods;
 mod values;
 
 use std::collections::BTreeMap;
