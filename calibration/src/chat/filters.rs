@@ -4,9 +4,9 @@ use minijinja::value::{Rest, Value, ValueKind};
 use minijinja::{Environment, Error};
 
 use super::json::to_json;
-use super::methods::{cased, lines};
 use super::numbers;
-use super::python::{arguments, blank, failed, pairs, str_of};
+use super::python::{arguments, blank, failed, pairs, str_of, width};
+use super::text_methods::{cased, lines};
 
 pub(super) fn add_to(environment: &mut Environment) {
     environment.add_filter("tojson", to_json);
@@ -99,11 +99,11 @@ fn join(value: &Value, options: Rest<Value>) -> Result<String, Error> {
 }
 
 fn indent(value: &Value, options: Rest<Value>) -> Result<String, Error> {
-    let [width, first, blank] = arguments(&options, ["width", "first", "blank"])?;
-    let by = match width.as_str() {
+    let [by, first, blank] = arguments(&options, ["width", "first", "blank"])?;
+    let by = match by.as_str() {
         Some(text) => text.to_owned(),
-        None if width.is_undefined() => " ".repeat(4),
-        None => " ".repeat(i64::try_from(width)?.clamp(0, 1 << 10) as usize),
+        None if by.is_undefined() => " ".repeat(4),
+        None => " ".repeat(width(&by)?),
     };
     let text = str_of(value) + "\n";
     let mut out = if first.is_true() { by.clone() } else { String::new() };

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use minijinja::Error;
 use minijinja::value::{Rest, Value, ValueKind};
 
-use super::python::{DEEPEST, arguments, failed, float_repr, pairs};
+use super::python::{DEEPEST, arguments, failed, float_repr, pairs, width};
 
 /// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
 pub(super) fn to_json(value: &Value, options: Rest<Value>) -> Result<String, Error> {
@@ -14,8 +14,7 @@ pub(super) fn to_json(value: &Value, options: Rest<Value>) -> Result<String, Err
     let indent = match (indent.is_undefined() || indent.is_none(), indent.as_str()) {
         (true, _) => None,
         (_, Some(text)) => Some(text.to_owned()),
-        // Less than nothing indents by nothing.
-        (_, None) => Some(" ".repeat(i64::try_from(indent)?.clamp(0, 64) as usize)),
+        (_, None) => Some(" ".repeat(width(&indent)?)),
     };
     let (item, key) = match separators.is_undefined() || separators.is_none() {
         true => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),

@@ -10,6 +10,7 @@ mod numbers;
 mod python;
 mod source;
 mod sources;
+mod text_methods;
 mod values;
 
 use std::collections::BTreeMap;
@@ -208,10 +209,10 @@ mod tests {
     fn a_system_message_is_added_only_where_it_was_asked_for_and_there_is_none() {
         let roles = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}";
         let (user, blank) = (message("user", "Hi"), message("system", " "));
-        assert_eq!(render(roles, &[user.clone()]), "user:Hi;");
+        assert_eq!(render(roles, std::slice::from_ref(&user)), "user:Hi;");
         let asked = template(roles).with_default_system(Some("Be brief.".into()));
         let rendered = |messages: &[_]| asked.render(&Conversation::new(messages)).unwrap();
-        assert_eq!(rendered(&[user.clone()]), "system:Be brief.;user:Hi;");
+        assert_eq!(rendered(std::slice::from_ref(&user)), "system:Be brief.;user:Hi;");
         assert_eq!(rendered(&[blank, user]), "system: ;user:Hi;");
     }
 

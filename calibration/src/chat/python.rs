@@ -128,6 +128,15 @@ pub(super) fn arguments<const N: usize>(given: &[Value], names: [&str; N]) -> Re
     Ok(values)
 }
 
+/// A number of blanks; less than nothing is nothing.
+pub(super) fn width(value: &Value) -> Result<usize, Error> {
+    const WIDEST: i64 = 1 << 16;
+    match i64::try_from(value.clone())?.max(0) {
+        width if width <= WIDEST => Ok(width as usize),
+        width => Err(failed(format!("expected a width of at most {WIDEST}, got {width}"))),
+    }
+}
+
 pub(super) fn failed(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }

@@ -138,7 +138,7 @@ fn tags(source: &str) -> Vec<Tag<'_>> {
     let (mut tags, mut at) = (Vec::new(), 0);
     while let Some(open) = source[at..].find('{').map(|found| at + found) {
         let inner = open + 2;
-        at = match source[open..].as_bytes() {
+        at = match &source.as_bytes()[open..] {
             [b'{', b'#', ..] => source[inner..].find("#}").map_or(source.len(), |end| inner + end + 2),
             [b'{', kind @ (b'%' | b'{'), ..] => {
                 let statement = *kind == b'%';

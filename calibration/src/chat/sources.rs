@@ -123,7 +123,7 @@ mod tests {
         let (user, own) = (message("user", " Hi"), message("system", "Be brief."));
         let rest = "<|im_start|>user\n Hi<|im_end|>\n<|im_start|>assistant\n";
         let default = format!("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{rest}");
-        assert_eq!(chatml.prompt(&[user.clone()], None).unwrap(), default);
+        assert_eq!(chatml.prompt(std::slice::from_ref(&user), None).unwrap(), default);
         assert_eq!(chatml.prompt(&[message("system", " "), user.clone()], None).unwrap(), default);
         let prompt = chatml.prompt(&[own, user.clone()], None).unwrap();
         assert_eq!(prompt, format!("<|im_start|>system\nBe brief.<|im_end|>\n{rest}"));
