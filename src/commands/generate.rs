@@ -52,6 +52,8 @@ impl OnDevice for Generate<'_> {
         let started = Instant::now();
         let (reason, count) = complete(&mut Session::new(&model, 0), &tokenizer, &ids, &params, &mut out)?;
         let seconds = started.elapsed().as_secs_f64();
+        // The token that ends a text was generated too, and a server counts it.
+        let count = count + usize::from(reason == FinishReason::EosToken);
         if args.json {
             output::json(&json!({
                 "text": out.text, "finish_reason": reason, "prompt_tokens": ids.len(),

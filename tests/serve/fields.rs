@@ -202,7 +202,7 @@ fn generation_config_ends_texts_and_gives_defaults_which_flags_and_fields_overri
     let answer = generated(&model, "");
     assert_eq!(
         (&answer["finish_reason"], &answer["generated_tokens"]),
-        (&json!("eos_token"), &json!(before))
+        (&json!("eos_token"), &json!(before + 1))
     );
     let answer = generated(&model, "--ignore-eos");
     assert_eq!(answer["generated_tokens"], 12);

@@ -19,7 +19,7 @@ pub struct Task {
     pub max_new_tokens: usize,
     /// Before so many tokens no id ends the text.
     pub min_new_tokens: usize,
-    /// Ids that end the text. Each is one of the vocabulary.
+    /// Ids that end the text.
     pub eos_token_ids: Vec<u32>,
     pub sampling: SamplingParams,
     pub adjustments: Adjustments,
@@ -144,16 +144,15 @@ impl Sequence {
         if task.top_n > MOST_CANDIDATES {
             return Err(Error::Parameter { name, expected, got: task.top_n as f32 });
         }
-        let (name, expected) = ("eos_token_ids", "ids of the vocabulary");
-        if let Some(id) = task.eos_token_ids.iter().find(|id| **id as usize >= vocab) {
-            return Err(Error::Parameter { name, expected, got: *id as f32 });
-        }
         let (name, expected) = ("logit_bias", "ids of the vocabulary");
         if let Some((id, _)) = task.adjustments.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
             return Err(Error::Parameter { name, expected, got: *id as f32 });
         }
         let mut sampler = Sampler::adjusted(task.sampling.clone(), task.adjustments.clone())?;
-        sampler.forbid_before(task.prompt.len().saturating_add(task.min_new_tokens), &task.eos_token_ids);
+        // An id beyond the vocabulary is never drawn.
+        let ends = task.eos_token_ids.iter().copied().filter(|id| (*id as usize) < vocab);
+        let least = task.prompt.len().saturating_add(task.min_new_tokens);
+        sampler.forbid_before(least, &ends.collect::<Vec<_>>());
         Ok(sampler)
     }
 
