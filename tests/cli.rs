@@ -8,7 +8,7 @@ use gptq_calibration::dataset::{self, DatasetRoots, Join};
 use serde_json::{Value, json};
 
 use crate::model_folder::{ModelFolder, logits};
-use crate::program::{alone, artifact, copy_folder, demo, demo_text, gptq, run, words, workplace};
+use crate::program::{alone, artifact, copy_folder, demo, demo_text, gptq, quantize, run, words, workplace};
 
 const VERBS: [&str; 11] = [
     "demo",
