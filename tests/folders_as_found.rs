@@ -86,8 +86,8 @@ fn shrink_scales(tensor: &mut Tensor) {
 #[test]
 fn scales_of_every_type_keep_their_values() {
     let expected = Artifact::new("scales-as-they-are").logits();
-    let wide = Artifact::new("scales-f32")
-        .change(".scales", |t| *t = Tensor::f32(t.shape.clone(), &t.halves()));
+    let wide =
+        Artifact::new("scales-f32").change(".scales", |t| *t = Tensor::f32(t.shape.clone(), &t.halves()));
     assert_same("the same in f32", &wide.logits(), &expected);
     // Gates and what they gate a billionth as large, the norm before them a billion times.
     let grow = |t: &mut Tensor| {
@@ -116,7 +116,10 @@ fn groups_that_nobody_can_know_are_refused_and_placeholders_are_not_believed() {
     for (what, artifact) in readable {
         assert_same(what, &artifact.logits(), &expected);
         let unknown = artifact.say("desc_act", json!(true)).refusal();
-        assert!(unknown.contains("q_proj: expected g_idx, without which desc_act: true"), "{what}: {unknown}");
+        assert!(
+            unknown.contains("q_proj: expected g_idx, without which desc_act: true"),
+            "{what}: {unknown}"
+        );
     }
     let uneven = Artifact::new("groups-uneven").change(".g_idx", |t| t.data[0] = 1).refusal();
     assert!(uneven.contains("g_idx: expected 64 features in group 0, got 63"), "{uneven}");
@@ -149,7 +152,8 @@ fn asymmetric_zero_points_are_the_same_in_both_formats_whatever_borrows() {
 
 #[test]
 fn linears_that_are_dense_or_of_another_width_are_read_beside_the_others() {
-    let (four, eight) = (artifact("--group-size 64 --no-act-order"), artifact("--bits 8 --group-size 64 --no-act-order"));
+    let (four, eight) =
+        (artifact("--group-size 64 --no-act-order"), artifact("--bits 8 --group-size 64 --no-act-order"));
     let wider = ModelFolder::read(&eight);
     let source = ModelFolder::read(&demo());
     let mut mixed = Artifact::of("mixed-widths", &four);
@@ -168,13 +172,20 @@ fn linears_that_are_dense_or_of_another_width_are_read_beside_the_others() {
         dense.folder.tensors.insert(name.clone(), tensor.clone());
     }
     let said = dense.notes();
-    assert!(said.iter().any(|note| note.contains("o_proj: not quantized, though the description")), "{said:?}");
-    let list = json!([["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], ["mlp.gate_proj", "mlp.up_proj"],
-        ["mlp.down_proj"]]);
+    assert!(
+        said.iter().any(|note| note.contains("o_proj: not quantized, though the description")),
+        "{said:?}"
+    );
+    let list = json!([
+        ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+        ["mlp.gate_proj", "mlp.up_proj"],
+        ["mlp.down_proj"]
+    ]);
     let listed = dense.say("modules_in_block_to_quantize", list.clone());
     assert_eq!(listed.notes(), [""; 0]);
     assert!(largest_difference(&listed.logits(), &plain) < 2.0, "near what the codes give");
-    let contradicted = Artifact::of("mixed-contradicted", &four).say("modules_in_block_to_quantize", list).refusal();
+    let contradicted =
+        Artifact::of("mixed-contradicted", &four).say("modules_in_block_to_quantize", list).refusal();
     assert!(contradicted.contains("o_proj: expected a floating-point .weight"), "{contradicted}");
     let rule = Artifact::of("mixed-rule", &four).say("dynamic", json!({"-:.*o_proj": {}})).refusal();
     assert!(rule.contains("o_proj: expected a floating-point .weight"), "{rule}");
@@ -250,7 +261,8 @@ fn a_model_saved_without_its_head_class_is_read_by_its_type() {
 
 #[test]
 fn half_precision_weights_of_another_type_are_no_contradiction() {
-    let bf16 = Artifact::new("norms-f32").change("norm.weight", |t| *t = Tensor::f32(t.shape.clone(), &t.halves()));
+    let bf16 =
+        Artifact::new("norms-f32").change("norm.weight", |t| *t = Tensor::f32(t.shape.clone(), &t.halves()));
     assert!(bf16.folder.tensors.values().any(|tensor| tensor.dtype == Dtype::F32));
     assert_same("norms in f32", &bf16.logits(), &Artifact::new("norms-f16").logits());
 }

@@ -35,6 +35,7 @@ fn params(case: &Value) -> GptqParams {
             sym: flag("sym"),
             true_sequential: true,
             format: CheckpointFormat::GptqV2,
+            ..QuantConfig::default()
         },
         method: Method::Gptq,
         mse: flag("mse"),

@@ -280,7 +280,9 @@ mod tests {
         assert!(message(Tokenizer::load(folder.path())).contains("tokenizer.json: No such file"));
         fs::write(folder.path().join("tokenizer.model"), "").unwrap();
         let sentence_piece = message(Tokenizer::load(folder.path()));
-        assert!(sentence_piece.contains("tokenizer.model only") && sentence_piece.contains("save_pretrained"));
+        assert!(
+            sentence_piece.contains("tokenizer.model only") && sentence_piece.contains("save_pretrained")
+        );
         fs::write(folder.path().join("tokenizer.json"), "[").unwrap();
         assert!(message(Tokenizer::load(folder.path())).contains("/tokenizer.json: "));
     }

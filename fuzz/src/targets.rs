@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use gptq_calibration::chat::{ChatTemplate, Message};
+use gptq_calibration::chat::{ChatTemplate, Conversation, message};
 use gptq_calibration::tokenizer::Tokenizer;
 use gptq_runtime::checkpoint::Checkpoint;
 use gptq_runtime::quant_config::QuantConfig;
@@ -87,6 +87,8 @@ fn chat_template(input: &[u8]) -> bool {
 /// Renders a short conversation by the template of a tokenizer_config.json.
 fn rendered(config: &[u8]) -> bool {
     let messages = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Bye")];
-    let messages = messages.map(|(role, content)| Message::new(role, content));
-    ChatTemplate::from_config(config).and_then(|template| template.render(&messages, true)).is_ok()
+    let messages = messages.map(|(role, content)| message(role, content));
+    ChatTemplate::from_config(config)
+        .and_then(|template| template.render(&Conversation::new(&messages)))
+        .is_ok()
 }

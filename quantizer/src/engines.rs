@@ -210,7 +210,9 @@ impl Engine {
             }
             f if f.mlp_bias && !self.mlp_bias => because("never reads the MLP's biases", None),
             f if f.overrides && !self.overrides => because("expects one setting for all linears", None),
-            f if f.split_overrides && self.fuses => because("fuses q, k, v and gate, up, which differ here", None),
+            f if f.split_overrides && self.fuses => {
+                because("fuses q, k, v and gate, up, which differ here", None)
+            }
             _ => None,
         }
     }

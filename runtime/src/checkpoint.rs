@@ -67,7 +67,8 @@ impl Checkpoint {
             return;
         }
         let named = |name: String| if name.starts_with("lm_head.") { name } else { format!("model.{name}") };
-        self.tensors = std::mem::take(&mut self.tensors).into_iter().map(|(n, entry)| (named(n), entry)).collect();
+        self.tensors =
+            std::mem::take(&mut self.tensors).into_iter().map(|(n, entry)| (named(n), entry)).collect();
         self.index = std::mem::take(&mut self.index).into_iter().map(|(n, path)| (named(n), path)).collect();
     }
 

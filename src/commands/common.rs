@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use gptq_calibration::chat::{ChatTemplate, Message};
+use gptq_calibration::chat::{ChatTemplate, Conversation};
 use gptq_calibration::dataset::{self, Dataset, DatasetRoots, DatasetSpec, Join};
 use gptq_calibration::hub::{HubCache, ModelRef};
 use gptq_calibration::sampling::{SampleRequest, Sampling};
@@ -99,19 +99,9 @@ pub fn dataset(spec: &str, text_field: Option<&str>, model_dir: &Path) -> Result
                 template.get_or_init(|| loaded)
             }
         };
-        render(template, messages)
+        template.render(&Conversation::new(messages))
     };
     Ok(dataset.with_text_field(text_field).with_render(render))
-}
-
-/// A conversation of a data set, as the model was trained to read it.
-fn render(template: &ChatTemplate, messages: &[Value]) -> gptq_calibration::Result<String> {
-    let part = |message: &Value, key: &str| message[key].as_str().unwrap_or_default().to_owned();
-    let messages: Vec<Message> = messages
-        .iter()
-        .map(|message| Message::new(part(message, "role"), part(message, "content")))
-        .collect();
-    template.render(&messages, false)
 }
 
 /// Calibration sequences, and the record of where they came from.

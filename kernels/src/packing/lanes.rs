@@ -159,7 +159,8 @@ mod tests {
     #[test]
     fn zero_points_of_0_come_back_from_words_that_borrowed() {
         for (bits, one) in [(2, 0x5555_5555u32), (4, 0x1111_1111), (8, 0x0101_0101)] {
-            let zeros: Vec<u8> = (0..64u32).map(|i| (i.wrapping_mul(7) % 5 * (i % 3)) as u8 % (1 << (bits - 1))).collect();
+            let zeros: Vec<u8> =
+                (0..64u32).map(|i| (i.wrapping_mul(7) % 5 * (i % 3)) as u8 % (1 << (bits - 1))).collect();
             let whole = pack_zeros(&zeros, 64, bits, 0).unwrap();
             let mut stored: Vec<u32> = whole.iter().map(|word| word.wrapping_sub(one)).collect();
             v1_zeros_to_v2(&mut stored, whole.len(), bits, V1Zeros::WholeWords);

@@ -81,7 +81,11 @@ mod tests {
         for name in ["tokenizer.json", "LICENSE.txt", "notes.txt", "model.safetensors"] {
             fs::write(dir.path().join(name), name).unwrap();
         }
-        fs::write(dir.path().join("config.json"), r#"{"zeta": 1, "tie_word_embeddings": true, "architectures": ["LlamaModel"]}"#).unwrap();
+        fs::write(
+            dir.path().join("config.json"),
+            r#"{"zeta": 1, "tie_word_embeddings": true, "architectures": ["LlamaModel"]}"#,
+        )
+        .unwrap();
         let model = ModelConfig::preset("llama2-7b").unwrap();
         let files = side_files(dir.path(), &model, &QuantConfig::default(), "m").unwrap();
         let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();

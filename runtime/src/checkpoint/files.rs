@@ -122,7 +122,8 @@ mod tests {
         assert_eq!(checkpoint.file_sizes().len(), 2);
         // What an index names too much does not matter until it is asked for.
         index(r#"{"a":"x-1.safetensors","c":"x-2.safetensors"}"#);
-        let missing = |name: &str| Checkpoint::open(dir.path()).unwrap().ints(name, &[1]).unwrap_err().to_string();
+        let missing =
+            |name: &str| Checkpoint::open(dir.path()).unwrap().ints(name, &[1]).unwrap_err().to_string();
         assert!(missing("c").ends_with("x-2.safetensors: tensor c is missing"));
         index(r#"{"a":"x-1.safetensors","b":"x-3.safetensors"}"#);
         assert!(missing("b").ends_with("x-3.safetensors: tensor b is missing"));
@@ -136,7 +137,11 @@ mod tests {
         write("x-2.safetensors", &file(&both, &[3, 0, 0, 0, 2, 0, 0, 0]));
         for (named, value) in [("x-1", 1), ("x-2", 3)] {
             index(&format!(r#"{{"a":"{named}.safetensors","b":"x-2.safetensors","c":"x-1.safetensors"}}"#));
-            assert_eq!(Checkpoint::open(dir.path()).unwrap().ints("a", &[1]).unwrap(), [value], "the index decides");
+            assert_eq!(
+                Checkpoint::open(dir.path()).unwrap().ints("a", &[1]).unwrap(),
+                [value],
+                "the index decides"
+            );
         }
         index(r#"{"b":"x-2.safetensors","c":"x-1.safetensors"}"#);
         assert!(refusal().contains("a: expected in one file only"));

@@ -249,7 +249,8 @@ mod tests {
         for (changes, expected) in cases {
             assert!(refusal("LlamaForCausalLM", changes).contains(expected));
         }
-        for harmless in [json!({"num_experts": 0}), json!({"logit_scale": 1}), json!({"no_rope_layers": []})] {
+        for harmless in [json!({"num_experts": 0}), json!({"logit_scale": 1}), json!({"no_rope_layers": []})]
+        {
             assert_eq!(refusal("LlamaForCausalLM", harmless), "accepted");
         }
     }
@@ -263,7 +264,10 @@ mod tests {
             [config.window(0), config.window(1)]
         };
         assert_eq!(windows(json!({})), [None, Some(16)]);
-        assert_eq!(windows(json!({"layer_types": ["sliding_attention", "full_attention"]})), [Some(16), None]);
+        assert_eq!(
+            windows(json!({"layer_types": ["sliding_attention", "full_attention"]})),
+            [Some(16), None]
+        );
         for without in [
             json!({"use_sliding_window": false}),
             json!({"sliding_window": null}),
@@ -272,7 +276,8 @@ mod tests {
         ] {
             assert_eq!(windows(without), [None, None]);
         }
-        let unknown = json!({"use_sliding_window": true, "layer_types": ["full_attention", "linear_attention"]});
+        let unknown =
+            json!({"use_sliding_window": true, "layer_types": ["full_attention", "linear_attention"]});
         assert!(refusal("Qwen2ForCausalLM", unknown).contains("layer_types: expected full_attention or"));
     }
 

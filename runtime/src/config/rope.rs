@@ -68,8 +68,9 @@ impl RopeScaling {
             Self::None | Self::Llama3 { .. } | Self::LongRope(_) => max_position_embeddings,
             Self::Linear { factor } | Self::Dynamic { factor } => stretched(max_position_embeddings, *factor),
             // Files give the stretched length or the original one.
-            Self::Yarn(yarn) => stretched(yarn.original_max_position_embeddings, yarn.factor)
-                .max(max_position_embeddings),
+            Self::Yarn(yarn) => {
+                stretched(yarn.original_max_position_embeddings, yarn.factor).max(max_position_embeddings)
+            }
         }
     }
 
@@ -177,7 +178,9 @@ impl Scaling<'_> {
         let original = self.original_context()?;
         let factor = self.factor(original)?;
         // 0 means the default too.
-        let beta = |key, default: f64| Ok::<f64, crate::Error>(self.rope.float(key)?.filter(|beta| *beta != 0.0).unwrap_or(default));
+        let beta = |key, default: f64| {
+            Ok::<f64, crate::Error>(self.rope.float(key)?.filter(|beta| *beta != 0.0).unwrap_or(default))
+        };
         let (beta_fast, beta_slow) = (beta("beta_fast", 32.0)?, beta("beta_slow", 1.0)?);
         if !(beta_slow > 0.0 && beta_fast >= beta_slow && beta_fast.is_finite()) {
             return Err(self.rope.invalid("beta_fast", format!("at least beta_slow {beta_slow}, above 0")));
@@ -257,9 +260,11 @@ impl Scaling<'_> {
     /// A factor for each pair of a head's features.
     fn factors(&self, key: &str) -> Result<Vec<f64>> {
         let pairs = self.head_dim / 2;
-        let wrong = || self.rope.invalid(key, format!("{pairs} numbers above 0, one for each pair of features"));
+        let wrong =
+            || self.rope.invalid(key, format!("{pairs} numbers above 0, one for each pair of features"));
         let list = self.rope.value(key).and_then(|list| list.as_array()).ok_or_else(wrong)?;
-        let list = Some(list).filter(|list| list.len() == pairs && pairs <= MOST_FACTORS).ok_or_else(wrong)?;
+        let list =
+            Some(list).filter(|list| list.len() == pairs && pairs <= MOST_FACTORS).ok_or_else(wrong)?;
         let factor = |x: &serde_json::Value| x.as_f64().filter(|x| *x > 0.0 && x.is_finite());
         list.iter().map(factor).collect::<Option<_>>().ok_or_else(wrong)
     }
@@ -311,7 +316,8 @@ mod tests {
         let both = json!({"rope_scaling": {"type": "linear", "factor": 4.0},
             "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}});
         assert_eq!(read(both).unwrap(), (1e4, RopeScaling::Linear { factor: 4.0 }));
-        let empty = json!({"rope_scaling": {}, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}});
+        let empty =
+            json!({"rope_scaling": {}, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}});
         assert_eq!(read(empty).unwrap(), (5e5, RopeScaling::None));
         let types = json!({"rope_scaling": {"type": "dynamic", "rope_type": "linear", "factor": 2}});
         assert_eq!(read(types).unwrap().1, RopeScaling::Linear { factor: 2.0 });

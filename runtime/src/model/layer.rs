@@ -160,8 +160,7 @@ impl<B: Backend> Layer<B> {
 
 /// The attention of layer `index`. What scaling multiplies q and k by is in the factor of their products.
 pub fn attention_shape(config: &ModelConfig, index: usize) -> AttentionShape {
-    let plain =
-        AttentionShape::new(config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+    let plain = AttentionShape::new(config.num_attention_heads, config.num_key_value_heads, config.head_dim);
     let stretch = config.rope_scaling.attention_factor().powi(2) as f32;
     AttentionShape { window: config.window(index), scale: plain.scale * stretch, ..plain }
 }

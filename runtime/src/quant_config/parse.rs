@@ -50,7 +50,11 @@ const FIXED: [(&str, fn(&Value) -> bool, &str); 7] = [
     ("rotation", is_off, "nothing: rotated weights are not supported"),
     ("pack_dtype", |v| v == "int32", "int32"),
     ("data_type", |v| v == "int", "int"),
-    ("act_bits", |v| v.as_f64().is_some_and(|bits| bits >= 16.0), "16: quantized activations are not supported"),
+    (
+        "act_bits",
+        |v| v.as_f64().is_some_and(|bits| bits >= 16.0),
+        "16: quantized activations are not supported",
+    ),
 ];
 
 fn is_off(value: &Value) -> bool {

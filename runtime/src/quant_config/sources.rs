@@ -16,7 +16,6 @@ const SPELLINGS: [[&str; 2]; 2] = [["checkpoint_format", "format"], ["quant_meth
 /// Keys that GPTQModel keeps in `meta` and AutoGPTQ beside the others.
 const IN_META: [&str; 5] = ["damp_percent", "static_groups", "true_sequential", "desc_act", "sym"];
 
-
 /// Both descriptions, merged key by key.
 pub(super) struct Sources {
     /// Where the first description is, for messages.

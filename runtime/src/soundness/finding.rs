@@ -57,7 +57,9 @@ pub enum Finding {
     )]
     Zeros { module: String, declared: CheckpointFormat, found: CheckpointFormat },
 
-    #[error("{module}.qzeros: expected the middle code throughout, as sym: true says, got others; they are followed")]
+    #[error(
+        "{module}.qzeros: expected the middle code throughout, as sym: true says, got others; they are followed"
+    )]
     ZerosNotMiddle { module: String },
 
     #[error("{module}.scales: expected finite scales, got {got} at {place}")]
@@ -66,10 +68,14 @@ pub enum Finding {
     #[error("{module}.scales: not exactly f16; their own values are used, on a GPU by the slower product")]
     WideScales { module: String },
 
-    #[error("{module}.bias: expected none or zeros, as the config has no bias here (attention_bias, mlp_bias), got values")]
+    #[error(
+        "{module}.bias: expected none or zeros, as the config has no bias here (attention_bias, mlp_bias), got values"
+    )]
     UnexpectedBias { module: String },
 
-    #[error("lm_head.weight: differs from the embedding, though tie_word_embeddings is true; the head of its own is used")]
+    #[error(
+        "lm_head.weight: differs from the embedding, though tie_word_embeddings is true; the head of its own is used"
+    )]
     OwnHead,
 }
 

@@ -55,19 +55,15 @@ impl Stored {
         let groups = quant.groups(module.linear.in_features);
         // Static groups lie in file order, whatever order they were solved in.
         let needed = quant.act_order && groups > 1 && !quant.static_groups;
-        let unknown = |got| Finding::GroupsUnknown {
-            module: name(),
-            group_size: quant.group_size_number(),
-            got,
-        };
+        let unknown =
+            |got| Finding::GroupsUnknown { module: name(), group_size: quant.group_size_number(), got };
         match self {
             Self::Absent if needed => Some(unknown("nothing")),
             Self::Placeholder if needed => Some(unknown("the same number throughout")),
             Self::Absent | Self::InFileOrder => None,
             Self::Placeholder => Some(Finding::GroupsPlaceholder { module: name() }),
-            Self::Permuted(of_features) => misplaced(module, quant, of_features).or_else(|| {
-                (!quant.act_order).then(|| Finding::GroupsUnannounced { module: name() })
-            }),
+            Self::Permuted(of_features) => misplaced(module, quant, of_features)
+                .or_else(|| (!quant.act_order).then(|| Finding::GroupsUnannounced { module: name() })),
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use super::zeros::symmetric_format;
 use super::{Finding, Module, Stored, float, misfit};
+use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::layout::{StoredDtype, TensorSpec};
 use crate::quant_config::QuantConfig;
-use crate::Result;
 
 /// What is amiss with a linear. `quant` describes the whole file.
 pub(super) fn examine(

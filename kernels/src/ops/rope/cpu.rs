@@ -27,18 +27,20 @@ impl Rope for Cpu {
             k.par_chunks_exact_mut(kv_width),
             v.par_chunks_exact_mut(kv_width),
         );
-        rows.into_par_iter().zip(outputs.into_par_iter()).for_each(|((row, (position, table)), (q, k, v))| {
-            q.copy_from_slice(&row[..q_width]);
-            k.copy_from_slice(&row[q_width..][..kv_width]);
-            v.copy_from_slice(&row[q_width + kv_width..]);
-            if let Some((q_weight, k_weight, eps)) = &norms {
-                q.chunks_exact_mut(d).for_each(|head| normalise(head, q_weight, *eps));
-                k.chunks_exact_mut(d).for_each(|head| normalise(head, k_weight, *eps));
-            }
-            let frequencies = &inv_freq[table as usize * d / 2..][..d / 2];
-            let turns: Vec<_> = frequencies.iter().map(|f| (position as f32 * f).sin_cos()).collect();
-            q.chunks_exact_mut(d).chain(k.chunks_exact_mut(d)).for_each(|head| rotate(head, &turns));
-        });
+        rows.into_par_iter().zip(outputs.into_par_iter()).for_each(
+            |((row, (position, table)), (q, k, v))| {
+                q.copy_from_slice(&row[..q_width]);
+                k.copy_from_slice(&row[q_width..][..kv_width]);
+                v.copy_from_slice(&row[q_width + kv_width..]);
+                if let Some((q_weight, k_weight, eps)) = &norms {
+                    q.chunks_exact_mut(d).for_each(|head| normalise(head, q_weight, *eps));
+                    k.chunks_exact_mut(d).for_each(|head| normalise(head, k_weight, *eps));
+                }
+                let frequencies = &inv_freq[table as usize * d / 2..][..d / 2];
+                let turns: Vec<_> = frequencies.iter().map(|f| (position as f32 * f).sin_cos()).collect();
+                q.chunks_exact_mut(d).chain(k.chunks_exact_mut(d)).for_each(|head| rotate(head, &turns));
+            },
+        );
         let rows = qkv.rows;
         Ok([
             self.tensor(q, (rows, q_width))?,
