@@ -51,7 +51,7 @@ proptest! {
             out_features: 32,
             qweight: vec![vec![0; bits as usize * 32].into()],
             qzeros: pack_zeros(&zeros, 32, bits, v1 as u8).unwrap(),
-            scales: vec![f16::ONE; 64],
+            scales: Scales::F16(vec![f16::ONE; 64]),
             g_idx: vec![0; 32],
             zero_offset: v1 as u8,
             bias: None,
