@@ -16,7 +16,7 @@
 //!
 //! # fn main() -> gptq_calibration::Result<()> {
 //! let dataset = Dataset::from_rows("example", vec!["to be or not\n".into(), "to be\n".into()]);
-//! //! let tokenizer_json = r#"{
+//! let tokenizer_json = r#"{
 //!     "version": "1.0",
 //!     "added_tokens": [],
 //!     "pre_tokenizer": {"type": "Whitespace"},
