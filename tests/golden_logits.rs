@@ -1,7 +1,7 @@
 //! The forward pass against logits of transformers, for every family that is supported.
 
-use gptq_kernels::{Batch, Cpu, Device, SequenceRows};
-use gptq_runtime::model::{Model, ModelFiles};
+use gptq_kernels::{Backend, Batch, Cpu, Cuda, Device, Dtype, SequenceRows};
+use gptq_runtime::model::{Decoder, Model, ModelFiles};
 use safetensors::SafeTensors;
 
 use crate::support;
@@ -29,13 +29,17 @@ fn families() -> [(&'static str, bool); 12] {
     ]
 }
 
-fn load((family, rounded): (&str, bool)) -> (Model<Cpu>, Vec<u32>, Vec<f32>) {
+fn load(family: (&str, bool)) -> (Model<Cpu>, Vec<u32>, Vec<f32>) {
+    load_on(Cpu::new(), family)
+}
+
+fn load_on<B: Backend>(device: B, (family, rounded): (&str, bool)) -> (Model<B>, Vec<u32>, Vec<f32>) {
     let dir = support::golden(family);
     let mut files = ModelFiles::open(&dir).unwrap();
     if rounded {
         files.inverse_frequencies.iter_mut().for_each(|f| *f = half::f16::from_f32(*f).to_f32());
     }
-    let model = Model::load(Cpu::new(), &files).unwrap();
+    let model = Model::load(device, &files).unwrap();
     let bytes = std::fs::read(dir.join("expected.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     (model, support::ints(&file, "input_ids"), support::floats(&file, "logits"))
@@ -89,4 +93,40 @@ fn lengths_of_others_do_not_change_a_sequence_whose_base_grows() {
     let alone = model.forward(&ids[..20], &Batch::fresh([20]), None).unwrap();
     let alone = model.backend().to_vec(&model.logits(&alone, 0..20).unwrap()).unwrap();
     assert_near("the shorter one", &logits[48 * vocab..], &alone);
+}
+
+/// In one pass, and through a cache in steps that the device may record.
+#[test]
+#[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
+fn a_card_gives_the_logits_of_transformers() {
+    for family in families() {
+        for (dtype, tolerance) in [(Dtype::F32, 1e-3), (Dtype::F16, 2e-2)] {
+            let (model, ids, expected) = load_on(Cuda::new(0, dtype, None).unwrap(), family);
+            let largest = expected.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+            let near = |how: &str, got: &[f32], expected: &[f32]| {
+                let worst =
+                    got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest;
+                println!("{} {dtype:?} {how}: {worst:.1e} of the largest", family.0);
+                assert!(got.len() == expected.len() && worst <= tolerance, "{} {how}: {worst}", family.0);
+            };
+            let hidden = model.forward(&ids, &Batch::fresh([ids.len()]), None).unwrap();
+            let logits = model.logits(&hidden, 0..ids.len()).unwrap();
+            near("at once", &model.backend().to_vec(&logits).unwrap(), &expected);
+            if family.0 == "families/llama-dynamic" {
+                continue;
+            }
+            let (mut caches, mut decoder) = (model.kv_caches(3).unwrap(), Decoder::default());
+            let batch = |rows: usize, context: usize| Batch {
+                sequences: vec![SequenceRows { rows, context, blocks: vec![2, 0, 1] }],
+            };
+            model.forward(&ids[..40], &batch(40, 0), Some(&mut caches)).unwrap();
+            let vocab = model.config.vocab_size;
+            for place in 40..48 {
+                let logits =
+                    model.decode(&ids[place..=place], &batch(1, place), &mut caches, &mut decoder).unwrap();
+                let got = model.backend().to_vec(&logits).unwrap();
+                near("token by token", &got, &expected[place * vocab..][..vocab]);
+            }
+        }
+    }
 }

@@ -57,7 +57,7 @@ fn a_missing_or_wrong_config_is_named() {
         refuses(&mut rtn(&model, &out), &out, &["config.json", named]);
     }
     for (key, value, named) in [
-        ("architectures", json!(["MambaForCausalLM"]), "MambaForCausalLM"),
+        ("model_type", json!("mamba"), "architecture mamba"),
         ("hidden_size", json!("128"), "whole number"),
         ("num_attention_heads", json!(0), "num_attention_heads"),
         ("hidden_act", json!("gelu"), "silu"),

@@ -99,7 +99,7 @@ pub fn dataset(spec: &str, text_field: Option<&str>, model_dir: &Path) -> Result
                 template.get_or_init(|| loaded)
             }
         };
-        template.render(&Conversation::new(messages))
+        template.render(&Conversation { add_generation_prompt: false, ..Conversation::new(messages) })
     };
     Ok(dataset.with_text_field(text_field).with_render(render))
 }

@@ -290,6 +290,9 @@ mod tests {
         for folder in ["golden/logits", "models"] {
             for entry in std::fs::read_dir(shared.join(folder)).unwrap() {
                 let dir = entry.unwrap().path();
+                if dir.join("make.py").exists() {
+                    continue; // Its weights are made from a package.
+                }
                 let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
                 let checkpoint = crate::checkpoint::Checkpoint::open(&dir).unwrap();
                 checkpoint.verify_against(&crate::layout::checkpoint_tensors(&config)).unwrap();

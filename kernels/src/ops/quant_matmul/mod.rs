@@ -84,6 +84,7 @@ pub(crate) fn check(x: (usize, usize), in_features: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packing::Scales;
     use crate::testing::{NMSE_F32, assert_close, matmul_f64, random, tolerance};
     use crate::{Cpu, Quantized};
 
@@ -242,9 +243,28 @@ mod tests {
         }
     }
 
+    /// Of bf16 and f32 files; sums stay within f16.
+    fn wide_scales_conform(device: &impl QuantMatMul, tolerance: f64) {
+        for (bits, rows) in [(4, 1), (4, 40), (8, 3), (3, 9)] {
+            let (n, k) = (64, 256);
+            let mut solved = solved(bits, n, (0..k as u32).map(|i| i / 64).collect());
+            let mut packed = PackedLinear::pack(&solved, 0).unwrap();
+            solved.scales.iter_mut().for_each(|scale| *scale = *scale * 0.123_456_78 + 1e-8);
+            packed.scales = Scales::exact(solved.scales.clone());
+            assert!(matches!(packed.scales, Scales::F32(_)));
+            let x = random(8, rows * k);
+            let expected = biased_f64(&x, &solved, &vec![0.0; n], rows);
+            let weight = device.quant_weight(&packed).unwrap();
+            let y = device.quant_matmul(&device.tensor(x, (rows, k)).unwrap(), &weight).unwrap();
+            let risk = format!("scales of {bits} bits that f16 does not hold, {rows} rows");
+            assert_close(&risk, &device.to_vec(&y).unwrap(), &expected, tolerance);
+        }
+    }
+
     #[test]
     fn agrees_with_f64_on_the_cpu() {
         conforms(&Cpu::new(), NMSE_F32);
+        wide_scales_conform(&Cpu::new(), NMSE_F32);
         surroundings_conform(&Cpu::new(), NMSE_F32);
     }
 
@@ -253,6 +273,7 @@ mod tests {
     fn agrees_with_f64_on_cuda() {
         crate::testing::cards().iter().for_each(|card| {
             conforms(card, tolerance(card));
+            wide_scales_conform(card, tolerance(card));
             surroundings_conform(card, tolerance(card));
         });
     }
