@@ -91,7 +91,7 @@ impl Want {
     fn long_text(self, tokenizer: &Tokenizer) -> Result<Text<'_>> {
         let tokens = match self {
             Self::Sample(request) if request.sampling == Sampling::Random => {
-                return Ok(Text::Chunks(Chunks::new(request)));
+                return Ok(Text::Chunks(Box::new(Chunks::new(request))));
             }
             Self::Sample(request) => request.samples.saturating_mul(request.seq_len),
             Self::Windows { ctx, max } => max.map_or(usize::MAX, |max| max.saturating_mul(ctx)),
@@ -113,7 +113,7 @@ impl Want {
 enum Text<'a> {
     Whole(String),
     Beginning(Beginning<'a>),
-    Chunks(Chunks),
+    Chunks(Box<Chunks>),
 }
 
 impl Text<'_> {

@@ -38,7 +38,7 @@ proptest! {
 
     #[test]
     fn lanes_of_half_a_word_are_refused(bits in prop::sample::select(&WIDTHS[..]), count in 1usize..200) {
-        prop_assert_eq!(lane_words(count, bits).is_ok(), (count * bits as usize) % 32 == 0);
+        prop_assert_eq!(lane_words(count, bits).is_ok(), (count * bits as usize).is_multiple_of(32));
     }
 
     #[test]

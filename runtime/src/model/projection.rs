@@ -93,9 +93,9 @@ impl<B: Backend> Projection<B> {
             HostProjection::Quantized(whole) => Self::Quantized(backend.quant_weight(whole)?),
             HostProjection::Parts(parts) => {
                 let part = |part: &HostPart| match part {
-                    HostPart::Dense(weight, bias) => {
-                        Ok::<_, Error>(Part::Dense(backend.weight(&[weight.clone()], bias.as_slice())?))
-                    }
+                    HostPart::Dense(weight, bias) => Ok::<_, Error>(Part::Dense(
+                        backend.weight(std::slice::from_ref(weight), bias.as_slice())?,
+                    )),
                     HostPart::Quantized(packed) => Ok(Part::Quantized(backend.quant_weight(packed)?)),
                 };
                 Self::Parts(parts.iter().map(part).collect::<Result<_>>()?)

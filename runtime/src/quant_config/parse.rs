@@ -42,8 +42,11 @@ const OTHERS: [(&str, &str); 7] = [
     ("weight_block_size", "fp8"),
 ];
 
+/// Whether a value is one that is read.
+type Allowed = fn(&Value) -> bool;
+
 /// Settings that change what a file's numbers mean, and what each must be.
-const FIXED: [(&str, fn(&Value) -> bool, &str); 7] = [
+const FIXED: [(&str, Allowed, &str); 7] = [
     ("is_marlin_format", is_off, "false, the only supported value"),
     ("lm_head", is_off, "false, the only supported value: a quantized head is not supported"),
     ("adapter", is_off, "nothing: adapters are not supported"),

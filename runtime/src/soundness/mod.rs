@@ -1,6 +1,6 @@
 //! Whether a model folder says and holds what belongs together, asked once for everything that loads one.
 //!
-//! [`examine`] looks at every tensor's name, type and shape, and reads what is small beside the codes: group
+//! Every tensor's name, type and shape is compared with the config, and what is small beside the codes is read: group
 //! indices, zero points and scales. What would make numbers wrong stops a load; the rest is worth saying.
 
 mod finding;
