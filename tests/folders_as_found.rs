@@ -231,6 +231,9 @@ fn codes_without_a_description_and_a_description_without_codes_say_so() {
     nothing.folder.write(&nothing.dir);
     let message = ModelFiles::open(&nothing.dir).err().unwrap().to_string();
     assert!(message.contains("packed weights, but neither quantize_config.json"), "{message}");
+    fs::write(nothing.dir.join("quant_config.json"), r#"{"w_bit": 4, "q_group_size": 128}"#).unwrap();
+    let message = ModelFiles::open(&nothing.dir).err().unwrap().to_string();
+    assert!(message.contains("got those of AWQ"), "{message}");
     let mut empty = Artifact::new("codeless");
     empty.folder.tensors = ModelFolder::read(&demo()).tensors;
     assert!(empty.refusal().contains("expected packed weights (.qweight)"));

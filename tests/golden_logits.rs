@@ -81,7 +81,7 @@ fn a_cache_filled_in_steps_gives_the_same_logits() {
     }
 }
 
-/// A step's frequencies are those of its own sequence, whoever is beside it.
+/// The frequencies of a sequence follow from its own length, not from its neighbours'.
 #[test]
 fn lengths_of_others_do_not_change_a_sequence_whose_base_grows() {
     let (model, ids, expected) = load(("families/llama-dynamic", false));

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_fill_whoever_can_take_more() {
+    fn shares_go_to_chunks_that_can_take_more() {
         assert_eq!(shares(&[1, 0, 5], 4), [1, 0, 3]);
         assert_eq!(shares(&[2, 2], 4), [2, 2]);
         assert_eq!(shares(&[], 0), [0usize; 0]);

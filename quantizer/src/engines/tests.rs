@@ -86,7 +86,7 @@ fn each_restriction_is_somebody_s_reason() {
     assert_eq!(with(|f| f.bits = 3), ["vLLM 0.33", "ExLlama", "llama.cpp converter", "lmdeploy"]);
     assert_eq!(with(|f| f.bits = 2), ["vLLM 0.33", "ExLlama", "lmdeploy"]);
     assert_eq!(with(|f| f.mlp_bias = true), ["SGLang 0.5.23"]);
-    assert_eq!(with(|f| f.permuted = true).len(), ENGINES.len(), "misread by whoever trusts desc_act");
+    assert_eq!(with(|f| f.permuted = true).len(), ENGINES.len(), "misread by programs that trust desc_act");
     let together = with(|f| f.split_overrides = true);
     assert_eq!(together.len(), ENGINES.len() - 1, "all but the one that runs q, k and v apart");
     let v2 = with(|f| f.format = CheckpointFormat::GptqV2);

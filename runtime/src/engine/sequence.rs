@@ -156,7 +156,7 @@ impl Sequence {
         Ok(sampler)
     }
 
-    /// Whether it ends with its prompt: the token that is drawn after it is nobody's.
+    /// Whether it ends with its prompt: the token drawn after it is discarded.
     pub fn only_scores(&self) -> bool {
         self.request.task.max_new_tokens == 0
     }

@@ -83,7 +83,14 @@ pub(crate) fn examine(
 fn descriptions(quant: Option<&QuantConfig>, checkpoint: &Checkpoint, modules: &[Module]) -> Vec<Finding> {
     let packed = modules.iter().find(|module| checkpoint.contains(&format!("{}.qweight", module.name)));
     match (quant, packed) {
-        (None, Some(module)) => vec![Finding::NoDescription { tensor: format!("{}.qweight", module.name) }],
+        (None, Some(module)) => {
+            let tensor = format!("{}.qweight", module.name);
+            // AWQ's own file; its weights have the same names.
+            match checkpoint.dir().join("quant_config.json").exists() {
+                true => vec![Finding::Awq { tensor }],
+                false => vec![Finding::NoDescription { tensor }],
+            }
+        }
         (Some(_), None) => vec![Finding::NoCodes],
         _ => vec![],
     }

@@ -105,7 +105,7 @@ impl ChatRequest {
             return Err(ApiError::validation(message));
         }
         let continues = self.continue_final_message.unwrap_or(false);
-        // Whoever goes on with a message need not say that no new one begins.
+        // A request that continues a message begins no new one, whether or not it says so.
         let begins = self.add_generation_prompt.unwrap_or(!continues);
         if continues && begins {
             let message =
