@@ -1,9 +1,12 @@
 //! `gptq`: the command line. Parses, sets up logging, hands over to one command.
 
+// First: its macro is used by the others.
+#[macro_use]
+mod output;
+
 mod allocator;
 mod args;
 mod commands;
-mod output;
 mod progress;
 
 use std::io::IsTerminal;
@@ -26,7 +29,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            note!("error: {}", format!("{error:#}").replace('\n', " "));
             ExitCode::FAILURE
         }
     }
@@ -69,7 +72,8 @@ fn start_logging(verbose: u8, json: bool) {
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{level},{directives}")));
     let lines =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    let lines = lines.with_ansi(std::io::stderr().is_terminal());
+    // A log that cannot be written would be told to stderr, which panics.
+    let lines = lines.with_ansi(std::io::stderr().is_terminal()).log_internal_errors(false);
     if json {
         lines.json().init();
     } else {

@@ -1,10 +1,20 @@
-//! Results on stdout. `println!` would panic where the reader is gone; these return the error, and `main` ends
-//! quietly on a closed pipe.
+//! Results on stdout, notes on stderr. `println!` and `eprintln!` would panic where nothing can be written. A result that
+//! cannot be written is an error, and `main` ends quietly on a closed pipe; a note that cannot be written is lost.
 
 use std::fmt::Arguments;
 use std::io::{Result, Write};
 
 use serde::Serialize;
+
+/// A line on stderr, formatted as `eprintln!` does.
+macro_rules! note {
+    ($($text:tt)*) => { $crate::output::note(format_args!($($text)*)) };
+}
+
+/// A line on stderr. Work does not depend on whether somebody can read of it.
+pub fn note(text: Arguments) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
 
 /// Text as it is.
 pub fn text(text: Arguments) -> Result<()> {

@@ -27,7 +27,7 @@ impl Progress {
         let shown = match std::io::stderr().is_terminal() {
             true => Shown::Bar(bar(title, total)),
             false => {
-                eprintln!("{title} ...");
+                note!("{title} ...");
                 Shown::Lines { last: Instant::now(), message: String::new() }
             }
         };
@@ -46,7 +46,7 @@ impl Progress {
     pub fn note(&self, text: &str) {
         match &self.shown {
             Shown::Bar(bar) => bar.println(text),
-            Shown::Lines { .. } => eprintln!("{text}"),
+            Shown::Lines { .. } => note!("{text}"),
         }
     }
 
@@ -58,7 +58,7 @@ impl Progress {
                 *last = Instant::now();
                 let each = self.started.elapsed().as_secs_f64() / self.done.max(1) as f64;
                 let left = each * self.total.saturating_sub(self.done) as f64;
-                eprintln!("{} {}/{} {message}, {left:.0} s left", self.title, self.done, self.total);
+                note!("{} {}/{} {message}, {left:.0} s left", self.title, self.done, self.total);
             }
             Shown::Lines { .. } => {}
         }

@@ -15,5 +15,6 @@ mod program;
 mod quality;
 mod refusals;
 mod serve;
+mod streams;
 mod support;
 mod texts;

@@ -1,5 +1,7 @@
 //! `gptq serve`, with the flags and environment names of text-generation-inference's launcher.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 
 use super::{DeviceArgs, KvDtypeArg};
@@ -88,6 +90,10 @@ pub struct ServeArgs {
     /// Clients must send `Authorization: Bearer KEY`
     #[arg(long, env = "API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
+
+    /// File whose first line is that key
+    #[arg(long, env = "API_KEY_FILE", conflicts_with = "api_key")]
+    pub api_key_file: Option<PathBuf>,
 
     /// Site whose pages may ask; may be given several times (default: all)
     #[arg(long, env = "CORS_ALLOW_ORIGIN", value_delimiter = ',')]

@@ -137,7 +137,7 @@ impl<B: Backend> Work<'_, B> {
         for (i, branch) in plan.branches.iter().enumerate() {
             let out = self.out.join(&branch.name);
             if self.mode == OutMode::Resume && out.join(gptq_quantizer::record::LOG_FILE).exists() {
-                eprintln!("{} is complete", out.display());
+                note!("{} is complete", out.display());
                 continue;
             }
             let title = format!("[{}/{}] {}", i + 1, plan.branches.len(), branch.name);

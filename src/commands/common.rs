@@ -32,7 +32,7 @@ pub fn model_config(dir: &Path) -> Result<ModelConfig> {
 pub fn open_model(dir: &Path) -> Result<ModelFiles> {
     let files = ModelFiles::open(dir)?;
     for note in summary(&files.notes) {
-        eprintln!("note: {}: {note}", dir.display());
+        note!("note: {}: {note}", dir.display());
     }
     Ok(files)
 }
@@ -79,7 +79,7 @@ pub fn on_device<W: OnDevice>(args: DeviceArgs, config: &ModelConfig, work: W) -
     match Cuda::new(ordinal, dtype, memory) {
         Ok(card) => work.run(card, DeviceKind::Gpu),
         Err(error) if args.device == DeviceArg::Auto => {
-            eprintln!("computing on the CPU ({error})");
+            note!("computing on the CPU ({error})");
             work.run(Cpu::new(), DeviceKind::Cpu)
         }
         Err(error) => Err(error.into()),

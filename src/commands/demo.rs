@@ -55,7 +55,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     prepare(&out, args.force)?;
     let model = out.join(MODEL_FOLDER);
     write_model(&model)?;
-    eprintln!("Six GPTQ branches of a built-in Llama (4.4 million parameters), in {}", out.display());
+    note!("Six GPTQ branches of a built-in Llama (4.4 million parameters), in {}", out.display());
     let train = Dataset::from_parquet_bytes("demo4m-text:train", TRAIN);
     let calibration = Calibration::from_dataset(&CALIBRATION, &train, &model, DeviceKind::Cpu)?;
     let measurement = Measurement {

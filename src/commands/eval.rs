@@ -27,7 +27,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let text = protocol.windows(&dataset, &dir)?;
     let calibrated_on_it = was_calibrated_on(&dir, &text.fingerprint);
     if calibrated_on_it {
-        eprintln!(
+        note!(
             "warning: {} was calibrated on this very text; its perplexity here is flattered",
             dir.display()
         );

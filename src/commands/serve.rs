@@ -1,5 +1,6 @@
 //! `gptq serve`: the model on this thread, the server on others.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +48,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         eos_token_ids: wishes.end_ids(&config, codec.tokenizer(), &[]),
         defaults: wishes.into_config(),
         vocab_size: config.vocab_size,
-        api_key: args.api_key.clone(),
+        api_key: api_key(args)?,
         cors_allow_origin: origins(&args.cors_allow_origin)?,
         text: Arc::new(codec),
         engine,
@@ -100,6 +101,20 @@ fn listen(
 fn commit(dir: &Path) -> Option<String> {
     let snapshot = dir.parent()?.file_name()? == "snapshots";
     dir.file_name().filter(|_| snapshot)?.to_str().map(str::to_owned)
+}
+
+/// The key that clients must send. An empty one, as an unset variable of a script leaves it, would let everybody in.
+fn api_key(args: &ServeArgs) -> Result<Option<String>> {
+    let (key, from) = match (&args.api_key, &args.api_key_file) {
+        (Some(key), _) => (key.clone(), "--api-key (or API_KEY)".to_string()),
+        (None, Some(path)) => {
+            let text = fs::read_to_string(path).with_context(|| format!("--api-key-file {}", path.display()))?;
+            (text.lines().next().unwrap_or_default().to_owned(), format!("--api-key-file {}", path.display()))
+        }
+        (None, None) => return Ok(None),
+    };
+    ensure!(!key.trim().is_empty(), "{from}: expected a key, got an empty one");
+    Ok(Some(key))
 }
 
 /// What the launcher's flags say of the model must be true.

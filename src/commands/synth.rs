@@ -27,6 +27,6 @@ pub fn run(args: &SynthArgs) -> Result<()> {
             *shown = megabytes.max(*shown);
         }
     })?;
-    eprintln!("written to {}", args.out.display());
+    note!("written to {}", args.out.display());
     Ok(())
 }

@@ -114,8 +114,10 @@ fn metrics(app: &App) -> Result<Response, ApiError> {
 /// The time a comparison takes says nothing about the key.
 fn authorize(key: Option<&str>, headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(key) = key else { return Ok(()) };
-    let given = headers.get(header::AUTHORIZATION).map_or(&b""[..], HeaderValue::as_bytes);
-    let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
+    let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let Some(given) = given.and_then(|given| given.strip_prefix(b"Bearer ")) else {
+        return Err(ApiError::unauthorized());
+    };
     let different = (0..key.len().max(given.len())).fold(key.len() ^ given.len(), |different, i| {
         let of = |bytes: &[u8]| usize::from(bytes.get(i).copied().unwrap_or(0));
         different | (of(key.as_bytes()) ^ of(given))

@@ -60,7 +60,7 @@ fn piped() -> Result<Line> {
         }
         match std::str::from_utf8(&bytes) {
             Ok(line) => return Ok(Line::Text(line.to_owned())),
-            Err(_) => eprintln!("the line is not UTF-8: it is left out"),
+            Err(_) => note!("the line is not UTF-8: it is left out"),
         }
     }
 }

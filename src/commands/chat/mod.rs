@@ -102,7 +102,7 @@ impl<B: Backend> Talk<'_, B> {
                     self.turns.clear();
                 }
                 (command, _) if command.starts_with('/') => {
-                    eprintln!("unknown command {command}: expected /reset, /system TEXT, /help or /quit");
+                    note!("unknown command {command}: expected /reset, /system TEXT, /help or /quit");
                 }
                 _ => self.answer(line.trim())?,
             }
@@ -114,7 +114,7 @@ impl<B: Backend> Talk<'_, B> {
         let prompt = match self.prompt() {
             Ok(prompt) => prompt,
             Err(refusal) => {
-                eprintln!("{}", format!("{refusal:#}").replace('\n', " "));
+                note!("{}", format!("{refusal:#}").replace('\n', " "));
                 self.turns.pop();
                 return Ok(());
             }
@@ -143,7 +143,7 @@ impl<B: Backend> Talk<'_, B> {
             let ids = self.tokenizer.encode(&prompt, false)?;
             if ids.len() + self.params.max_new_tokens.min(limit / 4) <= limit {
                 if forgotten > 0 {
-                    eprintln!("the context of {limit} tokens is full: oldest turns forgotten: {forgotten}");
+                    note!("the context of {limit} tokens is full: oldest turns forgotten: {forgotten}");
                 }
                 return Ok(ids);
             }
