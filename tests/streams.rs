@@ -21,7 +21,11 @@ fn a_log_that_cannot_be_written_costs_no_result() {
     let without = in_shell("\"$@\" 2>/dev/full", &arguments);
     let figure = |text: &str| text.lines().find(|line| line.starts_with("perplexity")).unwrap().to_owned();
     assert_eq!(figure(&without.ok()), figure(&expected));
-    assert_eq!(in_shell("\"$@\" 2>/dev/full", &["inspect", "/nowhere"]).code, Some(1), "an error, and no panic");
+    assert_eq!(
+        in_shell("\"$@\" 2>/dev/full", &["inspect", "/nowhere"]).code,
+        Some(1),
+        "an error, and no panic"
+    );
 }
 
 #[test]

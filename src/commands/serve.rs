@@ -108,7 +108,8 @@ fn api_key(args: &ServeArgs) -> Result<Option<String>> {
     let (key, from) = match (&args.api_key, &args.api_key_file) {
         (Some(key), _) => (key.clone(), "--api-key (or API_KEY)".to_string()),
         (None, Some(path)) => {
-            let text = fs::read_to_string(path).with_context(|| format!("--api-key-file {}", path.display()))?;
+            let text =
+                fs::read_to_string(path).with_context(|| format!("--api-key-file {}", path.display()))?;
             (text.lines().next().unwrap_or_default().to_owned(), format!("--api-key-file {}", path.display()))
         }
         (None, None) => return Ok(None),

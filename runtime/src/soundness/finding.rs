@@ -19,7 +19,9 @@ pub enum Finding {
     )]
     NoDescription { tensor: String },
 
-    #[error("{tensor}: expected weights of GPTQ, got those of AWQ, as quant_config.json says; they are not supported")]
+    #[error(
+        "{tensor}: expected weights of GPTQ, got those of AWQ, as quant_config.json says; they are not supported"
+    )]
     Awq { tensor: String },
 
     #[error("quantization_config: expected packed weights (.qweight) as it describes, got none")]

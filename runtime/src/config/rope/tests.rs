@@ -44,8 +44,7 @@ fn of_two_spellings_transformers_takes_the_old_one_whole() {
     let both = json!({"rope_scaling": {"type": "linear", "factor": 4.0},
         "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}});
     assert_eq!(read(both).unwrap(), (1e4, RopeScaling::Linear { factor: 4.0 }));
-    let empty =
-        json!({"rope_scaling": {}, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}});
+    let empty = json!({"rope_scaling": {}, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}});
     assert_eq!(read(empty).unwrap(), (5e5, RopeScaling::None));
     let types = json!({"rope_scaling": {"type": "dynamic", "rope_type": "linear", "factor": 2}});
     assert_eq!(read(types).unwrap().1, RopeScaling::Linear { factor: 2.0 });
@@ -71,7 +70,8 @@ fn the_context_counts_what_stretches_it() {
     let context = |scaling: Value| read(json!({"rope_scaling": scaling})).unwrap().1.context_length(4096);
     assert_eq!(context(json!({"type": "linear", "factor": 4})), 16384);
     assert_eq!(context(json!({"type": "dynamic", "factor": 2.5})), 10240);
-    let yarn = |original: usize| json!({"type": "yarn", "factor": 4, "original_max_position_embeddings": original});
+    let yarn =
+        |original: usize| json!({"type": "yarn", "factor": 4, "original_max_position_embeddings": original});
     assert_eq!((context(yarn(4096)), context(yarn(1024))), (16384, 4096));
     let long = json!({"type": "longrope", "factor": 4, "original_max_position_embeddings": 1024,
         "short_factor": [1, 1, 1, 1], "long_factor": [1, 2, 3, 4]});

@@ -49,11 +49,7 @@ fn cases() -> Vec<(ToolFormat, &'static str, Vec<Piece>)> {
         as_it_is(Hermes, "<tool_call>{\"name\": 1}</tool_call> and <tool_"),
         as_it_is(Hermes, " \n"),
         as_it_is(Hermes, "  plain {\"name\": \"f\", \"parameters\": {}}"),
-        (
-            Llama,
-            "{\"name\": \"f\", \"parameters\": {\"x\": [1, 2.5]}}",
-            vec![call("f", "{\"x\":[1,2.5]}")],
-        ),
+        (Llama, "{\"name\": \"f\", \"parameters\": {\"x\": [1, 2.5]}}", vec![call("f", "{\"x\":[1,2.5]}")]),
         (
             Llama,
             "\n<|python_tag|>{\"name\": \"f\", \"parameters\": {}}; {\"name\": \"g\", \"arguments\": {}}\n",
