@@ -2,7 +2,6 @@
 
 use std::process::Command;
 
-#[allow(dead_code)]
 #[path = "build/present.rs"]
 mod present;
 

@@ -1,12 +1,8 @@
-//! Build script of the crates whose tests need what not every machine has. A test that lacks it is ignored, with the
+//! For the build scripts of crates whose tests need what not every machine has. A test that lacks it is ignored, with the
 //! reason, and not counted as passed; `--include-ignored` runs it all the same, and then it fails.
 
 use std::env;
 use std::path::Path;
-
-fn main() {
-    tell();
-}
 
 /// Sets `has_cuda`, `has_nvrtc` and `has_shared` for the crate that is built.
 pub fn tell() {

@@ -11,7 +11,7 @@ macro_rules! note {
     ($($text:tt)*) => { $crate::output::note(format_args!($($text)*)) };
 }
 
-/// A line on stderr. Work does not depend on whether somebody can read of it.
+/// A line on stderr. A failure to write it is ignored: the work goes on.
 pub fn note(text: Arguments) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -112,7 +112,7 @@ fn a_chat_goes_through_the_template() {
         tokens(&["--chat", "--system", "Be brief, be kind, and answer in the tongue of the question."]);
     let none = tokens(&["--chat"]);
     assert!(tokens(&[]) < none && none < short && short < long, "{none}, {short}, {long}");
-    // Nobody gets a system message unasked, and an own one wins.
+    // No system message is added unasked, and one of the user's own wins.
     assert_eq!(short, tokens(&["--chat", "--default-system", "Be brief."]));
     assert_eq!(short, tokens(&["--chat", "--system", "Be brief.", "--default-system", "Be brief, be kind."]));
 }

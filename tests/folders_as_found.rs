@@ -102,7 +102,7 @@ fn scales_of_every_type_keep_their_values() {
 }
 
 #[test]
-fn groups_that_nobody_can_know_are_refused_and_placeholders_are_not_believed() {
+fn unknown_groups_are_refused_and_placeholders_are_not_followed() {
     let expected = Artifact::new("groups-as-they-are").logits();
     let zero = |t: &mut Tensor| t.data.fill(0);
     let minus_one = |t: &mut Tensor| t.data.fill(0xFF);

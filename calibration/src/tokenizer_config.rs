@@ -26,8 +26,8 @@ pub(crate) struct TokenizerConfig {
 
 impl TokenizerConfig {
     /// Reads the files in `folder`, either of which may be absent. As `transformers` has it, what
-    /// special_tokens_map.json says wins, but nobody reads it beside a newer tokenizer_config.json, one that lists
-    /// its added tokens itself.
+    /// special_tokens_map.json says wins, but the file is ignored beside a newer tokenizer_config.json, one that
+    /// lists its added tokens itself.
     pub fn load(folder: &Path) -> Result<Self> {
         let (path, map_path) = (folder.join(FILE_NAME), folder.join(SPECIAL_TOKENS));
         let mut config = read(&path)?.unwrap_or_default();

@@ -103,7 +103,7 @@ fn commit(dir: &Path) -> Option<String> {
     dir.file_name().filter(|_| snapshot)?.to_str().map(str::to_owned)
 }
 
-/// The key that clients must send. An empty one, as an unset variable of a script leaves it, would let everybody in.
+/// The key that clients must send. An empty one, as an unset variable of a script leaves it, would open the server to all.
 fn api_key(args: &ServeArgs) -> Result<Option<String>> {
     let (key, from) = match (&args.api_key, &args.api_key_file) {
         (Some(key), _) => (key.clone(), "--api-key (or API_KEY)".to_string()),

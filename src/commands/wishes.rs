@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_file_the_card_counts_and_nobody_gets_a_penalty_unasked() {
+    fn without_a_file_the_card_counts_and_no_penalty_is_applied() {
         assert_eq!(sampling(None, &NO_FLAGS), SamplingParams { seed: 1, ..CARD });
         let args = SamplingArgs { temperature: Some(0.0), repetition_penalty: Some(1.2), ..NO_FLAGS };
         let expected = SamplingParams { temperature: 0.0, repetition_penalty: 1.2, seed: 1, ..CARD };

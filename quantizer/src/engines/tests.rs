@@ -58,7 +58,7 @@ fn each_branch_of_the_card_is_loaded_by_those_that_can() {
 }
 
 #[test]
-fn four_bits_symmetric_with_groups_in_file_order_are_for_everybody() {
+fn four_bits_symmetric_with_groups_in_file_order_load_in_every_program() {
     for (act_order, static_groups) in [(true, true), (false, false), (false, true)] {
         let quant = QuantConfig { act_order, static_groups, ..QuantConfig::default() };
         assert_eq!(refusing(&Facts::of_settings(&config(), &quant)), [""; 0]);
@@ -76,7 +76,7 @@ fn desc_act_is_written_where_g_idx_is_permuted_and_nowhere_else() {
 }
 
 #[test]
-fn each_restriction_is_somebody_s_reason() {
+fn each_restriction_makes_its_programs_refuse() {
     let with = |change: fn(&mut Facts)| {
         let mut facts = plain();
         change(&mut facts);
@@ -108,7 +108,7 @@ fn whatever_is_written_gptqmodel_reads_and_every_no_has_a_reason() {
     }
 }
 
-/// Following the advice, line by line, ends in a file for everybody.
+/// Following the advice, line by line, ends in a file that every program loads.
 #[test]
 fn every_remedy_removes_its_reason() {
     for quant in all() {

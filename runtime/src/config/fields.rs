@@ -113,7 +113,7 @@ impl<'a> Fields<'a> {
 }
 
 /// A value on one line, long ones cut short.
-fn shown(value: Option<&Value>) -> String {
+pub(crate) fn shown(value: Option<&Value>) -> String {
     const LONGEST: usize = 80;
     let Some(value) = value else { return "nothing".into() };
     let text = value.to_string();

@@ -210,7 +210,7 @@ fn packed<'a>(files: &'a ModelFiles, quant: &QuantConfig, module: &Module) -> Re
             .filter(|b| b.iter().any(|x| *x != 0.0)),
         false => None,
     };
-    let packed = PackedLinear {
+    Ok(PackedLinear {
         bits: quant.bits,
         in_features: k,
         out_features: n,
@@ -220,9 +220,7 @@ fn packed<'a>(files: &'a ModelFiles, quant: &QuantConfig, module: &Module) -> Re
         g_idx: Stored::read(&files.checkpoint, module, quant)?.groups(k, group_size),
         zero_offset: 0,
         bias,
-    };
-    packed.check()?;
-    Ok(packed)
+    })
 }
 
 /// Scales with the values that the file gives them.

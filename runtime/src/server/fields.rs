@@ -4,6 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use crate::config::fields::shown;
 
 /// What a request is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,8 +152,8 @@ const TABLE: &[Row] = &[
     ),
 ];
 
-/// Refuses a body with a field that would have to change the answer and does not. What is no object is left to whoever
-/// reads the body.
+/// Refuses a body with a field that would have to change the answer and does not. A body that is no object is refused
+/// later, when it is read.
 pub fn check(body: &[u8], route: Route) -> Result<(), ApiError> {
     let Ok(Value::Object(fields)) = serde_json::from_slice(body) else { return Ok(()) };
     match route {
@@ -173,11 +174,11 @@ fn check_at(fields: &Map<String, Value>, place: Place) -> Result<(), ApiError> {
             Some(Refused(neutral)) if neutral.is(value) => {}
             Some(Refused(neutral)) => {
                 let message =
-                    format!("{name}: not supported, expected {}, got {}", neutral.said(), shown(value));
+                    format!("{name}: not supported, expected {}, got {}", neutral.said(), shown(Some(value)));
                 return Err(ApiError::validation(message));
             }
             None => {
-                let name = shown(&Value::String(name.clone()));
+                let name = shown(Some(&Value::String(name.clone())));
                 let message =
                     format!("{name}: no such field here; it might change the answer, so it is refused");
                 return Err(ApiError::validation(message));
@@ -221,16 +222,6 @@ impl Neutral {
             Self::TypeText => "the type text",
         };
         said.to_owned()
-    }
-}
-
-/// The beginning of a value, on one line.
-fn shown(value: &Value) -> String {
-    const LONGEST: usize = 60;
-    let text = value.to_string();
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
     }
 }
 

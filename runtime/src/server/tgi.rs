@@ -185,7 +185,7 @@ fn plan(call: &Call, request: &GenerateRequest) -> Result<Plan, ApiError> {
     let max_new_tokens = call.new_tokens(p.max_new_tokens, prompt.len(), "max_new_tokens")?;
     let mut plan = p.common.plan(call, prompt, max_new_tokens, p.temperature(call), &[])?;
     plan.task.top_n = top_n;
-    // Where no details are wanted nobody would see them.
+    // Log-probabilities of the prompt appear in the details alone.
     plan.task.prompt_logprobs = p.details == Some(true) && p.decoder_input_details == Some(true);
     Ok(plan)
 }

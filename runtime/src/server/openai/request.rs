@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::config::fields::shown;
 use crate::server::Call;
 use crate::server::error::ApiError;
 use crate::server::generation::Plan;
@@ -101,7 +102,7 @@ impl ChatRequest {
             return Err(ApiError::validation("messages: expected at least one, got none"));
         }
         if let Some(other) = self.messages.iter().find(|message| !message.is_object()) {
-            let message = format!("messages: expected objects, got {}", shown(other));
+            let message = format!("messages: expected objects, got {}", shown(Some(other)));
             return Err(ApiError::validation(message));
         }
         let continues = self.continue_final_message.unwrap_or(false);
@@ -195,9 +196,4 @@ pub fn alternatives(call: &Call, asked: usize, name: &str) -> Result<usize, ApiE
         true => Err(ApiError::validation(format!("{name}: expected at most {limit}, got {asked}"))),
         false => Ok(asked),
     }
-}
-
-/// The beginning of a value, on one line.
-fn shown(value: &Value) -> String {
-    value.to_string().chars().take(60).collect()
 }
