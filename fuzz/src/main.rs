@@ -7,9 +7,12 @@
 mod mutate;
 mod targets;
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
 use std::panic::{self, AssertUnwindSafe};
-use std::path::Path;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
@@ -19,6 +22,8 @@ use rand_chacha::rand_core::SeedableRng;
 
 use crate::targets::{TARGETS, Target};
 
+/// In the environment of a process that runs one target: the file for the present input, which outlives a crash.
+const CURRENT: &str = "GPTQ_FUZZ_CURRENT";
 /// An input that takes longer is a finding.
 const SLOW: Duration = Duration::from_secs(10);
 
@@ -29,13 +34,58 @@ fn main() -> ExitCode {
         eprintln!("expected SECONDS [SEED] [TARGET]");
         return ExitCode::FAILURE;
     };
+    let time = Duration::from_secs(seconds);
+    if let Some(current) = env::var_os(CURRENT) {
+        let target = TARGETS.iter().find(|target| args.get(2).is_some_and(|name| name == target.name));
+        let sound = target.is_some_and(|target| run(target, time, seed, Path::new(&current)));
+        return if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let chosen = |target: &&Target| args.get(2).is_none_or(|name| name == target.name);
-    let all = TARGETS.iter().filter(chosen).map(|target| run(target, Duration::from_secs(seconds), seed));
+    let all = TARGETS.iter().filter(chosen).map(|target| apart(target.name, seconds, seed));
     if all.collect::<Vec<_>>().into_iter().all(|sound| sound) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Runs one target in a process of its own, so that an input that ends the process is known and the other targets
+/// still run. A machine ends processes too, short of memory for one: the same inputs once more tell the two apart.
+fn apart(target: &str, seconds: u64, seed: u64) -> bool {
+    let mut status = process_for(target, seconds, seed);
+    if status.signal().is_some() {
+        eprintln!("{target}: the same inputs again");
+        status = process_for(target, 2 * seconds, seed);
+    }
+    status.success()
+}
+
+fn process_for(target: &str, seconds: u64, seed: u64) -> ExitStatus {
+    let current = place().join(format!("gptq-fuzz-{}", process::id()));
+    let program = env::current_exe().expect("the path of this program");
+    let args = [seconds.to_string(), seed.to_string(), target.into()];
+    let status =
+        Command::new(program).args(args).env(CURRENT, &current).status().expect("a process for the target");
+    let input = fs::read(&current);
+    // Not there where the target did not begin.
+    let _ = fs::remove_file(&current);
+    if let Some(signal) = status.signal() {
+        let input = input.unwrap_or_default();
+        let length = input.first_chunk().map_or(0, |length| u64::from_le_bytes(*length) as usize);
+        let input = input.get(8..).and_then(|input| input.get(..length)).unwrap_or_default();
+        eprintln!(
+            "{target}: ended by signal {signal}, seed {seed}; the input is {}: {}",
+            keep(target, input),
+            input.escape_ascii()
+        );
+    }
+    status
+}
+
+/// Memory, where there is a folder for it, else the disk.
+pub(crate) fn place() -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { memory.into() } else { env::temp_dir() }
+}
+
 /// Whether no input was a finding. One that is stays in `target/fuzz`.
-fn run(target: &Target, time: Duration, seed: u64) -> bool {
+fn run(target: &Target, time: Duration, seed: u64, current: &Path) -> bool {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name);
     let seeds = match read_all(&corpus) {
         Ok(seeds) if !seeds.is_empty() => seeds,
@@ -46,9 +96,12 @@ fn run(target: &Target, time: Duration, seed: u64) -> bool {
     };
     let (started, mut rng) = (Instant::now(), ChaCha20Rng::seed_from_u64(seed));
     let watch = Watch::start(target.name);
+    let current = File::create(current).expect("a file for the present input");
     let (mut inputs, mut accepted, mut findings) = (0, 0, 0);
     let mut check = |input: &[u8]| {
         watch.begin(input);
+        let whole = [&(input.len() as u64).to_le_bytes()[..], input].concat();
+        current.write_all_at(&whole, 0).expect("the present input in its file");
         let read = panic::catch_unwind(AssertUnwindSafe(|| (target.read)(input)));
         watch.end();
         inputs += 1;

@@ -1,7 +1,6 @@
 //! What is read.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use gptq_calibration::chat::{ChatTemplate, Conversation, message};
 use gptq_calibration::tokenizer::Tokenizer;
@@ -24,11 +23,9 @@ pub const TARGETS: [Target; 5] = [
     Target { name: "chat_template", read: chat_template },
 ];
 
-/// A folder in memory, where there is one, with these files.
+/// A folder with these files.
 fn folder(files: &[(&str, &[u8])]) -> TempDir {
-    let memory = Path::new("/dev/shm");
-    let place = if memory.is_dir() { PathBuf::from(memory) } else { std::env::temp_dir() };
-    let folder = tempfile::tempdir_in(place).expect("a folder for the input");
+    let folder = tempfile::tempdir_in(crate::place()).expect("a folder for the input");
     for (name, bytes) in files {
         fs::write(folder.path().join(name), bytes).expect("a file for the input");
     }
