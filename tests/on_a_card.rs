@@ -4,8 +4,10 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use gptq_kernels::{Backend, Batch, Cpu, Cuda, Dtype, KV_BLOCK_ROWS, KvDtype, SequenceRows, TopLogits};
-use gptq_runtime::engine::{self, EngineLimits, Event, Request, Task};
+use gptq_kernels::{
+    Backend, Batch, Cpu, Cuda, Device, Dtype, KV_BLOCK_ROWS, KvDtype, SequenceRows, TopLogits,
+};
+use gptq_runtime::engine::{self, CacheSize, EngineLimits, Event, PrefillLimits, Request, Task};
 use gptq_runtime::generate::{FinishReason, GenerateParams, generate};
 use gptq_runtime::model::{Decoder, Model, ModelFiles};
 use gptq_runtime::sampling::SamplingParams;
@@ -279,8 +281,8 @@ fn a_card_chooses_the_tokens_of_the_cpu_where_the_choice_is_clear() {
 fn served<B: Backend>(model: &Model<B>, tasks: &[Task]) -> Vec<Vec<u32>> {
     let limits = EngineLimits {
         max_total_tokens: 128,
-        max_batch_prefill_tokens: 64,
-        max_batch_total_tokens: 1024,
+        prefill: PrefillLimits { alone: 64, beside: 64 },
+        cache: CacheSize::Tokens(1024),
         max_running: 1,
         prefix_cache: false,
     };
@@ -354,4 +356,65 @@ fn an_engine_says_what_a_session_says() {
 #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn an_engine_says_what_a_session_says_on_a_card() {
     engine_agrees_with_sessions(Cuda::new(0, Dtype::F16, None).unwrap());
+}
+
+/// A card that is lost, as by an address that does not exist: the engine tells whoever waits and ends. In a process of its
+/// own, since nothing in it can compute on that card again.
+#[test]
+#[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
+fn a_lost_card_ends_the_engine() {
+    const INSIDE: &str = "GPTQ_TEST_LOSES_A_CARD";
+    let Some(folder) = std::env::var_os(INSIDE) else {
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", "on_a_card::a_lost_card_ends_the_engine", "--include-ignored", "--nocapture"]);
+        assert!(again.env(INSIDE, artifact(ACT_ORDER)).status().unwrap().success());
+        return;
+    };
+    let files = ModelFiles::open(Path::new(&folder)).unwrap();
+    let model = &Model::load(Cuda::new(0, Dtype::F16, None).unwrap(), &files).unwrap();
+    let limits = EngineLimits {
+        max_total_tokens: 128,
+        prefill: PrefillLimits { alone: 64, beside: 64 },
+        cache: CacheSize::Share(0.5),
+        max_running: 4,
+        prefix_cache: true,
+    };
+    let (handle, inbox) = engine::handle();
+    std::thread::scope(|scope| {
+        let engine = scope.spawn(|| engine::run(model, limits, inbox));
+        let ask = || {
+            let (events, answers) = unbounded_channel();
+            let task = Task::new(vec![1, 2, 3], 4, SamplingParams::greedy());
+            (handle.submit(Request { task, events }), answers)
+        };
+        let last =
+            |mut answers: UnboundedReceiver<Event>| std::iter::from_fn(|| answers.blocking_recv()).last();
+        let (_, answers) = ask();
+        assert!(matches!(last(answers), Some(Event::Token(token)) if token.finish.is_some()));
+        let total = handle.stats.total_blocks.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(total, 4 * 128 / KV_BLOCK_ROWS, "what four sequences can use, not half a card");
+        lose_the_card();
+        assert!(model.backend().synchronize().is_err());
+        let (_, answers) = ask();
+        assert!(matches!(last(answers), Some(Event::Failed(_))), "who waits is told");
+        println!(
+            "the engine ended: {:?}",
+            engine.join().unwrap().map_err(|error| error.to_string()).unwrap_err()
+        );
+        assert!(!handle.stats.ready.load(std::sync::atomic::Ordering::Relaxed));
+        assert!(!ask().0, "and takes nothing more");
+    });
+    // Everything on the card is gone; freeing it would fail once more.
+    std::process::exit(0);
+}
+
+/// Runs a kernel that stops, in the context that every user of the card in this process shares.
+fn lose_the_card() {
+    use cudarc::driver::{CudaContext, LaunchConfig};
+    let ptx = cudarc::nvrtc::compile_ptx(r#"extern "C" __global__ void stop() { asm("trap;"); }"#).unwrap();
+    let stream = CudaContext::new(0).unwrap().default_stream();
+    let stop = stream.context().load_module(ptx).unwrap().load_function("stop").unwrap();
+    // SAFETY: the kernel has no parameters and touches no memory.
+    unsafe { stream.launch_builder(&stop).launch(LaunchConfig::for_num_elems(1)) }.unwrap();
+    assert!(stream.synchronize().is_err());
 }

@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 use crate::text_stream::TextStream;
 use crate::tokenizer_config::{self, TokenizerConfig};
 
+/// A normalizer may shorten a text, and an unknown token may stand for a whole word.
+const LEAST_LONGEST: usize = 64;
+
 /// A tokenizer; a clone shares its tables.
 #[derive(Clone)]
 pub struct Tokenizer {
@@ -21,6 +24,7 @@ pub struct Tokenizer {
 struct Shared {
     inner: tokenizers::Tokenizer,
     vocab_size: usize,
+    longest_token: usize,
     special: HashSet<u32>,
     bos_token: Option<String>,
     eos_token: Option<String>,
@@ -54,10 +58,14 @@ impl Tokenizer {
         inner.with_padding(None);
         let added = inner.get_added_tokens_decoder();
         let special = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
-        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let vocab = inner.get_vocab(true);
+        let vocab_size = vocab.values().max().map_or(0, |id| *id as usize + 1);
+        let longest_token = vocab.keys().map(String::len).max().unwrap_or(0).max(LEAST_LONGEST);
         let (bos_token, eos_token) =
             (config.bos_token().map(str::to_owned), config.eos_token().map(str::to_owned));
-        Ok(Self { shared: Arc::new(Shared { inner, vocab_size, special, bos_token, eos_token }) })
+        Ok(Self {
+            shared: Arc::new(Shared { inner, vocab_size, longest_token, special, bos_token, eos_token }),
+        })
     }
 
     /// Encodes the whole text in one call. `add_special` adds what the model expects around a text (such as
@@ -108,6 +116,11 @@ impl Tokenizer {
     /// The highest id plus one, added tokens included: an embedding needs at least this many rows.
     pub fn vocab_size(&self) -> usize {
         self.shared.vocab_size
+    }
+
+    /// Bytes of text that the longest token covers, or somewhat more: a byte may be spelled as two.
+    pub fn longest_token(&self) -> usize {
+        self.shared.longest_token
     }
 
     pub fn token_id(&self, token: &str) -> Option<u32> {

@@ -61,6 +61,16 @@ pub enum Error {
     #[error("{name}: expected {expected}, got {got}")]
     Parameter { name: &'static str, expected: &'static str, got: f32 },
 
+    #[error(
+        "KV cache: expected room for {tokens} tokens, got {fits} within {share} of {:.1} GB of memory; \
+         lower --max-total-tokens or --max-batch-prefill-tokens, or raise --cuda-memory-fraction",
+        *available as f64 / 1e9
+    )]
+    CacheRoom { tokens: usize, fits: usize, share: f64, available: usize },
+
+    #[error("prompt: expected token ids below {vocab}, got {id}")]
+    PromptId { id: u32, vocab: usize },
+
     #[error("evaluation: expected windows of one length, at least 2 tokens, got {windows} of {ctx}")]
     Windows { windows: usize, ctx: usize },
 

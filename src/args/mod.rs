@@ -15,7 +15,7 @@ pub use bench::{
     PrefillBenchArgs, QualityBenchArgs, QuantizeBenchArgs, ServeBenchArgs,
 };
 pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};
-pub use serve::{PREFILL_TOKENS, ServeArgs};
+pub use serve::{OpenRouteArg, ServeArgs};
 pub use values::{
     ComputeArg, DeviceArg, DeviceArgs, DtypeArg, FormatArg, JoinArg, KvCacheArgs, KvDtypeArg, MethodArg,
     SamplingArg,

@@ -6,9 +6,6 @@ use clap::{Args, ValueEnum};
 
 use super::{DeviceArgs, KvDtypeArg};
 
-/// Prompt tokens of one step, where nothing else is asked for.
-pub const PREFILL_TOKENS: usize = 512;
-
 /// Serve a model over HTTP: text-generation-inference's API and OpenAI's
 #[derive(Args)]
 #[command(after_help = "Examples:
@@ -22,6 +19,10 @@ pub struct ServeArgs {
     /// Branch of the hub id
     #[arg(long, env = "REVISION")]
     pub revision: Option<String>,
+
+    /// What clients are told is the model's name [default: the hub id, or the folder's name without its path]
+    #[arg(long, env = "SERVED_MODEL_NAME", value_name = "NAME")]
+    pub served_model_name: Option<String>,
 
     /// Address to listen on; 0.0.0.0 lets other machines in. Not read from HOSTNAME, which shells set
     #[arg(long, default_value = "127.0.0.1")]
@@ -51,13 +52,28 @@ pub struct ServeArgs {
     #[arg(long, env = "MAX_TOTAL_TOKENS")]
     pub max_total_tokens: Option<usize>,
 
-    /// Prompt tokens of one step
-    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", default_value_t = PREFILL_TOKENS)]
-    pub max_batch_prefill_tokens: usize,
+    /// Prompt tokens of one step [default: 4096 on a GPU, 512 on a CPU]
+    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS")]
+    pub max_batch_prefill_tokens: Option<usize>,
 
-    /// Tokens in the KV cache (default: four times --max-total-tokens)
+    /// Tokens of long prompts in a step in which other requests get their next token, which takes as much longer for
+    /// them; a prompt of no more tokens is not cut [default: 512 on a GPU, 128 on a CPU]
+    #[arg(long, env = "PREFILL_CHUNK_TOKENS")]
+    pub prefill_chunk_tokens: Option<usize>,
+
+    /// Tokens in the KV cache [default: what --cuda-memory-fraction leaves room for; four times --max-total-tokens on
+    /// a CPU]
     #[arg(long, env = "MAX_BATCH_TOTAL_TOKENS")]
     pub max_batch_total_tokens: Option<usize>,
+
+    /// Share of the GPU's free memory for weights, steps and KV cache together
+    #[arg(
+        long,
+        env = "CUDA_MEMORY_FRACTION",
+        default_value_t = 0.9,
+        conflicts_with = "max_batch_total_tokens"
+    )]
+    pub cuda_memory_fraction: f64,
 
     /// Type of keys and values in the KV cache
     #[arg(long, env = "KV_CACHE_DTYPE", value_enum, default_value_t = KvDtypeArg::Auto)]
@@ -95,9 +111,21 @@ pub struct ServeArgs {
     #[arg(long, env = "API_KEY_FILE", conflicts_with = "api_key")]
     pub api_key_file: Option<PathBuf>,
 
-    /// Site whose pages may ask; may be given several times (default: all)
-    #[arg(long, env = "CORS_ALLOW_ORIGIN", value_delimiter = ',')]
+    /// Routes that need no key: health, page (the chat page), docs, info, models and metrics, between commas, or none
+    #[arg(long, env = "OPEN_ROUTES", value_enum, value_delimiter = ',', value_name = "ROUTES",
+        default_values_t = [OpenRouteArg::Health, OpenRouteArg::Page, OpenRouteArg::Docs])]
+    pub open_routes: Vec<OpenRouteArg>,
+
+    /// Site whose pages may use the server beside its own, as https://app.example; may be given several times. * lets
+    /// pages of any site ask and read answers
+    #[arg(long, env = "CORS_ALLOW_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
     pub cors_allow_origin: Vec<String>,
+
+    /// Name that the server goes by beside those of this machine, as gptq.example or gptq.example:3000; may be given
+    /// several times. * for any [default: none on 127.0.0.1 and ::1, so that no other site's name leads here; any
+    /// elsewhere]
+    #[arg(long, env = "ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOST")]
+    pub allowed_hosts: Vec<String>,
 
     /// Bytes of a request's body
     #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000)]
@@ -118,4 +146,16 @@ pub struct ServeArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum QuantizeKind {
     Gptq,
+}
+
+/// A route that may be open without the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OpenRouteArg {
+    Health,
+    Page,
+    Docs,
+    Info,
+    Models,
+    Metrics,
+    None,
 }

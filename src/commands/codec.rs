@@ -36,11 +36,18 @@ impl TextCodec for Codec {
     fn spans(&self, text: &str, add_special: bool) -> Result<Vec<Span>, String> {
         let (ids, ranges) =
             self.tokenizer.encode_with_ranges(text, add_special).map_err(|error| error.to_string())?;
+        // The byte at which each character begins, and the end.
+        let starts: Vec<_> = text.char_indices().map(|(byte, _)| byte).chain([text.len()]).collect();
+        let byte = |character: usize| starts.get(character).copied().unwrap_or(text.len());
         let of = |(id, range): (u32, std::ops::Range<usize>)| {
-            let piece = text.chars().skip(range.start).take(range.len()).collect();
-            Span { id, text: piece, start: range.start, stop: range.end }
+            let piece = text.get(byte(range.start)..byte(range.end)).unwrap_or_default();
+            Span { id, text: piece.into(), start: range.start, stop: range.end }
         };
         Ok(ids.into_iter().zip(ranges).map(of).collect())
+    }
+
+    fn longest_token(&self) -> usize {
+        self.tokenizer.longest_token()
     }
 
     fn render(&self, request: &PromptRequest) -> Result<String, String> {

@@ -4,11 +4,13 @@ usage: page.py GPTQ MODEL PICTURES   (needs chromium and websocket-client; PICTU
 """
 
 import base64
+import http.server
 import json
 import pathlib
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -107,7 +109,7 @@ def parameters(page):
     plain = first_answer(page, "Who was the king?")
     stop = plain[len(plain) // 2 :][:3]
     assert first_answer(page, "Who was the king?", stop=f"never said\n{stop}\n") == plain[: plain.index(stop)]
-    words = page.run("fetch('/tokenize', {method: 'POST', body: JSON.stringify({inputs: ' city'})}).then(a => a.json())")
+    words = page.run("fetch('/tokenize', {method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify({inputs: ' city'})}).then(a => a.json())")
     wanted, text = words[-1]["id"], words[-1]["text"]
     for bias in (f"{wanted}: 100", f"1:-1,\n{wanted} : 1e2\n", json.dumps({wanted: 100})):
         answer = first_answer(page, "Who was the king?", stop="", logit_bias=bias, typical_p=0.5)
@@ -174,6 +176,42 @@ def fail(page, pictures):
     page.picture(pictures / "chat-errors.png")
 
 
+class Silent(http.server.BaseHTTPRequestHandler):
+    """Another site, with an empty page."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<title>elsewhere</title>")
+
+    def log_message(self, *_):
+        pass
+
+
+def foreign(page, url):
+    """A page of another site can neither have anything generated nor read an answer."""
+    def asked():
+        metrics = urllib.request.urlopen(url + "/metrics").read().decode()
+        return [line for line in metrics.splitlines() if line.startswith("tgi_request_count ")]
+
+    before, site = asked(), http.server.HTTPServer(("127.0.0.1", 0), Silent)
+    threading.Thread(target=site.serve_forever, daemon=True).start()
+    page.call("Page.navigate", url=f"http://127.0.0.1:{site.server_port}/")
+    page.until("document.title === 'elsewhere'")
+    body = json.dumps(json.dumps({"inputs": "a", "parameters": {"max_new_tokens": 1}}))
+    for kind in ("text/plain", "application/json"):
+        for mode in ("cors", "no-cors"):
+            sent = f"fetch('{url}/generate', {{method: 'POST', mode: '{mode}', headers: {{'Content-Type': '{kind}'}}, body: {body}}})"
+            outcome = page.run(f"{sent}.then(answer => answer.type + answer.status, error => 'kept')")
+            assert outcome in ("kept", "opaque0"), (kind, mode, outcome)
+    assert page.run(f"fetch('{url}/info').then(answer => answer.text(), error => 'kept')") == "kept"
+    framed = f"document.body.innerHTML = '<iframe src=\"{url}/\"></iframe>'; null"
+    page.run(framed)
+    assert asked() == before, "another site's page had something generated"
+    site.shutdown()
+
+
 def main():
     program, model, pictures = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
     pictures.mkdir(parents=True, exist_ok=True)
@@ -196,6 +234,8 @@ def main():
         assert not page.complaints(), page.complaints()
         fail(page, pictures)
         print("look and fail ok")
+        foreign(page, url)
+        print("foreign ok")
 
 
 if __name__ == "__main__":

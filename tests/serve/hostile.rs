@@ -48,19 +48,6 @@ fn bad_input_gets_the_right_status_and_the_server_lives() {
 }
 
 #[test]
-fn the_key_guards_what_computes() {
-    let server = Server::start("--api-key secret");
-    let body = json!({"inputs": "a", "parameters": {"max_new_tokens": 1}}).to_string();
-    let with = |header: &str| {
-        Answer::read(server.send(&format!("POST /generate HTTP/1.1{header}"), body.as_bytes())).status
-    };
-    assert_eq!(with(""), 401);
-    assert_eq!(with("\r\nauthorization: Bearer wrong"), 401);
-    assert_eq!(with("\r\nauthorization: Bearer secret"), 200);
-    assert_eq!(server.get("/health").status, 200);
-}
-
-#[test]
 fn heads_and_bodies_that_do_not_arrive_end_their_connection() {
     let server = Server::start("--read-timeout 1");
     let part = |bytes: &[u8]| {
@@ -69,9 +56,11 @@ fn heads_and_bodies_that_do_not_arrive_end_their_connection() {
         stream
     };
     let mut silent = part(b"");
-    let mut head = part(b"POST /generate HTTP/1.1\r\nhost: test\r\nx-slow: ");
-    let body =
-        part(b"POST /generate HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: 50\r\n\r\n{");
+    let mut head = part(b"POST /generate HTTP/1.1\r\nhost: localhost\r\nx-slow: ");
+    let body = part(
+        b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n\
+        content-length: 50\r\n\r\n{",
+    );
     let mut rest = Vec::new();
     for stream in [&mut silent, &mut head] {
         stream.read_to_end(&mut rest).unwrap();

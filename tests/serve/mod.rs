@@ -1,7 +1,10 @@
 //! The server as its clients meet it: the real program on a free port with the demo model.
 
 mod answers;
+mod bounds;
+mod ending;
 mod fields;
+mod guarded;
 mod hostile;
 mod load;
 
@@ -61,8 +64,10 @@ impl Server {
     /// The request as it goes over the wire, in a connection of its own.
     fn send(&self, head: &str, body: &[u8]) -> TcpStream {
         let mut stream = self.connect();
-        let head =
-            format!("{head}\r\nhost: test\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        let kind = if head.contains("content-type:") { "" } else { "content-type: application/json\r\n" };
+        let host = if head.contains("host:") { String::new() } else { format!("host: {}\r\n", self.address) };
+        let length = body.len();
+        let head = format!("{head}\r\n{host}{kind}connection: close\r\ncontent-length: {length}\r\n\r\n");
         stream.write_all(head.as_bytes()).unwrap();
         // A server that refuses early may close before it has read everything.
         let _ = stream.write_all(body);
@@ -87,9 +92,13 @@ impl Server {
         answer.json()
     }
 
-    /// SIGTERM, through the shell's own `kill`.
     fn terminate(&self) {
-        let kill = Command::new("sh").args(["-c", &format!("kill -TERM {}", self.child.id())]).status();
+        self.signal("TERM");
+    }
+
+    /// Through the shell's own `kill`.
+    fn signal(&self, name: &str) {
+        let kill = Command::new("sh").args(["-c", &format!("kill -{name} {}", self.child.id())]).status();
         assert!(kill.unwrap().success());
     }
 

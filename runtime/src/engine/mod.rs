@@ -2,6 +2,7 @@
 //! recomputing. Token ids in, token ids out: text is not known here.
 
 mod blocks;
+mod limits;
 mod runner;
 mod scheduler;
 mod sequence;
@@ -14,28 +15,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use gptq_kernels::{Backend, KV_BLOCK_ROWS};
 
+use crate::Result;
 use crate::model::Model;
 use crate::sampling::{SamplingParams, TokenProbability};
-use crate::{Error, Result};
+use limits::CacheMemory;
+pub use limits::{CacheSize, EngineLimits, PrefillLimits};
 use runner::{Found, Runner};
 use scheduler::Scheduler;
 use sequence::Sequence;
 pub use sequence::{Event, PromptToken, Request, Task, Token};
-
-/// What the engine may take.
-#[derive(Clone, Copy, Debug)]
-pub struct EngineLimits {
-    /// Prompt and new tokens of one sequence.
-    pub max_total_tokens: usize,
-    /// Prompt tokens of one step.
-    pub max_batch_prefill_tokens: usize,
-    /// Tokens of all sequences in the KV cache.
-    pub max_batch_total_tokens: usize,
-    /// Sequences of one step.
-    pub max_running: usize,
-    /// A beginning that was computed for one sequence serves the others.
-    pub prefix_cache: bool,
-}
 
 /// The way to an engine; it ends when it is told to, or when every handle is gone.
 #[derive(Clone)]
@@ -88,36 +76,45 @@ impl EngineHandle {
 }
 
 /// Serves requests until it is told to stop.
+///
+/// # Errors
+/// What keeps it from beginning; later, a device that is lost. Then everybody who waits has been told.
 pub fn run<B: Backend>(model: &Model<B>, limits: EngineLimits, inbox: Inbox) -> Result<()> {
-    let blocks = limits.max_batch_total_tokens / KV_BLOCK_ROWS;
-    if blocks < limits.max_total_tokens.div_ceil(KV_BLOCK_ROWS) {
-        return Err(Error::Parameter {
-            name: "max_batch_total_tokens",
-            expected: "at least max_total_tokens, rounded up to 16",
-            got: limits.max_batch_total_tokens as f32,
-        });
-    }
-    let mut engine = Engine::new(Runner::new(model, blocks)?, limits, blocks);
-    engine.warm_up()?;
+    let mut engine = started(model, limits)?;
     // The first client finds counters at zero and nothing in the cache.
+    let blocks = engine.blocks;
     (engine.scheduler, engine.stats) = (limits.scheduler(blocks), inbox.stats);
     engine.stats.total_blocks.store(blocks, Relaxed);
     engine.stats.ready.store(true, Relaxed);
-    engine.serve(&inbox.requests);
-    Ok(())
+    let tokens = blocks * KV_BLOCK_ROWS;
+    tracing::info!(tokens, full_sequences = tokens / limits.max_total_tokens.max(1), "KV cache");
+    engine.serve(&inbox.requests)
 }
 
-impl EngineLimits {
-    fn scheduler(&self, blocks: usize) -> Scheduler {
-        let (prefill, max_running) = (self.max_batch_prefill_tokens.max(1), self.max_running.max(1));
-        Scheduler::new(blocks, prefill, max_running, self.prefix_cache)
+/// An engine that has run its largest step, with a cache of its final size.
+fn started<B: Backend>(model: &Model<B>, limits: EngineLimits) -> Result<Engine<'_, B>> {
+    let blocks = limits.first_blocks(model)?;
+    let mut memory = CacheMemory::before(model.backend(), blocks)?;
+    let mut engine = Engine::new(Runner::new(model, blocks)?, limits, blocks);
+    if let Some(memory) = &mut memory {
+        memory.made(model.backend())?;
     }
+    engine.warm_up()?;
+    let (CacheSize::Share(share), Some(memory)) = (limits.cache, memory) else { return Ok(engine) };
+    let blocks = memory.blocks(model.backend(), share, &limits)?;
+    // Its cache makes room for the next one.
+    drop(engine);
+    let mut engine = Engine::new(Runner::new(model, blocks)?, limits, blocks);
+    engine.warm_up()?;
+    Ok(engine)
 }
 
 struct Engine<'a, B: Backend> {
     runner: Runner<'a, B>,
     scheduler: Scheduler,
     limits: EngineLimits,
+    /// Of the cache.
+    blocks: usize,
     stats: Arc<EngineStats>,
     /// Requests so far.
     serial: u64,
@@ -140,25 +137,28 @@ impl<'a, B: Backend> Engine<'a, B> {
     fn new(runner: Runner<'a, B>, limits: EngineLimits, blocks: usize) -> Self {
         let looks_ahead = runner.device().works_aside();
         let (scheduler, stats) = (limits.scheduler(blocks), Arc::default());
-        Self { runner, scheduler, limits, stats, serial: 0, looks_ahead, ahead: None }
+        Self { runner, scheduler, limits, blocks, stats, serial: 0, looks_ahead, ahead: None }
     }
 
-    fn serve(&mut self, requests: &Receiver<Option<Request>>) {
+    fn serve(&mut self, requests: &Receiver<Option<Request>>) -> Result<()> {
         loop {
             if self.scheduler.is_idle() {
                 self.report();
                 match requests.recv() {
                     Ok(Some(request)) => self.accept(request),
-                    Ok(None) | Err(_) => return,
+                    Ok(None) | Err(_) => return Ok(()),
                 }
             }
             while let Ok(message) = requests.try_recv() {
                 match message {
                     Some(request) => self.accept(request),
-                    None => return,
+                    None => return Ok(()),
                 }
             }
-            self.step();
+            if let Err(lost) = self.step() {
+                self.give_up(&lost.to_string(), requests);
+                return Err(lost);
+            }
         }
     }
 
@@ -166,17 +166,21 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// own it is the largest prefill: kernels are compiled, and memory is seen to suffice. A processor would take
     /// minutes for it and learn nothing.
     fn warm_up(&mut self) -> Result<()> {
-        let total = self.limits.max_total_tokens;
         let largest = match self.runner.device().memory()? {
-            Some(_) => self.limits.max_batch_prefill_tokens,
-            None => self.limits.max_batch_prefill_tokens.min(KV_BLOCK_ROWS),
+            Some(_) => self.limits.prefill.alone,
+            None => self.limits.prefill.alone.min(KV_BLOCK_ROWS),
         };
-        let prompt = largest.min(total.saturating_sub(2)).max(1);
-        let new_tokens = total.saturating_sub(prompt).clamp(1, 2);
-        let task = Task::new(vec![0; prompt], new_tokens, SamplingParams::greedy());
+        let (count, prompt) = self.limits.largest_prompts(largest);
+        let new_tokens = self.limits.max_total_tokens.saturating_sub(prompt).clamp(1, 2);
         // Failures come back as values; nobody needs the events, but their receiver must live.
         let (events, _listening) = tokio::sync::mpsc::unbounded_channel();
-        self.accept(Request { task, events });
+        for first in 0..count as u32 {
+            // Prompts that begin alike would be computed once.
+            let mut ids = vec![0; prompt];
+            ids[0] = first % self.runner.vocab().max(1) as u32;
+            let task = Task::new(ids, new_tokens, SamplingParams::greedy());
+            self.accept(Request { task, events: events.clone() });
+        }
         while !self.scheduler.is_idle() {
             self.try_step()?;
         }
@@ -196,14 +200,29 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
     }
 
-    /// A step that failed ends everything that was running: the cache can no longer be trusted.
-    fn step(&mut self) {
-        let Err(error) = self.try_step() else { return };
+    /// A step that failed ends everything that was running: the cache can no longer be trusted. An error where the device
+    /// is lost, and with it every step to come.
+    fn step(&mut self) -> Result<()> {
+        let Err(error) = self.try_step() else { return Ok(()) };
+        tracing::error!(%error, running = self.scheduler.running.len(), "a step failed");
         let message = error.to_string();
         self.ahead = None;
         self.scheduler.running.iter().for_each(|sequence| sequence.fail(&message));
         self.scheduler.remove(&vec![true; self.scheduler.running.len()]);
         self.scheduler.blocks.forget_all();
+        // What breaks a device for good is reported by everything that is asked of it later, waiting included.
+        Ok(self.runner.device().synchronize()?)
+    }
+
+    /// Tells everybody who waits that nothing will come.
+    fn give_up(&mut self, message: &str, requests: &Receiver<Option<Request>>) {
+        self.stats.ready.store(false, Relaxed);
+        self.scheduler.waiting.drain(..).for_each(|sequence| sequence.fail(message));
+        for request in requests.try_iter().flatten() {
+            // Nobody listens when the client has gone.
+            let _ = request.events.send(Event::Failed(message.into()));
+        }
+        self.report();
     }
 
     /// Asks for a step, where none is on its way, and for the one after it where that is possible already; then takes the
@@ -248,8 +267,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(Some(Asked { serials, chosen: self.runner.sample(&scores, &draws)?, tops }))
     }
 
-    /// The step after one whose tokens are being chosen. What it finds for a sequence that turns out to have ended is
-    /// nobody's, and its keys lie in blocks that whoever gets them next writes anew.
+    /// The step after one whose tokens are being chosen. Results of sequences that turn out to have ended are discarded,
+    /// and their keys lie in blocks that the next holder overwrites.
     fn ask_ahead(&mut self, asked: &Asked<B>) -> Result<Option<Asked<B>>> {
         let Some(batch) = self.scheduler.ahead(&asked.serials) else { return Ok(None) };
         let scores = self.runner.step_ahead(&asked.chosen, &batch)?;

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use gptq_kernels::{Batch, KV_BLOCK_ROWS, SequenceRows};
 
 use super::blocks::Blocks;
+use super::limits::PrefillLimits;
 use super::runner::Continued;
 use super::sequence::Sequence;
 
@@ -13,8 +14,7 @@ pub(super) struct Scheduler {
     pub waiting: VecDeque<Sequence>,
     pub running: Vec<Sequence>,
     pub blocks: Blocks,
-    /// Prompt tokens of one step.
-    prefill: usize,
+    prefill: PrefillLimits,
     max_running: usize,
     prefix_cache: bool,
 }
@@ -36,7 +36,7 @@ pub(super) struct Step {
 }
 
 impl Scheduler {
-    pub fn new(blocks: usize, prefill: usize, max_running: usize, prefix_cache: bool) -> Self {
+    pub fn new(blocks: usize, prefill: PrefillLimits, max_running: usize, prefix_cache: bool) -> Self {
         let (waiting, running) = (VecDeque::new(), Vec::new());
         Self { waiting, running, blocks: Blocks::new(blocks), prefill, max_running, prefix_cache }
     }
@@ -76,26 +76,26 @@ impl Scheduler {
     /// The next step: one row for each sequence that decodes, and prompt chunks as far as the budget goes.
     pub fn next(&mut self) -> Step {
         let mut step = Step::default();
-        let mut budget = self.prefill;
+        let mut budget = self.budget();
         let mut i = 0;
         while i < self.running.len() {
-            let rows = self.rows(&self.running[i], budget);
+            let rows = budget.rows(self.running[i].pending());
             if rows > 0 && !self.make_room(i, rows, &mut step) {
                 break;
             }
-            budget -= if self.running[i].pending() > 1 { rows } else { 0 };
+            budget.take(self.running[i].pending(), rows);
             step.push(&mut self.running[i], i, rows);
             i += 1;
         }
-        while self.running.len() < self.max_running && budget > 0 {
+        while self.running.len() < self.max_running && budget.all > 0 {
             let Some(mut sequence) = self.waiting.pop_front() else { break };
             if !self.admit(&mut sequence) {
                 self.waiting.push_front(sequence);
                 break;
             }
             step.cached += sequence.context;
-            let rows = sequence.pending().min(budget);
-            budget -= rows;
+            let rows = budget.rows(sequence.pending());
+            budget.take(sequence.pending(), rows);
             step.push(&mut sequence, self.running.len(), rows);
             self.running.push(sequence);
         }
@@ -124,11 +124,11 @@ impl Scheduler {
         Some(Batch { sequences: self.running.iter_mut().map(rows).collect() })
     }
 
-    fn rows(&self, sequence: &Sequence, budget: usize) -> usize {
-        match sequence.pending() {
-            1 => 1,
-            pending => pending.min(budget),
-        }
+    fn budget(&self) -> Budget {
+        let PrefillLimits { alone, beside } = self.prefill;
+        let decodes = self.running.iter().any(|sequence| sequence.pending() == 1);
+        let (long, chunks) = if decodes { (beside, beside) } else { (usize::MAX, alone) };
+        Budget { all: alone, long, chunks }
     }
 
     /// Gives a newcomer blocks for all it has, what is cached among them. Whoever runs keeps room for one more
@@ -166,6 +166,31 @@ impl Scheduler {
             }
         }
         true
+    }
+}
+
+/// Prompt tokens that a step may still take.
+struct Budget {
+    all: usize,
+    /// A prompt with more tokens to compute is a long one,
+    long: usize,
+    /// and all long ones together take so many.
+    chunks: usize,
+}
+
+impl Budget {
+    /// Rows of a sequence with so many tokens to compute. A single one is its next token, and free.
+    fn rows(&self, pending: usize) -> usize {
+        match pending {
+            1 => 1,
+            short if short <= self.long => short.min(self.all),
+            long => long.min(self.chunks).min(self.all),
+        }
+    }
+
+    fn take(&mut self, pending: usize, rows: usize) {
+        self.all -= if pending > 1 { rows } else { 0 };
+        self.chunks -= if pending > self.long { rows } else { 0 };
     }
 }
 

@@ -140,6 +140,9 @@ impl Sequence {
         if task.prompt.is_empty() || !wanted || tokens > limit {
             return Err(Error::Prompt { tokens, limit });
         }
+        if let Some(id) = task.prompt.iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::PromptId { id: *id, vocab });
+        }
         let (name, expected) = ("alternatives of a token", "at most 64");
         if task.top_n > MOST_CANDIDATES {
             return Err(Error::Parameter { name, expected, got: task.top_n as f32 });

@@ -32,8 +32,8 @@ pub fn model(folder: &Path) -> Model<Cpu> {
 fn engine(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<'_, Cpu> {
     let limits = EngineLimits {
         max_total_tokens: 128,
-        max_batch_prefill_tokens: 32,
-        max_batch_total_tokens,
+        prefill: PrefillLimits { alone: 32, beside: 32 },
+        cache: CacheSize::Tokens(max_batch_total_tokens),
         max_running: 16,
         prefix_cache: true,
     };
@@ -180,7 +180,7 @@ fn a_prompt_that_gives_up_its_blocks_half_read_has_every_probability_once() {
     let model = model(folder.path());
     let mut engine = engine(&model, 128);
     // The second prompt takes 32 steps; after 18 the answer before it needs the fifth of eight blocks.
-    engine.limits.max_batch_prefill_tokens = 2;
+    engine.limits.prefill = PrefillLimits { alone: 2, beside: 2 };
     engine.scheduler = engine.limits.scheduler(128 / KV_BLOCK_ROWS);
     let _older = ask(&mut engine, &[7; 47]);
     let prompt: Vec<u32> = (0..64).map(|i| i * 5 % 96).collect();
@@ -390,4 +390,76 @@ fn clients_come_and_go_while_a_step_is_on_its_way() {
     let _events = ask(&mut engine, &long);
     finish(&mut engine);
     assert_eq!(engine.stats.cached_tokens.load(Relaxed) - before, 64);
+}
+
+#[test]
+fn a_request_that_cannot_be_computed_fails_alone() {
+    let folder = folder();
+    let model = model(folder.path());
+    let mut engine = engine(&model, 1024);
+    let sound = ask(&mut engine, &prompts()[0]);
+    let mut beyond = ask(&mut engine, &[1, 96]);
+    finish(&mut engine);
+    assert_eq!(beyond.try_recv(), Ok(Event::Failed("prompt: expected token ids below 96, got 96".into())));
+    assert_eq!(tokens(sound), alone(&model)[0]);
+}
+
+#[test]
+fn a_lost_device_is_told_to_everybody_who_waits() {
+    let folder = folder();
+    let model = model(folder.path());
+    let mut engine = Engine {
+        limits: EngineLimits { max_running: 1, ..engine(&model, 1024).limits },
+        ..engine(&model, 1024)
+    };
+    let mut waits = ask(&mut engine, &prompts()[0]);
+    let (handle, inbox) = handle();
+    let (events, mut queued) = unbounded_channel();
+    let task = Task::new(prompts()[1].clone(), 1, SamplingParams::greedy());
+    assert!(handle.submit(Request { task, events }));
+    engine.stats.ready.store(true, Relaxed);
+    engine.give_up("lost", &inbox.requests);
+    assert!(!engine.stats.ready.load(Relaxed), "unhealthy from now on");
+    for events in [&mut waits, &mut queued] {
+        assert_eq!(events.try_recv(), Ok(Event::Failed("lost".into())));
+    }
+}
+
+#[test]
+fn short_prompts_that_come_together_are_computed_together() {
+    let folder = folder();
+    let model = model(folder.path());
+    let mut engine = engine(&model, 1024);
+    engine.scheduler = Scheduler::new(64, PrefillLimits { alone: 40, beside: 8 }, 16, false);
+    let _runs = ask(&mut engine, &[1, 2, 3]);
+    engine.try_step().unwrap();
+    let _long = ask(&mut engine, &prompts()[0][..30]);
+    let _short: Vec<_> = (0..4).map(|i| ask(&mut engine, &[i; 8])).collect();
+    let step = engine.scheduler.next();
+    let rows: Vec<_> = step.batch.sequences.iter().map(|sequence| sequence.rows).collect();
+    assert_eq!(rows, [1, 8, 8, 8, 8, 8], "one decodes, a part of the long one, all of the short ones");
+}
+
+#[test]
+fn a_long_prompt_holds_up_a_running_answer_by_its_share_only() {
+    let folder = folder();
+    let model = model(folder.path());
+    let mut engine = engine(&model, 1024);
+    engine.scheduler = Scheduler::new(64, PrefillLimits { alone: 40, beside: 8 }, 16, false);
+    let short = ask(&mut engine, &[1, 2, 3]);
+    engine.try_step().unwrap();
+    let long = ask(&mut engine, &prompts()[0][..40]);
+    let steps = |engine: &Engine<'_, Cpu>| engine.stats.steps.load(Relaxed);
+    let (before, tokens_before) = (steps(&engine), engine.stats.tokens.load(Relaxed));
+    while engine.scheduler.running.len() < 2 || engine.scheduler.running[1].pending() > 1 {
+        engine.try_step().unwrap();
+    }
+    assert_eq!(steps(&engine) - before, 5, "40 tokens, 8 a step");
+    assert_eq!(
+        engine.stats.tokens.load(Relaxed) - tokens_before,
+        6,
+        "one a step, and the first of the long one"
+    );
+    finish(&mut engine);
+    assert_eq!([tokens(short).len(), tokens(long).len()], [NEW_TOKENS; 2]);
 }

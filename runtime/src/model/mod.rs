@@ -66,6 +66,15 @@ impl<B: Backend> Model<B> {
         for (one, next) in projections.iter().zip(projections.iter().cycle().skip(1)) {
             one.read_next(&backend, next);
         }
+        let slow = projections.iter().filter(|projection| projection.is_dequantized(&backend)).count();
+        if slow > 0 {
+            tracing::warn!(
+                matrices = slow,
+                of = projections.len(),
+                "dequantized for every product, which is slow: the fast kernels take 4 and 8 bits in f16 or bf16, with \
+                 scales that f16 holds"
+            );
+        }
         let head = (!config.tie_word_embeddings).then(|| matrix(&backend, files, "lm_head.weight"));
         Ok(Self {
             embedding: embedding(&backend, files)?,
@@ -152,6 +161,11 @@ impl<B: Backend> Model<B> {
             None => None,
         };
         decoder.plain = !decoder.recorded.contains_key(&ids.len());
+        if decoder.plain && self.backend.works_aside() {
+            tracing::warn!(
+                "decoding steps could not be recorded: every kernel is launched by itself, which is slower"
+            );
+        }
         let logits = match replay(decoder)? {
             Some(logits) => logits,
             None => step()?,

@@ -124,6 +124,17 @@ impl<B: Backend> Projection<B> {
         }
     }
 
+    /// Whether products with it dequantize a weight first.
+    pub fn is_dequantized(&self, backend: &B) -> bool {
+        match self {
+            Self::Dense(_) => false,
+            Self::Quantized(weight) => backend.is_dequantized(weight),
+            Self::Parts(parts) => parts
+                .iter()
+                .any(|part| matches!(part, Part::Quantized(weight) if backend.is_dequantized(weight))),
+        }
+    }
+
     /// `next` will be read after this one.
     pub fn read_next(&self, backend: &B, next: &Self) {
         if let (Self::Quantized(weight), Self::Quantized(next)) = (self, next) {

@@ -55,6 +55,15 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
     }
 
+    pub fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", message)
+    }
+
+    pub fn content_type(got: &str) -> Self {
+        let message = format!("expected the content type application/json, got {}", got.escape_debug());
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "validation", message)
+    }
+
     pub fn too_large(limit: usize) -> Self {
         let message = format!("expected a body of at most {limit} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "validation", message)

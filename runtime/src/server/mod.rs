@@ -1,16 +1,22 @@
 //! The HTTP server: TGI's and OpenAI's routes over the engine. The only place that listens.
 
 mod access;
+mod body;
 mod connections;
 mod error;
 mod fields;
+mod gate;
 mod generation;
 mod metrics;
 mod openai;
+mod page;
 mod parameters;
 mod routes;
 pub mod text;
 mod tgi;
+mod workers;
+
+pub use gate::{Gate, OpenRoute, Origins};
 
 use std::future::Future;
 use std::ops::Deref;
@@ -19,26 +25,31 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::http::{HeaderValue, Method};
+use axum::http::Method;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::Stream;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::block_in_place;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use crate::engine::EngineHandle;
 use crate::generation_config::GenerationConfig;
 use access::Access;
+use body::Bodies;
 use error::ApiError;
 use generation::Plan;
 use metrics::Metrics;
-use text::TextCodec;
+use text::{Span, TextCodec};
+use workers::Workers;
 
-/// Bytes that a tokenizer reads in a few milliseconds.
-const LONG_TEXT: usize = 16 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// A text of so many tokens can be tokenized, also where prompts must be shorter.
+const LEAST_TOKENIZED: usize = 65_536;
+/// And of so many bytes for each: a token with its place in the text takes some 200 bytes of memory, and a text may have
+/// as many as it has bytes.
+const TOKENIZED_BYTES: usize = 8;
 
 /// What clients may ask for.
 #[derive(Clone, Debug)]
@@ -73,9 +84,7 @@ pub struct ServerConfig {
     /// What counts where a request says nothing.
     pub defaults: GenerationConfig,
     pub vocab_size: usize,
-    pub api_key: Option<String>,
-    /// Origins of other sites' pages; none given allows every one.
-    pub cors_allow_origin: Vec<HeaderValue>,
+    pub gate: Gate,
     pub text: Arc<dyn TextCodec>,
     pub engine: EngineHandle,
 }
@@ -83,6 +92,8 @@ pub struct ServerConfig {
 struct App {
     config: ServerConfig,
     places: Arc<Semaphore>,
+    bodies: Bodies,
+    workers: Arc<Workers>,
     metrics: Metrics,
     created: u64,
 }
@@ -113,22 +124,28 @@ impl Deref for Call {
     }
 }
 
-/// Serves until `stop` is done, then lets running answers end, for at most 88 seconds. The runtime must have several
-/// threads.
+/// Serves until `stop` is done, then lets running answers end, for at most 88 seconds. What still works on texts then
+/// goes on in the runtime's blocking threads: shut that down in the background.
 pub async fn serve(
     listener: TcpListener,
     config: ServerConfig,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let (engine, read_timeout) = (config.engine.clone(), config.limits.read_timeout);
-    let cors = cors(&config.cors_allow_origin);
+    let cors = cors(&config.gate.origins);
     let app = Arc::new(App {
         places: Arc::new(Semaphore::new(config.limits.max_concurrent_requests)),
+        bodies: Bodies::new(config.limits.payload_limit, read_timeout),
+        workers: Arc::default(),
         metrics: Metrics::new(&config.limits).map_err(std::io::Error::other)?,
         created: unix_time(),
         config,
     });
-    let router = Router::new().fallback(routes::answer).layer(cors).with_state(app);
+    let router = Router::new().fallback(routes::answer).with_state(app);
+    let router = match cors {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
     connections::run(listener, router, read_timeout, stop, || engine.stop()).await;
     engine.stop();
     Ok(())
@@ -143,8 +160,36 @@ impl App {
         self.places.clone().try_acquire_owned().map_err(|_| ApiError::overloaded())
     }
 
+    /// Ids of a prompt. One that is too long whatever its tokens are is refused unread.
     fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, ApiError> {
-        beside(text.len(), || self.text.encode(text, add_special)).map_err(ApiError::validation)
+        let tokens = self.limits.max_input_tokens;
+        check_length(text, tokens, self.most_bytes(tokens))?;
+        self.text.encode(text, add_special).map_err(ApiError::validation)
+    }
+
+    /// Ids of a prompt of which only the last `keep` will count; what cannot be among them is not read.
+    fn encode_end(&self, text: &str, add_special: bool, keep: usize) -> Result<Vec<u32>, ApiError> {
+        let most = self.most_bytes(keep.min(self.limits.max_input_tokens));
+        let start = text.ceil_char_boundary(text.len().saturating_sub(most));
+        self.text.encode(&text[start..], add_special).map_err(ApiError::validation)
+    }
+
+    /// Tokens and their places in a text that is not generated from.
+    fn spans(&self, text: &str, add_special: bool) -> Result<Vec<Span>, ApiError> {
+        let limit = self.limits.max_total_tokens.max(LEAST_TOKENIZED);
+        check_length(text, limit, limit.saturating_mul(TOKENIZED_BYTES))?;
+        let spans = self.text.spans(text, add_special).map_err(ApiError::validation)?;
+        match spans.len() {
+            tokens if tokens > limit => {
+                Err(ApiError::validation(format!("inputs: expected at most {limit} tokens, got {tokens}")))
+            }
+            _ => Ok(spans),
+        }
+    }
+
+    /// No text of so many tokens is longer.
+    fn most_bytes(&self, tokens: usize) -> usize {
+        tokens.saturating_mul(self.text.longest_token())
     }
 
     /// Room for new tokens after a prompt; what is not asked for is what the limits leave.
@@ -175,10 +220,14 @@ impl App {
     }
 }
 
-/// Reads a text of so many bytes. A long one takes a while, in which the other requests of this thread go on
-/// elsewhere.
-fn beside<T>(bytes: usize, read: impl FnOnce() -> T) -> T {
-    if bytes > LONG_TEXT { block_in_place(read) } else { read() }
+/// Refuses a text by its bytes alone.
+fn check_length(text: &str, tokens: usize, most: usize) -> Result<(), ApiError> {
+    match text.len() {
+        bytes if bytes > most => Err(ApiError::validation(format!(
+            "inputs: expected at most {tokens} tokens in at most {most} bytes, got {bytes} bytes"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Server-sent events that no proxy holds back.
@@ -190,13 +239,15 @@ where
     ([("x-accel-buffering", "no")], body).into_response()
 }
 
-fn cors(origins: &[HeaderValue]) -> CorsLayer {
+/// Nothing where only the server's own page may ask: browsers then keep its answers from all others.
+fn cors(origins: &Origins) -> Option<CorsLayer> {
     let layer = CorsLayer::new().allow_methods([Method::GET, Method::POST]).expose_headers(Any);
     // Mirrored, because a `*` does not cover `Authorization`.
     let layer = layer.allow_headers(tower_http::cors::AllowHeaders::mirror_request());
     match origins {
-        [] => layer.allow_origin(Any),
-        origins => layer.allow_origin(AllowOrigin::list(origins.iter().cloned())),
+        Origins::None => None,
+        Origins::Any => Some(layer.allow_origin(Any)),
+        Origins::Listed(origins) => Some(layer.allow_origin(AllowOrigin::list(origins.iter().cloned()))),
     }
 }
 

@@ -1,23 +1,19 @@
 //! From a request to the function that answers it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, header};
-use axum::response::{Html, IntoResponse, Response};
-use futures_util::StreamExt;
+use axum::http::{HeaderMap, Method, header};
+use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::access::{Access, REQUEST_ID};
+use super::body::Bytes;
 use super::error::{ApiError, Dialect};
-use super::{App, Call, beside, fields, openai, tgi};
-
-/// A body above the limit is read on up to here, so that its sender hears the refusal.
-const LARGEST_REFUSED: usize = 64 << 20;
+use super::gate::OpenRoute;
+use super::{App, Call, fields, openai, page, tgi};
 
 const POST_ROUTES: [&str; 7] = [
     "/",
@@ -28,7 +24,6 @@ const POST_ROUTES: [&str; 7] = [
     "/v1/chat/completions",
     "/v1/completions",
 ];
-const GET_ROUTES: [&str; 5] = ["/health", "/info", "/v1/models", "/metrics", "/docs"];
 
 /// Every request comes through here: one id, one line in the log, one shape of errors.
 pub async fn answer(State(app): State<Arc<App>>, request: Request) -> Response {
@@ -52,36 +47,88 @@ pub async fn answer(State(app): State<Arc<App>>, request: Request) -> Response {
 }
 
 async fn route(call: &mut Call, method: &Method, path: &str, request: Request) -> Result<Response, ApiError> {
-    match (method.as_str(), path) {
-        ("GET" | "HEAD", "/") if wants_html(request.headers()) => {
-            Ok(Html(include_str!("chat.html")).into_response())
+    call.gate.admit(method, request.uri(), request.headers())?;
+    let open = open_route(path, request.headers());
+    match method.as_str() {
+        "GET" | "HEAD" if open.is_some() => {
+            call.gate.authorize(open, request.headers())?;
+            get(call, path, open)
         }
-        ("GET" | "HEAD", "/" | "/health") => call.healthy().map(|()| ().into_response()),
-        ("GET", "/info") => Ok(Json(info(call)).into_response()),
-        ("GET", "/v1/models") => Ok(Json(models(call)).into_response()),
-        ("GET", "/metrics") => metrics(call),
-        ("GET", "/docs") => {
-            Ok(([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response())
-        }
-        ("POST", route) if POST_ROUTES.contains(&route) => {
-            authorize(call.api_key.as_deref(), request.headers())?;
-            let limits = &call.limits;
-            let body = read_body(request.into_body(), limits.payload_limit, limits.read_timeout).await?;
+        "POST" if POST_ROUTES.contains(&path) => {
+            call.gate.authorize(None, request.headers())?;
+            let body = call.bodies.read(request.into_body()).await?;
             call.healthy()?;
             // Before anything is done with the body: reading a long text is work too.
             call._place = Some(Arc::new(call.take_place()?));
-            match route {
-                "/tokenize" => beside(body.len(), || tgi::tokenize(call, &body)),
-                "/chat_tokenize" => beside(body.len(), || openai::chat_tokenize(call, &body)),
-                "/v1/chat/completions" => openai::chat(call, &body).await,
-                "/v1/completions" => openai::completions(call, &body).await,
-                _ => tgi::generate(call, &body, route).await,
-            }
+            post(call, path, body).await
         }
-        (_, known) if POST_ROUTES.contains(&known) || GET_ROUTES.contains(&known) => {
+        _ if open.is_some() || POST_ROUTES.contains(&path) => {
             Err(ApiError::method(&format!("{method} {path}")))
         }
         _ => Err(ApiError::not_found(path)),
+    }
+}
+
+/// What a path is for who only reads; `None` where there is nothing to read.
+fn open_route(path: &str, headers: &HeaderMap) -> Option<OpenRoute> {
+    Some(match path {
+        "/" if wants_html(headers) => OpenRoute::Page,
+        "/chat.css" | "/chat.js" => OpenRoute::Page,
+        "/" | "/health" => OpenRoute::Health,
+        "/docs" => OpenRoute::Docs,
+        "/info" => OpenRoute::Info,
+        "/v1/models" => OpenRoute::Models,
+        "/metrics" => OpenRoute::Metrics,
+        _ => return None,
+    })
+}
+
+fn get(call: &Call, path: &str, route: Option<OpenRoute>) -> Result<Response, ApiError> {
+    match route {
+        Some(OpenRoute::Page) => page::file(path).ok_or_else(|| ApiError::not_found(path)),
+        Some(OpenRoute::Health) => call.healthy().map(|()| ().into_response()),
+        Some(OpenRoute::Docs) => {
+            Ok(([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response())
+        }
+        Some(OpenRoute::Info) => Ok(Json(info(call)).into_response()),
+        Some(OpenRoute::Models) => Ok(Json(models(call)).into_response()),
+        Some(OpenRoute::Metrics) => metrics(call),
+        None => Err(ApiError::not_found(path)),
+    }
+}
+
+async fn post(call: &Call, route: &str, body: Bytes) -> Result<Response, ApiError> {
+    match route {
+        "/tokenize" => call.aside(body, tgi::tokenize).await,
+        "/chat_tokenize" => call.aside(body, openai::chat_tokenize).await,
+        "/v1/chat/completions" => {
+            let asked = call.aside(body, openai::chat).await?;
+            openai::respond(call, asked).await
+        }
+        "/v1/completions" => {
+            let asked = call.aside(body, openai::completions).await?;
+            openai::respond(call, asked).await
+        }
+        "/generate_stream" => {
+            let asked = call.aside(body, tgi::read).await?;
+            tgi::stream(call, asked)
+        }
+        _ => {
+            let asked = call.aside(body, tgi::read).await?;
+            tgi::respond(call, asked, route == "/").await
+        }
+    }
+}
+
+impl Call {
+    /// Reads a body beside the connections, when its turn comes.
+    async fn aside<T: Send + 'static>(
+        &self,
+        body: Bytes,
+        read: fn(&Call, &[u8]) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        let call = self.clone();
+        self.workers.run(body.len(), move || read(&call, &body)).await
     }
 }
 
@@ -111,57 +158,8 @@ fn metrics(app: &App) -> Result<Response, ApiError> {
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }
 
-/// The time a comparison takes says nothing about the key.
-fn authorize(key: Option<&str>, headers: &HeaderMap) -> Result<(), ApiError> {
-    let Some(key) = key else { return Ok(()) };
-    let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
-    let Some(given) = given.and_then(|given| given.strip_prefix(b"Bearer ")) else {
-        return Err(ApiError::unauthorized());
-    };
-    let different = (0..key.len().max(given.len())).fold(key.len() ^ given.len(), |different, i| {
-        let of = |bytes: &[u8]| usize::from(bytes.get(i).copied().unwrap_or(0));
-        different | (of(key.as_bytes()) ^ of(given))
-    });
-    if std::hint::black_box(different) == 0 { Ok(()) } else { Err(ApiError::unauthorized()) }
-}
-
-async fn read_body(body: Body, limit: usize, timeout: Duration) -> Result<Vec<u8>, ApiError> {
-    let read = async {
-        let (mut stream, mut bytes, mut length) = (body.into_data_stream(), Vec::new(), 0usize);
-        while let Some(piece) = stream.next().await {
-            let piece = piece.map_err(|cause| ApiError::validation(format!("body: {cause}")))?;
-            length = length.saturating_add(piece.len());
-            if length <= limit {
-                bytes.extend_from_slice(&piece);
-            } else if length > LARGEST_REFUSED {
-                break;
-            }
-        }
-        if length <= limit { Ok(bytes) } else { Err(ApiError::too_large(limit)) }
-    };
-    tokio::time::timeout(timeout, read).await.unwrap_or_else(|_| Err(ApiError::slow()))
-}
-
 /// A request whose fields are known on its route.
 pub fn parse<T: DeserializeOwned>(body: &[u8], route: fields::Route) -> Result<T, ApiError> {
     fields::check(body, route)?;
     serde_json::from_slice(body).map_err(|cause| ApiError::validation(format!("body: {cause}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_whole_key_opens() {
-        let open = |value: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap());
-            authorize(Some("secret"), &headers).is_ok()
-        };
-        assert!(open("Bearer secret"));
-        assert!(!open("Bearer secre") && !open("Bearer secrets") && !open("secret") && !open("Bearer "));
-        assert!(authorize(Some("secret"), &HeaderMap::new()).is_err());
-        assert!(authorize(None, &HeaderMap::new()).is_ok());
-    }
 }

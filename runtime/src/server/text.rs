@@ -35,6 +35,9 @@ pub trait TextCodec: Send + Sync + 'static {
     /// Ids with their places in the text, counted in characters; `add_special` as for `encode`.
     fn spans(&self, text: &str, add_special: bool) -> Result<Vec<Span>, String>;
 
+    /// Bytes of text that the longest token covers: a text of more bytes has more than one token.
+    fn longest_token(&self) -> usize;
+
     /// The text of a conversation. Encode it without adding special tokens: the template has brought them.
     fn render(&self, request: &PromptRequest) -> Result<String, String>;
 

@@ -44,12 +44,25 @@ struct Parameters {
     common: parameters::Parameters,
 }
 
-/// POST `/generate`, `/generate_stream` and `/`; the last answers in a list.
-pub async fn generate(call: &Call, body: &[u8], route: &str) -> Result<Response, ApiError> {
+/// What a request wants, within the limits.
+pub struct Asked {
+    plan: Plan,
+    best_of: usize,
+    /// What the text begins with.
+    echo: String,
+    seed: Option<u64>,
+    stream: bool,
+    details: bool,
+    /// The prompt's tokens are to be told.
+    prefill: bool,
+}
+
+/// The body of `/generate`, `/generate_stream` and `/`.
+pub fn read(call: &Call, body: &[u8]) -> Result<Asked, ApiError> {
     let request: GenerateRequest = routes::parse(body, Route::Tgi)?;
     let plan = plan(call, &request)?;
-    let best_of = request.parameters.common.best_of.unwrap_or(1);
     let greedy = plan.task.sampling.temperature == 0.0;
+    let best_of = request.parameters.common.best_of.unwrap_or(1);
     let limit = call.limits.max_best_of;
     match best_of {
         0 => return Err(ApiError::validation("best_of: expected 1 or more, got 0")),
@@ -61,23 +74,40 @@ pub async fn generate(call: &Call, body: &[u8], route: &str) -> Result<Response,
         }
         _ => {}
     }
-    let echo = match request.parameters.return_full_text {
-        Some(true) => request.inputs.clone(),
-        _ => String::new(),
-    };
-    let seed = (!greedy).then_some(plan.task.sampling.seed);
-    if route == "/generate_stream" || (route == "/" && request.stream == Some(true)) {
-        if best_of > 1 {
-            return Err(ApiError::validation("best_of: expected 1 for a stream"));
-        }
-        if request.parameters.decoder_input_details == Some(true) {
-            return Err(ApiError::validation("decoder_input_details: expected false for a stream"));
-        }
-        let input_length = plan.task.prompt.len();
-        let mut started = generation::start(call, &[plan], 1)?;
-        let generation = started.pop().ok_or_else(ApiError::incomplete)?;
-        return Ok(stream_of(call.clone(), generation, echo, seed, input_length));
+    Ok(Asked {
+        seed: (!greedy).then_some(plan.task.sampling.seed),
+        plan,
+        best_of,
+        stream: request.stream == Some(true),
+        details: request.parameters.details == Some(true),
+        prefill: request.parameters.decoder_input_details == Some(true),
+        echo: match request.parameters.return_full_text {
+            Some(true) => request.inputs,
+            _ => String::new(),
+        },
+    })
+}
+
+/// POST `/generate_stream`
+pub fn stream(call: &Call, asked: Asked) -> Result<Response, ApiError> {
+    if asked.best_of > 1 {
+        return Err(ApiError::validation("best_of: expected 1 for a stream"));
     }
+    if asked.prefill {
+        return Err(ApiError::validation("decoder_input_details: expected false for a stream"));
+    }
+    let input_length = asked.plan.task.prompt.len();
+    let mut started = generation::start(call, &[asked.plan], 1)?;
+    let generation = started.pop().ok_or_else(ApiError::incomplete)?;
+    Ok(stream_of(call.clone(), generation, asked.echo, asked.seed, input_length))
+}
+
+/// POST `/generate` and `/`, where a stream can be asked for and other answers come in a list (`root`).
+pub async fn respond(call: &Call, asked: Asked, root: bool) -> Result<Response, ApiError> {
+    if root && asked.stream {
+        return stream(call, asked);
+    }
+    let Asked { plan, best_of, echo, seed, details: detailed, .. } = asked;
     let top = plan.task.top_n > 0;
     let collected = generation::collect(generation::start(call, &[plan], best_of)?).await?;
     let seeds = (0..best_of as u64).map(|i| seed.map(|seed| seed.wrapping_add(i)));
@@ -86,7 +116,7 @@ pub async fn generate(call: &Call, body: &[u8], route: &str) -> Result<Response,
     let mut answers = outcomes.into_iter().map(|(steps, seed)| answer(call, &steps, &echo, seed, top));
     let (text, mut details) = answers.next().ok_or_else(ApiError::incomplete)?;
     let mut value = json!({"generated_text": text});
-    if request.parameters.details == Some(true) {
+    if detailed {
         if best_of > 1 {
             details["best_of_sequences"] = answers
                 .map(|(text, mut details)| {
@@ -97,7 +127,7 @@ pub async fn generate(call: &Call, body: &[u8], route: &str) -> Result<Response,
         }
         value["details"] = details;
     }
-    Ok(if route == "/" { Json(json!([value])) } else { Json(value) }.into_response())
+    Ok(if root { Json(json!([value])) } else { Json(value) }.into_response())
 }
 
 fn answer(call: &Call, steps: &[Step], echo: &str, seed: Option<u64>, top: bool) -> (String, Value) {
@@ -173,10 +203,15 @@ fn stream_of(
 
 fn plan(call: &Call, request: &GenerateRequest) -> Result<Plan, ApiError> {
     let p = &request.parameters;
-    let mut prompt = call.encode(&request.inputs, request.add_special_tokens.unwrap_or(true))?;
-    if let Some(keep) = p.truncate {
-        prompt.drain(..prompt.len().saturating_sub(keep));
-    }
+    let add_special = request.add_special_tokens.unwrap_or(true);
+    let prompt = match p.truncate {
+        Some(keep) => {
+            let mut prompt = call.encode_end(&request.inputs, add_special, keep)?;
+            prompt.drain(..prompt.len().saturating_sub(keep));
+            prompt
+        }
+        None => call.encode(&request.inputs, add_special)?,
+    };
     let top_n = p.top_n_tokens.unwrap_or(0);
     let limit = call.limits.max_top_n_tokens;
     if top_n > limit {
@@ -206,9 +241,6 @@ impl Parameters {
 /// POST `/tokenize`
 pub fn tokenize(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
     let request: GenerateRequest = routes::parse(body, Route::Tgi)?;
-    let spans = call
-        .text
-        .spans(&request.inputs, request.add_special_tokens.unwrap_or(true))
-        .map_err(ApiError::validation)?;
+    let spans = call.spans(&request.inputs, request.add_special_tokens.unwrap_or(true))?;
     Ok(Json(spans).into_response())
 }

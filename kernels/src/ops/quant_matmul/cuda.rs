@@ -52,6 +52,10 @@ impl QuantMatMul for Cuda {
         self.repacked(packed, Some(Gates { order }))
     }
 
+    fn is_dequantized(&self, weight: &CudaQuantWeight) -> bool {
+        matches!(weight.form, Form::Stored(_))
+    }
+
     fn input_order(&self, weight: &CudaQuantWeight) -> Option<CudaOrder> {
         match &weight.form {
             Form::Fragments(fragments) => fragments.order.clone(),

@@ -26,6 +26,11 @@ pub trait QuantMatMul: MatMul + RmsNorm + SiluMul + Add {
         self.quant_weight(packed)
     }
 
+    /// Whether every product dequantizes the weight first, where the device could do better with another one.
+    fn is_dequantized(&self, _weight: &Self::QuantWeight) -> bool {
+        false
+    }
+
     /// The order in which the weight would best get its input; `None` for the model's own.
     fn input_order(&self, _weight: &Self::QuantWeight) -> Option<Self::Order> {
         None

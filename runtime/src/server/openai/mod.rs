@@ -21,11 +21,18 @@ use tool_calls::ToolFormat;
 /// What OpenAI generates where a completion asks for no number of tokens.
 const DEFAULT_COMPLETION: usize = 16;
 
-/// POST `/v1/chat/completions`
-pub async fn chat(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
+/// What a request wants, within the limits.
+pub struct Asked {
+    plans: Vec<Plan>,
+    common: Common,
+    frame: Frame,
+}
+
+/// The body of `/v1/chat/completions`.
+pub fn chat(call: &Call, body: &[u8]) -> Result<Asked, ApiError> {
     let request: ChatRequest = parse(body, Route::Chat)?;
     let prompt = request.render(call)?;
-    let ids = call.encode(&prompt, request.common.add_special_tokens.unwrap_or(false))?;
+    let ids = request.common.encode(call, &prompt, false)?;
     let mut plan = request.common.plan(call, ids, (None, false), &call.text.end_of_turn())?;
     plan.task.top_n = alternatives(call, request.top_logprobs.unwrap_or(0), "top_logprobs")?;
     let mut frame = Frame::new(Kind::Chat, request.logprobs.unwrap_or(false));
@@ -34,11 +41,11 @@ pub async fn chat(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
         // What calls are marked with is often special.
         plan.kept = frame.calls.map_or(&[], ToolFormat::markers);
     }
-    respond(call, vec![plan], &request.common, frame).await
+    Ok(Asked { plans: vec![plan], common: request.common, frame })
 }
 
-/// POST `/v1/completions`
-pub async fn completions(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
+/// The body of `/v1/completions`.
+pub fn completions(call: &Call, body: &[u8]) -> Result<Asked, ApiError> {
     let request: CompletionRequest = parse(body, Route::Completions)?;
     let prompts = request.prompt.list();
     let limit = call.limits.max_client_batch_size;
@@ -50,9 +57,8 @@ pub async fn completions(call: &Call, body: &[u8]) -> Result<Response, ApiError>
     let echoes = request.echo == Some(true);
     let (mut plans, mut shown) = (Vec::new(), Vec::new());
     for prompt in prompts {
-        let add_special = request.common.add_special_tokens.unwrap_or(true);
         let (ids, text) = match prompt {
-            Prompt::Text(text) => (call.encode(&text, add_special)?, Some(text)),
+            Prompt::Text(text) => (request.common.encode(call, &text, true)?, Some(text)),
             Prompt::Ids(ids) => (ids, None),
         };
         let whole = ids.len();
@@ -62,22 +68,21 @@ pub async fn completions(call: &Call, body: &[u8]) -> Result<Response, ApiError>
         plan.task.prompt_logprobs = echoes && (request.logprobs.is_some() || only_echoes);
         shown.push(match text {
             _ if !echoes => String::new(),
-            Some(text) if plan.task.prompt.len() == whole => text,
+            Some(text) if plan.task.prompt.len() == whole && !request.common.truncates() => text,
             _ => decode(call, &plan.task.prompt)?,
         });
         plans.push(plan);
     }
     let mut frame = Frame::new(Kind::Text, request.logprobs.is_some());
     frame.echoes = shown;
-    respond(call, plans, &request.common, frame).await
+    Ok(Asked { plans, common: request.common, frame })
 }
 
 /// POST `/chat_tokenize`
 pub fn chat_tokenize(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
     let request: ChatRequest = parse(body, Route::Chat)?;
     let prompt = request.render(call)?;
-    let add_special = request.common.add_special_tokens.unwrap_or(false);
-    let spans = call.text.spans(&prompt, add_special).map_err(ApiError::validation)?;
+    let spans = call.spans(&prompt, request.common.add_special_tokens.unwrap_or(false))?;
     Ok(Json(json!({"tokenize_response": spans, "templated_text": prompt})).into_response())
 }
 
@@ -87,12 +92,9 @@ fn decode(call: &Call, ids: &[u32]) -> Result<String, ApiError> {
     Ok(decoded.map_err(ApiError::validation)? + &pieces.finish().map_err(ApiError::validation)?)
 }
 
-async fn respond(
-    call: &Call,
-    plans: Vec<Plan>,
-    common: &Common,
-    mut frame: Frame,
-) -> Result<Response, ApiError> {
+/// Answers what was asked, in a stream or whole.
+pub async fn respond(call: &Call, asked: Asked) -> Result<Response, ApiError> {
+    let Asked { plans, common, mut frame } = asked;
     let (n, best_of) = common.samples(call)?;
     frame.prompt_tokens = plans.iter().map(|plan| plan.task.prompt.len()).sum();
     (frame.n, frame.include_usage) = (n, common.include_usage());

@@ -129,6 +129,20 @@ impl ChatRequest {
 }
 
 impl Common {
+    /// Ids of a prompt; `add_special` where the request does not say whether to add them.
+    pub fn encode(&self, call: &Call, text: &str, add_special: bool) -> Result<Vec<u32>, ApiError> {
+        let add_special = self.add_special_tokens.unwrap_or(add_special);
+        match self.truncates() {
+            true => call.encode_end(text, add_special, self.kept(call)?),
+            false => call.encode(text, add_special),
+        }
+    }
+
+    /// Whether only the end of a prompt is wanted.
+    pub fn truncates(&self) -> bool {
+        self.truncate_prompt_tokens.is_some()
+    }
+
     /// The plan for one prompt, within the limits. `end_of_turn` ends the text beside the model's own ends. Where the
     /// prompt is part of the answer (`echoes`), it may be all of it.
     pub fn plan(

@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use gptq_kernels::Backend;
 use gptq_runtime::config::ModelConfig;
-use gptq_runtime::engine::{self, EngineHandle, EngineLimits};
+use gptq_runtime::engine::{self, CacheSize, EngineHandle, EngineLimits};
 use gptq_runtime::generation_config::GenerationConfig;
 use gptq_runtime::model::Model;
 use gptq_runtime::server::text::TextCodec;
-use gptq_runtime::server::{self, ModelInfo, ServerConfig, ServerLimits};
+use gptq_runtime::server::{self, Gate, ModelInfo, ServerConfig, ServerLimits};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -21,10 +21,11 @@ use super::direct::Direct;
 use super::http::{Http, Server};
 use super::report::Report;
 use super::{load, report, runtime};
-use crate::args::{PREFILL_TOKENS, ServeBenchArgs};
+use crate::args::ServeBenchArgs;
 use crate::commands::codec::Codec;
 use crate::commands::common::{self, DeviceKind, OnDevice};
 use crate::commands::eval;
+use crate::commands::serve::prefill_limits;
 use crate::output;
 
 pub fn run(args: &ServeBenchArgs, model: &str) -> Result<()> {
@@ -53,8 +54,8 @@ fn limits(args: &ServeBenchArgs, config: &ModelConfig) -> Result<EngineLimits> {
     let clients = args.clients as usize;
     Ok(EngineLimits {
         max_total_tokens: total,
-        max_batch_prefill_tokens: PREFILL_TOKENS,
-        max_batch_total_tokens: clients * total.next_multiple_of(16),
+        prefill: prefill_limits(DeviceKind::Cpu, None, None),
+        cache: CacheSize::Tokens(clients * total.next_multiple_of(16)),
         max_running: clients,
         prefix_cache: !args.no_prefix_cache,
     })
@@ -142,7 +143,8 @@ enum Way {
 impl OnDevice for Compare<'_> {
     type Output = Comparison;
 
-    fn run<B: Backend>(self, device: B, _: DeviceKind) -> Result<Comparison> {
+    fn run<B: Backend>(mut self, device: B, kind: DeviceKind) -> Result<Comparison> {
+        self.limits.prefill = prefill_limits(kind, None, None);
         let kv_dtype = self.args.kv_cache_dtype;
         let model = eval::load(&device, self.dir)?.with_kv_dtype(kv_dtype.into());
         let rounds = (0..self.args.rounds).map(|number| self.round(&model, number));
@@ -236,8 +238,7 @@ impl Compare<'_> {
             // Requests say all that matters.
             defaults: GenerationConfig::default(),
             vocab_size: self.config.vocab_size,
-            api_key: None,
-            cors_allow_origin: Vec::new(),
+            gate: Gate::default(),
             text: self.text.clone(),
             engine,
         }

@@ -1,0 +1,139 @@
+//! What an engine may take, and how much of a device's memory its cache gets.
+
+use gptq_kernels::{Backend, Device, KV_BLOCK_ROWS};
+
+use super::scheduler::Scheduler;
+use crate::model::Model;
+use crate::{Error, Result};
+
+/// What the engine may take.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineLimits {
+    /// Prompt and new tokens of one sequence.
+    pub max_total_tokens: usize,
+    pub prefill: PrefillLimits,
+    pub cache: CacheSize,
+    /// Sequences of one step.
+    pub max_running: usize,
+    /// A beginning that was computed for one sequence serves the others.
+    pub prefix_cache: bool,
+}
+
+/// Prompt tokens of one step.
+#[derive(Clone, Copy, Debug)]
+pub struct PrefillLimits {
+    /// Of all prompts.
+    pub alone: usize,
+    /// Of all longer prompts together, where other sequences wait for their next token: the step takes as much longer
+    /// for them. Prompts that are no longer are not cut, since many short steps would take more time from everybody.
+    pub beside: usize,
+}
+
+/// What the KV cache of all sequences holds.
+#[derive(Clone, Copy, Debug)]
+pub enum CacheSize {
+    Tokens(usize),
+    /// What is left of this share of the device's memory when the weights and the largest step have theirs, up to what
+    /// all sequences of a step can use. On a device without memory of its own four sequences of full length.
+    Share(f64),
+}
+
+/// Sequences of full length in the cache of a device without memory of its own.
+const SEQUENCES_ON_HOST: usize = 4;
+
+impl EngineLimits {
+    pub(super) fn scheduler(&self, blocks: usize) -> Scheduler {
+        let PrefillLimits { alone, beside } = self.prefill;
+        let prefill = PrefillLimits { alone: alone.max(1), beside: beside.clamp(1, alone.max(1)) };
+        Scheduler::new(blocks, prefill, self.max_running.max(1), self.prefix_cache)
+    }
+
+    /// Blocks of one sequence of full length, the fewest that serve.
+    pub(super) fn least_blocks(&self) -> usize {
+        self.max_total_tokens.div_ceil(KV_BLOCK_ROWS)
+    }
+
+    /// Prompts of equal length that make up the largest prefill.
+    pub(super) fn largest_prompts(&self, tokens: usize) -> (usize, usize) {
+        let longest = self.max_total_tokens.saturating_sub(2).max(1);
+        let count = tokens.div_ceil(longest).max(1);
+        (count, (tokens / count).clamp(1, longest))
+    }
+
+    /// Blocks to begin with: all of them, where their number is known before a step was run.
+    pub(super) fn first_blocks<B: Backend>(&self, model: &Model<B>) -> Result<usize> {
+        let least = self.least_blocks();
+        match self.cache {
+            CacheSize::Tokens(tokens) if tokens / KV_BLOCK_ROWS < least => Err(Error::Parameter {
+                name: "max_batch_total_tokens",
+                expected: "at least max_total_tokens, rounded up to 16",
+                got: tokens as f32,
+            }),
+            CacheSize::Tokens(tokens) => Ok(tokens / KV_BLOCK_ROWS),
+            CacheSize::Share(_) => Ok(match model.backend().memory()? {
+                Some(_) => least * self.largest_prompts(self.prefill.alone).0,
+                None => least * SEQUENCES_ON_HOST,
+            }),
+        }
+    }
+}
+
+/// Memory of a device before its first cache and after, in bytes.
+pub(super) struct CacheMemory {
+    before: usize,
+    blocks: usize,
+    after: usize,
+}
+
+impl CacheMemory {
+    /// To be called before a cache of so many blocks is made; `None` where the device has no memory of its own.
+    pub fn before<D: Device>(device: &D, blocks: usize) -> Result<Option<Self>> {
+        Ok(device.memory()?.map(|memory| Self { before: memory.used, blocks, after: memory.used }))
+    }
+
+    /// To be called once it is made.
+    pub fn made<D: Device>(&mut self, device: &D) -> Result<()> {
+        self.after = device.memory()?.map_or(self.after, |memory| memory.used);
+        Ok(())
+    }
+
+    /// Blocks that fit into a share of the memory, to be called when the largest step has run.
+    pub fn blocks<D: Device>(&self, device: &D, share: f64, limits: &EngineLimits) -> Result<usize> {
+        let Some(memory) = device.memory()? else { return Ok(self.blocks) };
+        // One more than was asked for: steps that are filled up write there.
+        let block = (self.after.saturating_sub(self.before) / (self.blocks + 1)).max(1);
+        let step = memory.peak.saturating_sub(self.after);
+        let room = (memory.available as f64 * share) as usize;
+        let fits = (room.saturating_sub(self.before + step) / block).saturating_sub(1);
+        let least = limits.least_blocks();
+        if fits < least {
+            return Err(Error::CacheRoom {
+                tokens: limits.max_total_tokens,
+                fits: fits * KV_BLOCK_ROWS,
+                share,
+                available: memory.available,
+            });
+        }
+        Ok(fits.min(least.saturating_mul(limits.max_running.max(1))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_prefill_is_as_many_prompts_as_it_takes() {
+        let limits = |total| EngineLimits {
+            max_total_tokens: total,
+            prefill: PrefillLimits { alone: 4096, beside: 512 },
+            cache: CacheSize::Share(0.9),
+            max_running: 8,
+            prefix_cache: true,
+        };
+        assert_eq!(limits(4096).largest_prompts(4096), (2, 2048));
+        assert_eq!(limits(8192).largest_prompts(4096), (1, 4096));
+        assert_eq!(limits(100).largest_prompts(4096), (42, 97));
+        assert_eq!(limits(2).largest_prompts(1), (1, 1));
+    }
+}

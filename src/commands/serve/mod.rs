@@ -1,0 +1,129 @@
+//! `gptq serve`: the model on this thread, the server on others.
+
+mod door;
+mod ending;
+mod limits;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use gptq_kernels::{Backend, KvDtype};
+use gptq_runtime::config::ModelConfig;
+use gptq_runtime::engine::{self, Inbox};
+use gptq_runtime::quant_config::QuantConfig;
+use gptq_runtime::server::{self, ModelInfo, ServerConfig};
+use tokio::net::TcpListener;
+
+use super::codec::Codec;
+use super::common::{self, DeviceKind, OnDevice};
+use super::eval;
+use super::wishes::Wishes;
+use crate::args::ServeArgs;
+use crate::output;
+use ending::Stop;
+pub use limits::prefill_limits;
+use limits::{EngineWishes, Limits};
+
+pub fn run(args: &ServeArgs) -> Result<()> {
+    let model = match &args.revision {
+        Some(revision) if args.model_id.contains(':') => {
+            bail!("--revision {revision}: expected no branch in --model-id, got {}", args.model_id)
+        }
+        Some(revision) => format!("{}:{revision}", args.model_id),
+        None => args.model_id.clone(),
+    };
+    let dir = common::model_dir(&model)?;
+    let config = ModelConfig::from_file(&dir.join("config.json"))?;
+    check(args, &dir)?;
+    let limits = Limits::new(args, &config)?;
+    let (engine, inbox) = engine::handle();
+    let codec = Codec::load(&dir, args.default_system.as_deref())?;
+    let wishes = Wishes::read(&dir)?;
+    let gate = door::gate(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let listener = runtime
+        .block_on(TcpListener::bind((args.hostname.as_str(), args.port)))
+        .with_context(|| format!("listening on {}:{}", args.hostname, args.port))?;
+    let server = ServerConfig {
+        limits: limits.server,
+        info: ModelInfo {
+            model_id: args.served_model_name.clone().unwrap_or_else(|| model_name(&args.model_id, &dir)),
+            model_sha: commit(&dir),
+            version: env!("GPTQ_VERSION").into(),
+        },
+        eos_token_ids: wishes.end_ids(&config, codec.tokenizer(), &[]),
+        defaults: wishes.into_config(),
+        vocab_size: config.vocab_size,
+        gate: door::with_hosts(gate, args, listener.local_addr()?.ip())?,
+        text: Arc::new(codec),
+        engine,
+    };
+    output::line(format_args!("listening on http://{}", listener.local_addr()?))?;
+    let stop = Stop::on_signals(&runtime)?;
+    let asked = stop.asked();
+    let listening = runtime.spawn(async {
+        let ended = server::serve(listener, server, asked).await;
+        ending::limit_engine(i32::from(ended.is_err()));
+        ended
+    });
+    let serve = Serve { dir: &dir, kv_dtype: args.kv_cache_dtype.into(), wishes: limits.engine, inbox };
+    // Answers that are running are told before the process ends, whatever ended the engine.
+    let served = catch_unwind(AssertUnwindSafe(|| common::on_device(args.device, &config, serve)))
+        .unwrap_or_else(|_| Err(anyhow!("the engine stopped by an error in the program")));
+    if let Err(error) = &served {
+        tracing::error!(error = format!("{error:#}"), "the engine ended");
+        stop.now();
+    }
+    let ended = ending::wait(&runtime, listening, served.is_err());
+    // Work on texts that nobody waits for any more does not keep the process.
+    runtime.shutdown_background();
+    served?;
+    ended.context("the server")
+}
+
+/// The part that needs a device: loads the model and runs the engine until the server ends.
+struct Serve<'a> {
+    dir: &'a Path,
+    kv_dtype: KvDtype,
+    wishes: EngineWishes,
+    inbox: Inbox,
+}
+
+impl OnDevice for Serve<'_> {
+    type Output = ();
+
+    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<()> {
+        let limits = self.wishes.limits(kind);
+        let model = eval::load(&device, self.dir)?.with_kv_dtype(self.kv_dtype);
+        Ok(engine::run(&model, limits, self.inbox)?)
+    }
+}
+
+/// A hub id as it is; a folder by its name, since its path tells about this machine.
+fn model_name(id: &str, dir: &Path) -> String {
+    if !Path::new(id).exists() {
+        return id.to_owned();
+    }
+    let whole = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The commit of a folder in the hub's cache, whose snapshots are named so.
+fn commit(dir: &Path) -> Option<String> {
+    let snapshot = dir.parent()?.file_name()? == "snapshots";
+    dir.file_name().filter(|_| snapshot)?.to_str().map(str::to_owned)
+}
+
+/// What the launcher's flags say of the model must be true.
+fn check(args: &ServeArgs, dir: &Path) -> Result<()> {
+    if args.quantize.is_some() {
+        ensure!(
+            QuantConfig::read(dir)?.is_some(),
+            "--quantize gptq: expected a GPTQ model, got {}",
+            dir.display()
+        );
+    }
+    Ok(())
+}
