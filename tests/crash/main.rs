@@ -10,12 +10,12 @@ mod tiny;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use folder::{Contents, Whole, contents};
 use rand::{Rng, SeedableRng};
+use rayon::iter::Either;
+use rayon::prelude::*;
 use shim::{Ended, How, Shim};
 use tiny::Tiny;
 
@@ -30,6 +30,21 @@ struct Scene {
     artifacts: &'static [&'static str],
     /// Folders cannot be exchanged in one step, as on some file systems.
     plain: bool,
+    /// So long that an operation is met by a kill and one other fault, in turn, and not by all.
+    long: bool,
+}
+
+impl Scene {
+    /// What happens at operation `at`.
+    fn faults(&self, at: usize) -> impl Iterator<Item = How> {
+        let long = self.long;
+        let others = How::ALL.len() - 1;
+        How::ALL
+            .into_iter()
+            .enumerate()
+            .filter(move |(i, _)| !long || *i == 0 || i - 1 == at % others)
+            .map(|(_, how)| how)
+    }
 }
 
 const QUANTIZE: Scene = Scene {
@@ -40,12 +55,14 @@ const QUANTIZE: Scene = Scene {
     recovery: &["--resume"],
     artifacts: &["out"],
     plain: false,
+    long: false,
 };
 
 const BRANCHES: Scene = Scene {
     name: "branches",
     verb: "branches",
     artifacts: &["out/main", "out/gptq-8bit--1g-actorder_True"],
+    long: true,
     ..QUANTIZE
 };
 
@@ -84,26 +101,36 @@ impl Workshop {
         let operations = self.shim.count(self.command(scene, &root, scene.options), &root);
         stage.is_complete(&root).unwrap();
         assert!(operations > 50, "{}: the shim saw only {operations} operations", scene.name);
-        let cases: Vec<_> =
-            (1..=operations).step_by(stride()).flat_map(|at| How::ALL.map(|how| (at, how))).collect();
-        let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-        std::thread::scope(|scope| {
-            for worker in 0..std::thread::available_parallelism().map_or(2, usize::from) {
-                let (next, failures, cases, stage) = (&next, &failures, &cases, &stage);
-                scope.spawn(move || {
-                    while let Some((at, how)) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        if let Err(problem) = stage.case(worker, *at, *how) {
-                            let line = format!("{how:?} at operation {at} of {operations}: {problem}");
-                            failures.lock().unwrap().push(line);
-                        }
-                    }
-                });
-            }
-        });
-        let failures = failures.into_inner().unwrap();
-        let seconds = started.elapsed().as_secs_f64();
-        println!("{}: {operations} operations, {} cases, {seconds:.0} s", scene.name, cases.len());
+        let cases =
+            (1..=operations).step_by(stride()).flat_map(|at| scene.faults(at).map(move |how| (at, how)));
+        let cases: Vec<_> = cases.collect();
+        let play = |(at, how): &(usize, How)| {
+            stage
+                .case(*at, *how)
+                .map_err(|problem| format!("{how:?} at operation {at} of {operations}: {problem}"))
+        };
+        let (ended, failures): (Vec<_>, Vec<_>) =
+            cases.par_iter().map(play).partition_map(|result| match result {
+                Ok(ended) => Either::Left(ended),
+                Err(problem) => Either::Right(problem),
+            });
+        let count = |kind: fn(&Ended) -> bool| ended.iter().filter(|ended| kind(ended)).count();
+        let (killed, refused) =
+            (count(|ended| *ended == Ended::Killed), count(|ended| matches!(ended, Ended::Refused(_))));
+        println!(
+            "{}: {operations} operations, {} cases: {killed} killed, {refused} refused, {} completed all the same, {} wrong; {:.0} s",
+            scene.name,
+            cases.len(),
+            ended.len() - killed - refused,
+            failures.len(),
+            started.elapsed().as_secs_f64()
+        );
         assert!(failures.is_empty(), "{}: {} failures\n{}", scene.name, failures.len(), failures.join("\n"));
+        assert!(
+            killed > cases.len() / 5 && refused > 0,
+            "{}: the shim did not reach the program",
+            scene.name
+        );
     }
 
     /// What the scene's command leaves where nothing was before and nothing disturbs it.
@@ -132,22 +159,26 @@ struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    fn case(&self, worker: usize, at: usize, how: How) -> Result<(), String> {
+    /// One fault, and going on after it. Says how the run with the fault ended.
+    fn case(&self, at: usize, how: How) -> Result<Ended, String> {
         let Self { workshop, scene, .. } = self;
-        let root = workshop.fresh(&format!("{}-{worker}", scene.name));
+        let root = workshop.fresh(&format!("{}-{at}-{how:?}", scene.name));
         copy(&self.template, &root);
         let command = workshop.command(scene, &root, scene.options);
-        match (workshop.shim.run(command, &root, at, how)?, how) {
+        let ended = workshop.shim.run(command, &root, at, how)?;
+        match (&ended, how) {
             (Ended::Well, _) => self.is_complete(&root)?,
             (Ended::Killed, How::Kill | How::Torn) => {}
             (Ended::Refused(line), How::Eio | How::Enospc) if line.contains(root.to_str().unwrap()) => {}
-            (ended, _) => return Err(format!("{ended:?}")),
+            _ => return Err(format!("it ended with {ended:?}")),
         }
         Whole { old: &self.old, new: &self.new }.check(&contents(&root), scene.artifacts)?;
         match shim::run(workshop.command(scene, &root, scene.recovery))? {
-            Ended::Well => self.is_complete(&root).map_err(|problem| format!("after going on: {problem}")),
-            ended => Err(format!("going on ended with {ended:?}")),
+            Ended::Well => self.is_complete(&root).map_err(|problem| format!("after going on: {problem}"))?,
+            ended => return Err(format!("going on ended with {ended:?}")),
         }
+        fs::remove_dir_all(root).unwrap();
+        Ok(ended)
     }
 
     fn is_complete(&self, root: &Path) -> Result<(), String> {
