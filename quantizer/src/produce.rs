@@ -110,10 +110,10 @@ pub fn produce<B: Backend>(
     let side_files = artifact::side_files(job.source.dir, &files.config, &written, job.source.model)?;
     let settings = settings::fingerprint(backend, job, &side_files)?;
     let (writer, records) = match artifact::begin(job.out, layout, &settings, job.mode)? {
-        Begun::Writing(writer, records) => (writer, records),
+        Begun::Writing(writer, records) => (*writer, records),
         Begun::Finished(log) => {
             on_event(Event::Finished);
-            return Ok(log);
+            return Ok(*log);
         }
     };
     let mut walk = Walk::start(backend, files, job.params, tiles);

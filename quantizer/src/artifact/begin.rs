@@ -39,9 +39,9 @@ impl OutMode {
 /// How an artifact is begun.
 pub enum Begun {
     /// To be written. The records are of the layers that an interrupted run has finished, in order.
-    Writing(ArtifactWriter, Vec<LayerRecord>),
+    Writing(Box<ArtifactWriter>, Vec<LayerRecord>),
     /// It is there already, with the same settings.
-    Finished(QuantizeLog),
+    Finished(Box<QuantizeLog>),
 }
 
 /// Starts the artifact `out`, goes on with it, or finds it finished. What an interrupted run left of no use is removed.
@@ -60,14 +60,18 @@ pub fn begin(out: &Path, layout: ArtifactLayout, fingerprint: &Fingerprint, mode
         }
     };
     match plan {
-        Plan::Nothing(log) => work.remove().map(|()| Begun::Finished(*log)),
+        Plan::Nothing(log) => work.remove().map(|()| Begun::Finished(log)),
         Plan::GoOn(journal) => {
             journal.repair(&work.path)?;
             let Journal { run, records, .. } = journal;
-            Ok(Begun::Writing(ArtifactWriter::open(work, layout, records.len(), run.replaces)?, records))
+            let writer = ArtifactWriter::open(work, layout, records.len(), run.replaces)?;
+            Ok(Begun::Writing(writer.into(), records))
         }
         Plan::Start { replaces } => match start(&work, &layout, fingerprint, replaces) {
-            Ok(()) => Ok(Begun::Writing(ArtifactWriter::open(work, layout, 0, replaces)?, Vec::new())),
+            Ok(()) => {
+                let writer = ArtifactWriter::open(work, layout, 0, replaces)?;
+                Ok(Begun::Writing(writer.into(), Vec::new()))
+            }
             Err(error) => {
                 work.give_up();
                 Err(error)

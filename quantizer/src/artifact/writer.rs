@@ -180,7 +180,7 @@ mod tests {
 
     fn begin(out: &Path, mode: OutMode) -> (ArtifactWriter, Vec<LayerRecord>) {
         match try_begin(out, 4, mode).unwrap() {
-            Begun::Writing(writer, records) => (writer, records),
+            Begun::Writing(writer, records) => (*writer, records),
             Begun::Finished(_) => panic!("finished"),
         }
     }
