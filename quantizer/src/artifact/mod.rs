@@ -6,6 +6,8 @@ mod folder;
 mod journal;
 mod layout;
 mod side_files;
+#[cfg(test)]
+mod tests;
 mod update;
 mod writer;
 
