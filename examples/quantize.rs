@@ -1,7 +1,9 @@
 //! Quantizes a model folder with the library and measures what it cost:
 //! `cargo run --release --example quantize -- MODEL OUT TEXT.txt`
 
+use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use gptq_calibration::dataset::{self, DatasetRoots, DatasetSpec, Join};
 use gptq_calibration::sampling::{SampleRequest, Sampling};
@@ -47,6 +49,7 @@ fn main() -> anyhow::Result<()> {
         out,
         mode: OutMode::New,
         max_shard_size: None,
+        stop: &AtomicBool::new(false),
     };
     let tiles = Tiles::embed(&device, &files, &sequences)?;
     let log = produce(&device, &job, tiles, &mut |_| {})?;
@@ -56,7 +59,13 @@ fn main() -> anyhow::Result<()> {
     let windows = text.windows(&tokenizer, Join::Paper, 256, Some(8))?.ids;
     let original = Model::load(device.clone(), &files)?;
     let quantized = Model::load(device, &ModelFiles::open(out)?)?;
-    let result = evaluate(&quantized, Some(Baseline::Beside(&original)), &windows, &mut |_| {})?;
+    let result =
+        evaluate(
+            &quantized,
+            Some(Baseline::Beside(&original)),
+            &windows,
+            &mut |_| ControlFlow::Continue(()),
+        )?;
     println!("{result:#?}");
     Ok(())
 }

@@ -8,6 +8,7 @@ mod allocator;
 mod args;
 mod commands;
 mod progress;
+mod stop;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -30,7 +31,9 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             note!("error: {}", format!("{error:#}").replace('\n', " "));
-            ExitCode::FAILURE
+            error
+                .downcast_ref::<stop::Stopped>()
+                .map_or(ExitCode::FAILURE, |stopped| stopped.exit_status().into())
         }
     }
 }

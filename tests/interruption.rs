@@ -11,23 +11,23 @@ use serde_json::Value;
 use crate::program::{alone, artifact, demo, quantize, run, workplace};
 
 /// Long enough layers that a run can be stopped inside each of them.
-const OPTIONS: &str = "--samples 8 --seq-len 256";
+pub const OPTIONS: &str = "--samples 8 --seq-len 256";
 
 /// Where the run of `out` keeps its journal: a line of settings, then a line for every finished layer.
-fn journal(out: &Path) -> PathBuf {
+pub fn journal(out: &Path) -> PathBuf {
     let name = format!(".{}.partial", out.file_name().unwrap().to_str().unwrap());
     out.with_file_name(name).join("journal.jsonl")
 }
 
 /// Whole lines of the journal, none where there is no journal.
-fn journal_lines(out: &Path) -> Vec<Value> {
+pub fn journal_lines(out: &Path) -> Vec<Value> {
     let text = fs::read_to_string(journal(out)).unwrap_or_default();
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// Starts a run and returns when its journal has a line of settings and `layers` more.
-fn started(out: &Path, options: &str, layers: usize) -> Child {
+pub fn started(out: &Path, options: &str, layers: usize) -> Child {
     let mut child =
         quantize(&demo(), out, options).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     while journal_lines(out).len() <= layers {
@@ -39,7 +39,7 @@ fn started(out: &Path, options: &str, layers: usize) -> Child {
 }
 
 /// Kills a run, as `kill -9` does, as soon as `layers` layers are done.
-fn killed(out: &Path, options: &str, layers: usize) {
+pub fn killed(out: &Path, options: &str, layers: usize) {
     let _cores = alone();
     let mut child = started(out, options, layers);
     child.kill().unwrap();
@@ -47,7 +47,7 @@ fn killed(out: &Path, options: &str, layers: usize) {
 }
 
 /// Every file of a folder; seconds, which differ from run to run, are left out of the log and the card.
-fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+pub fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let without_seconds = |path: &Path| {
         let bytes = fs::read(path).unwrap();
@@ -69,6 +69,12 @@ fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     paths.map(|path| (path.file_name().unwrap().to_str().unwrap().into(), without_seconds(&path))).collect()
 }
 
+/// The records of a finished artifact's layers.
+fn logged_layers(out: &Path) -> Vec<Value> {
+    let log: Value = serde_json::from_slice(&fs::read(out.join("quantize_log.json")).unwrap()).unwrap();
+    log["layers"].as_array().unwrap().clone()
+}
+
 fn remove_seconds(value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -80,7 +86,7 @@ fn remove_seconds(value: &mut Value) {
     }
 }
 
-fn assert_same(got: &Path, expected: &Path) {
+pub fn assert_same(got: &Path, expected: &Path) {
     let (got, expected) = (contents(got), contents(expected));
     assert!(got.keys().eq(expected.keys()), "{:?}", got.keys());
     for (name, bytes) in &expected {
@@ -97,14 +103,12 @@ fn a_killed_run_leaves_no_output_and_resumes_to_the_same_bytes() {
         assert!(!out.exists(), "nothing has the final name");
         let done = journal_lines(&out).split_off(1);
         assert!(done.len() >= layers);
+        for stray in ["stray.txt", "artifact/stray.txt"] {
+            fs::write(journal(&out).with_file_name(stray), "x").unwrap();
+        }
         run(&mut quantize(&demo(), &out, &format!("{OPTIONS} --resume"))).ok();
         assert_same(&out, &artifact(OPTIONS));
-        let log: Value = serde_json::from_slice(&fs::read(out.join("quantize_log.json")).unwrap()).unwrap();
-        assert_eq!(
-            log["layers"].as_array().unwrap()[..done.len()],
-            done,
-            "finished layers are not solved again"
-        );
+        assert_eq!(logged_layers(&out)[..done.len()], done, "finished layers are not solved again");
         assert!(!journal(&out).parent().unwrap().exists(), "no leftovers");
     }
 }
@@ -150,10 +154,17 @@ fn another_setting_or_text_cannot_resume_a_run_and_does_not_harm_it() {
 }
 
 #[test]
-fn an_interrupted_run_is_started_over_without_resume() {
+fn an_interrupted_run_is_only_thrown_away_by_force() {
     let out = workplace("over").join("q4");
     killed(&out, &format!("{OPTIONS} --bits 8"), 2);
-    run(&mut quantize(&demo(), &out, OPTIONS)).ok();
+    for options in [OPTIONS.to_string(), format!("{OPTIONS} --bits 8")] {
+        let line = run(&mut quantize(&demo(), &out, &options)).refusal();
+        for said in [" of 4 layers", "--resume goes on", "--force begins anew"] {
+            assert!(line.contains(said), "{line}");
+        }
+        assert!(journal_lines(&out).len() > 2, "it is as it was");
+    }
+    run(&mut quantize(&demo(), &out, &format!("{OPTIONS} --force"))).ok();
     assert_same(&out, &artifact(OPTIONS));
 }
 
@@ -163,12 +174,26 @@ fn a_finished_output_is_kept_until_force_has_its_replacement() {
     run(&mut quantize(&demo(), &out, OPTIONS)).ok();
     let line = run(&mut quantize(&demo(), &out, "--bits 8")).refusal();
     assert!(line.contains("--force"), "{line}");
-    let line = run(&mut quantize(&demo(), &out, &format!("{OPTIONS} --resume"))).refusal();
-    assert!(line.contains("finished output"), "{line}");
-    killed(&out, &format!("{OPTIONS} --bits 8 --force"), 2);
-    assert_same(&out, &artifact(OPTIONS));
-    run(&mut quantize(&demo(), &out, &format!("{OPTIONS} --bits 8 --force"))).ok();
-    assert_same(&out, &artifact(&format!("{OPTIONS} --bits 8")));
+    let line = run(&mut quantize(&demo(), &out, &format!("{OPTIONS} --bits 8 --resume"))).refusal();
+    assert!(line.contains("finished output") && line.contains("quantization"), "{line}");
+    let again = run(&mut quantize(&demo(), &out, &format!("{OPTIONS} --resume")));
+    assert!(again.stderr.contains("is there already"), "{}", again.stderr);
+    again.ok();
+    for going_on in ["--resume", "--force --resume"] {
+        killed(&out, &format!("{OPTIONS} --bits 8 --force"), 2);
+        let records = journal_lines(&out).split_off(1);
+        assert_same(&out, &artifact(OPTIONS));
+        run(&mut quantize(&demo(), &out, &format!("{OPTIONS} --bits 8 {going_on}"))).ok();
+        assert_same(&out, &artifact(&format!("{OPTIONS} --bits 8")));
+        assert_eq!(
+            logged_layers(&out)[..records.len()],
+            records,
+            "{going_on} solves no finished layer again"
+        );
+        run(&mut quantize(&demo(), &out, &format!("{OPTIONS} --force"))).ok();
+        assert_same(&out, &artifact(OPTIONS));
+    }
+    assert_eq!(fs::read_dir(out.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
 }
 
 #[test]
@@ -202,7 +227,7 @@ fn two_processes_cannot_write_one_output() {
     assert_same(&out, &artifact(OPTIONS));
 }
 
-fn signal(child: &Child, signal: &str) {
+pub fn signal(child: &Child, signal: &str) {
     let status = Command::new("kill").args([signal, &child.id().to_string()]).status();
     assert!(status.unwrap().success());
 }

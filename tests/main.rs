@@ -4,6 +4,7 @@ mod artifacts;
 mod chat;
 mod cli;
 mod folders_as_found;
+mod going_on;
 mod golden_gptq;
 mod golden_logits;
 mod interruption;

@@ -31,6 +31,10 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// A name for people: the processor or the card, and how much of it is used.
     fn name(&self) -> String;
 
+    /// What decides how results are rounded: the kind of device and the type in which it computes. Devices that differ in
+    /// it need not agree bit for bit.
+    fn arithmetic(&self) -> String;
+
     /// Waits until everything asked for is done; a device that computes at once has nothing to wait for.
     fn synchronize(&self) -> Result<()> {
         Ok(())

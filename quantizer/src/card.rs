@@ -3,22 +3,20 @@
 use std::fs;
 use std::path::Path;
 
-use gptq_runtime::checkpoint::write_atomically;
 use gptq_runtime::config::ModelConfig;
 
 use crate::Result;
+use crate::artifact::replace_files;
 use crate::engines::{Facts, Verdict, verdicts};
 use crate::record::{EvaluationRecord, LOG_FILE, QuantizeLog};
 
 /// The card's file name.
 pub const CARD_FILE: &str = "README.md";
 
-/// Writes log and card anew, after a measurement.
+/// Writes card and log anew, after a measurement. The log comes last: where it has a measurement, the card has it too.
 pub fn update(dir: &Path, log: &QuantizeLog, config: &ModelConfig) -> Result<()> {
-    use std::io::Write;
-    write_atomically(&dir.join(LOG_FILE), |file| file.write_all(&log.to_bytes()))?;
-    write_atomically(&dir.join(CARD_FILE), |file| file.write_all(model_card(log, config).as_bytes()))?;
-    Ok(())
+    let card = model_card(log, config).into_bytes();
+    replace_files(dir, &[(CARD_FILE, card), (LOG_FILE, log.to_bytes())])
 }
 
 /// The card's text, with the front matter that the hub reads.
@@ -96,7 +94,7 @@ fn measurement(e: &EvaluationRecord) -> String {
     }
     text += &format!(
         ".\n\nProtocol: {}, rows joined {}, {} windows of {} tokens, {} tokens scored.\n\n",
-        e.dataset, e.join, e.windows, e.ctx, e.tokens_scored
+        e.protocol.dataset, e.protocol.join, e.protocol.windows, e.protocol.ctx, e.tokens_scored
     );
     text
 }
@@ -139,7 +137,7 @@ fn yes(flag: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::CalibrationRecord;
+    use crate::record::{CalibrationRecord, Protocol};
 
     #[test]
     fn a_card_names_parameters_calibration_and_the_protocol_of_its_figures() {
@@ -165,20 +163,22 @@ mod tests {
                 seq_len: 8192,
                 seed: 0,
             }),
-            peak_memory: None,
             seconds: 1.0,
-            layers: Vec::new(),
             evaluation: Some(EvaluationRecord {
-                dataset: "wikitext2:test".into(),
-                join: "paper".into(),
-                ctx: 2048,
-                windows: 10,
+                protocol: Protocol {
+                    dataset: "wikitext2:test".into(),
+                    join: "paper".into(),
+                    ctx: 2048,
+                    windows: 10,
+                    ..Protocol::default()
+                },
                 tokens_scored: 20470,
                 perplexity: 5.5,
                 baseline_perplexity: Some(5.4),
                 kl_divergence: Some(0.01),
                 top1_agreement: Some(0.95),
             }),
+            ..QuantizeLog::default()
         };
         let text = model_card(&log, &ModelConfig::preset("llama2-7b").unwrap());
         for part in [

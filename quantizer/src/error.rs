@@ -20,6 +20,10 @@ pub enum Error {
     #[error("{}: {problem}", path.display())]
     Output { path: PathBuf, problem: String },
 
+    /// The run was asked to stop. What is done can be resumed.
+    #[error("{done} of {layers} layers are done")]
+    Stopped { done: usize, layers: usize },
+
     #[error("{place}: {problem}")]
     Invalid { place: String, problem: String },
 

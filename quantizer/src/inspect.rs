@@ -117,7 +117,7 @@ mod tests {
     use gptq_runtime::quant_config::CheckpointFormat;
 
     use super::*;
-    use crate::artifact::{ArtifactLayout, ArtifactWriter, Fingerprint, OutMode, metadata};
+    use crate::artifact::{ArtifactLayout, Begun, Fingerprint, OutMode, begin, metadata};
 
     fn config() -> ModelConfig {
         ModelConfig {
@@ -140,7 +140,8 @@ mod tests {
             (config(), QuantConfig { bits, group_size: Some(32), ..QuantConfig::default() });
         let specs = layout::artifact_tensors(&config, &quant, true);
         let files = ArtifactLayout::new(specs.clone(), &metadata(&quant), None);
-        let (writer, _) = ArtifactWriter::begin(&out, files, &Fingerprint::new(), OutMode::New).unwrap();
+        let begun = begin(&out, files, &Fingerprint::new(), OutMode::New).unwrap();
+        let Begun::Writing(mut writer, _) = begun else { panic!("finished") };
         for spec in &specs {
             let mut bytes = content(spec, bits, zeros);
             damage(&spec.name, &mut bytes);

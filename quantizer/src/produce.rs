@@ -1,21 +1,25 @@
 //! From a checkpoint to a finished artifact folder: solve layer by layer, write each as it is done.
 
+mod settings;
+mod tensors;
+
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
 
 use gptq_kernels::Backend;
-use gptq_kernels::packing::{PackedLinear, Scales};
-use gptq_runtime::layout::{self, LinearSpec, Stage, TensorSpec};
-use gptq_runtime::model::{self, ModelFiles};
+use gptq_runtime::layout::{self, Stage};
+use gptq_runtime::model::ModelFiles;
 
-use crate::artifact::{self, ArtifactLayout, ArtifactWriter, Fingerprint, OutMode};
+use crate::artifact::{self, ArtifactLayout, ArtifactWriter, Begun, Fingerprint, OutMode};
 use crate::card;
 use crate::engines;
-use crate::gptq::{self, GptqParams, Method, Solved};
-use crate::record::{CalibrationRecord, LOG_FILE, LayerRecord, LinearRecord, QuantizeLog};
+use crate::gptq::{self, GptqParams, Method};
+use crate::record::{CalibrationRecord, LOG_FILE, LayerRecord, QuantizeLog};
 use crate::sequential::{Reader, SolvedLayer, Tiles, Walk};
 use crate::{Error, Result};
+use tensors::{artifact_specs, outer_tensors, restore, write_copy, write_norms, write_stage};
 
 /// A checkpoint that can be quantized: nothing is missing, and every weight is a finite number.
 pub struct Source<'a> {
@@ -23,6 +27,8 @@ pub struct Source<'a> {
     model: &'a str,
     dir: &'a Path,
     files: &'a ModelFiles,
+    /// Hash of all weights.
+    weights: String,
 }
 
 /// One artifact to make.
@@ -37,10 +43,14 @@ pub struct Job<'a> {
     pub out: &'a Path,
     pub mode: OutMode,
     pub max_shard_size: Option<u64>,
+    /// Once it is set, the run ends when the layer that is being solved is written.
+    pub stop: &'a AtomicBool,
 }
 
 /// What is happening, for progress.
 pub enum Event {
+    /// The output is there already, made with the same settings.
+    Finished,
     /// An earlier run finished this layer; its activations are made again.
     Restoring {
         layer: usize,
@@ -61,11 +71,7 @@ impl<'a> Source<'a> {
     pub fn check(model: &'a str, dir: &'a Path, files: &'a ModelFiles) -> Result<Self> {
         let specs = layout::checkpoint_tensors(&files.config);
         files.checkpoint.verify_against(&specs)?;
-        for spec in specs {
-            let tensor = files.checkpoint.tensor(&spec.name, &spec.shape)?;
-            files.checkpoint.check_finite(&tensor, &spec.name)?;
-        }
-        Ok(Self { model, dir, files })
+        Ok(Self { model, dir, files, weights: settings::check_weights(files, &specs)? })
     }
 
     pub fn files(&self) -> &'a ModelFiles {
@@ -85,6 +91,9 @@ pub fn check_settings(files: &ModelFiles, params: &GptqParams) -> Result<()> {
 
 /// Makes the artifact; its folder appears under its name when everything is in it. `tiles` are the embedded
 /// tokens of the job's sequences.
+///
+/// # Errors
+/// [`Error::Stopped`] where the run was asked to stop before it was complete; it can be resumed.
 pub fn produce<B: Backend>(
     backend: &B,
     job: &Job,
@@ -95,31 +104,49 @@ pub fn produce<B: Backend>(
     let files = job.source.files;
     check_settings(files, job.params)?;
     refuse_source(job)?;
-    let specs = artifact_specs(job);
-    let layout = ArtifactLayout::new(specs, &artifact::metadata(&job.params.quant), job.max_shard_size);
-    let (writer, finished) = ArtifactWriter::begin(job.out, layout, &fingerprint(job), job.mode)?;
+    let layout =
+        ArtifactLayout::new(artifact_specs(job), &artifact::metadata(&job.params.quant), job.max_shard_size);
+    let written = engines::as_written(&files.config, &job.params.quant);
+    let side_files = artifact::side_files(job.source.dir, &files.config, &written, job.source.model)?;
+    let settings = settings::fingerprint(backend, job, &side_files)?;
+    let (writer, records) = match artifact::begin(job.out, layout, &settings, job.mode)? {
+        Begun::Writing(writer, records) => (*writer, records),
+        Begun::Finished(log) => {
+            on_event(Event::Finished);
+            return Ok(*log);
+        }
+    };
     let mut walk = Walk::start(backend, files, job.params, tiles);
-    let records = read_records(finished)?;
     for layer in 0..records.len() {
+        job.check_stop(records.len())?;
         on_event(Event::Restoring { layer });
         walk.skip_layer(layer, &restore(&writer, job, layer)?)?;
     }
-    let (writer, records) = solve_and_write(backend, job, &mut walk, writer, records, on_event)?;
+    let (mut writer, records) = solve_and_write(backend, job, &mut walk, writer, records, on_event)?;
     drop(walk);
     for spec in outer_tensors(job) {
         write_copy(&writer, job, &spec)?;
     }
     let seconds = started.elapsed().as_secs_f64();
     let peak = backend.memory()?.map(|memory| memory.peak);
-    let log = log(job, B::name(backend), records, seconds, peak);
-    let written = engines::as_written(&files.config, &job.params.quant);
-    for (name, bytes) in artifact::side_files(job.source.dir, &files.config, &written, job.source.model)? {
-        writer.add_file(&name, &bytes)?;
+    let log = log(job, B::name(backend), records, &settings, (seconds, peak));
+    for (name, bytes) in &side_files {
+        writer.add_file(name, bytes)?;
     }
     writer.add_file(LOG_FILE, &log.to_bytes())?;
     writer.add_file(card::CARD_FILE, card::model_card(&log, &files.config).as_bytes())?;
     writer.finish()?;
     Ok(log)
+}
+
+impl Job<'_> {
+    fn check_stop(&self, done: usize) -> Result<()> {
+        let layers = self.source.files.config.num_hidden_layers;
+        match self.stop.load(Ordering::Relaxed) && done < layers {
+            true => Err(Error::Stopped { done, layers }),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Solves the layers that are left; one thread reads the weights ahead, another writes what is solved.
@@ -138,6 +165,9 @@ fn solve_and_write<B: Backend>(
         let reader = Reader::start(scope, backend, job.source.files, first);
         let mut waited = 0.0;
         for layer in first..job.source.files.config.num_hidden_layers {
+            if job.stop.load(Ordering::Relaxed) {
+                break;
+            }
             let on_stage = &mut |stage| on_event(Event::Solving { layer, stage });
             let mut solved = walk.solve_layer(layer, &reader, None, on_stage)?;
             solved.phases.wait += waited;
@@ -152,7 +182,9 @@ fn solve_and_write<B: Backend>(
             waited = sending.elapsed().as_secs_f64();
         }
         drop((send, reader));
-        writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let (writer, records) = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        job.check_stop(records.len())?;
+        Ok((writer, records))
     })
 }
 
@@ -172,7 +204,7 @@ fn write_all<B: Backend>(
         write_norms(&writer, job, layer)?;
         phases.write = started.elapsed().as_secs_f64();
         let record = LayerRecord { layer, phases, linears };
-        writer.layer_done(&serde_json::to_value(&record).unwrap_or_default())?;
+        writer.layer_done(&record)?;
         records.push(record);
     }
     Ok((writer, records))
@@ -190,160 +222,12 @@ fn refuse_source(job: &Job) -> Result<()> {
     }
 }
 
-/// The artifact's tensors, with the types that the source's own tensors have.
-fn artifact_specs(job: &Job) -> Vec<TensorSpec> {
-    let specs = layout::artifact_tensors(&job.source.files.config, &job.params.quant, job.zero_bias);
-    specs.into_iter().map(|spec| as_stored(job, spec)).collect()
-}
-
-fn as_stored(job: &Job, mut spec: TensorSpec) -> TensorSpec {
-    let copied = !is_packed(&spec.name);
-    if let Some(stored) = job.source.files.checkpoint.spec(&spec.name).filter(|_| copied) {
-        spec.dtype = stored.stored().unwrap_or(spec.dtype);
-    }
-    spec
-}
-
-/// Tensors of quantized linears; all others are copied.
-fn is_packed(name: &str) -> bool {
-    [".qweight", ".qzeros", ".scales", ".g_idx", ".bias"].iter().any(|suffix| name.ends_with(suffix))
-}
-
-/// Tensors outside the layers: embedding, final norm, head.
-fn outer_tensors(job: &Job) -> Vec<TensorSpec> {
-    artifact_specs(job).into_iter().filter(|spec| !spec.name.starts_with("model.layers.")).collect()
-}
-
-/// Cuts a solved stage into its linears and writes them.
-fn write_stage<B: Backend>(
-    backend: &B,
-    writer: &ArtifactWriter,
-    job: &Job,
-    (layer, stage): (usize, Stage),
-    solved: Solved<B>,
-) -> Result<Vec<LinearRecord>> {
-    let Solved { packed, losses, damp_percent, .. } = solved;
-    let packed = backend.collect(packed)?;
-    let (mut records, mut start) = (Vec::new(), 0);
-    for linear in model::stage_linears(job.source.files, stage) {
-        let rows = start..start + linear.out_features;
-        start = rows.end;
-        write_linear(writer, job, layer, &linear, &packed.rows(rows.clone())?)?;
-        let loss = gptq::loss(&losses[rows], job.sequences.len());
-        records.push(LinearRecord { module: linear.module.into(), loss, damp_percent });
-    }
-    Ok(records)
-}
-
-fn write_linear(
-    writer: &ArtifactWriter,
-    job: &Job,
-    layer: usize,
-    linear: &LinearSpec,
-    packed: &PackedLinear<'_>,
-) -> Result<()> {
-    let tensor = |name: &str, bytes: &[u8]| {
-        writer.write_tensor(&format!("{}{}.{name}", layout::layer_prefix(layer), linear.module), bytes)
-    };
-    tensor("qweight", bytemuck::cast_slice(&packed.joined_qweight()))?;
-    tensor("qzeros", bytemuck::cast_slice(&packed.qzeros))?;
-    tensor("scales", packed.scales.bytes())?;
-    tensor("g_idx", bytemuck::cast_slice(&packed.g_idx))?;
-    if job.zero_bias || linear.bias {
-        let bias = packed.bias.clone().unwrap_or(vec![0.0; packed.out_features]);
-        let bias: Vec<half::f16> = bias.into_iter().map(half::f16::from_f32).collect();
-        tensor("bias", bytemuck::cast_slice(&bias))?;
-    }
-    Ok(())
-}
-
-fn write_norms(writer: &ArtifactWriter, job: &Job, layer: usize) -> Result<()> {
-    let prefix = layout::layer_prefix(layer);
-    let specs = artifact_specs(job).into_iter();
-    let mut norms = specs.filter(|spec| spec.name.starts_with(&prefix) && !is_packed(&spec.name));
-    norms.try_for_each(|spec| write_copy(writer, job, &spec))
-}
-
-fn write_copy(writer: &ArtifactWriter, job: &Job, spec: &TensorSpec) -> Result<()> {
-    writer.write_tensor(&spec.name, job.source.files.checkpoint.tensor(&spec.name, &spec.shape)?.bytes)
-}
-
-/// The stages of a finished layer, their linears stacked, read back from the unfinished artifact.
-fn restore(writer: &ArtifactWriter, job: &Job, layer: usize) -> Result<[PackedLinear<'static>; 4]> {
-    let quant = &job.params.quant;
-    let mut stages = [const { Vec::new() }; 4];
-    for linear in layout::linears(&job.source.files.config) {
-        let name = |tensor: &str| format!("{}{}.{tensor}", layout::layer_prefix(layer), linear.module);
-        let words = |tensor: &str| -> Result<Vec<u32>> {
-            let bytes = writer.read_tensor(&name(tensor))?;
-            Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-        };
-        let scales = writer.read_tensor(&name("scales"))?;
-        let scales = scales.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]])).collect();
-        let (_, biases) = model::dense_parts(job.source.files, layer, &[linear])?;
-        let packed = PackedLinear {
-            bits: quant.bits,
-            in_features: linear.in_features,
-            out_features: linear.out_features,
-            qweight: vec![words("qweight")?.into()],
-            qzeros: words("qzeros")?,
-            scales: Scales::F16(scales),
-            g_idx: words("g_idx")?,
-            zero_offset: quant.format.zero_offset(),
-            bias: biases.first().map(|bias| bias.to_f32()),
-        };
-        packed.check()?;
-        stages[linear.stage as usize].push(packed);
-    }
-    let stacked =
-        stages.into_iter().filter_map(|linears| PackedLinear::stack(linears).ok()).collect::<Vec<_>>();
-    stacked.try_into().map_err(|_| Error::Invalid {
-        place: format!("layer {layer} of the interrupted run"),
-        problem: "expected linears of a stage to share their groups".into(),
-    })
-}
-
-/// Everything that decides the artifact's bytes; a run may only be resumed by one that agrees.
-fn fingerprint(job: &Job) -> Fingerprint {
-    let quant = &job.params.quant;
-    let tokens = job.sequences.iter().flatten().flat_map(|id| id.to_le_bytes());
-    let mut print = Fingerprint::new();
-    print.insert("quantization", quant.to_quantization_config_json());
-    print.insert("desc_act", engines::needs_desc_act(&job.source.files.config, quant));
-    print.insert("method", job.params.method.name());
-    print.insert("mse", job.params.mse);
-    print.insert("zero_bias", job.zero_bias);
-    print.insert("max_shard_size", job.max_shard_size);
-    print.insert("calibration tokens", artifact::hash(tokens));
-    print.insert("checkpoint", artifact::hash(checkpoint_sample(job.source.files)));
-    print
-}
-
-/// Names, sizes and the first bytes of every tensor: enough to notice another checkpoint, without reading it all.
-fn checkpoint_sample(files: &ModelFiles) -> Vec<u8> {
-    const BYTES: usize = 256;
-    let specs = layout::checkpoint_tensors(&files.config);
-    let sample = |spec: &TensorSpec| {
-        let bytes = files.checkpoint.tensor(&spec.name, &spec.shape).map_or(&[][..], |tensor| tensor.bytes);
-        [spec.name.as_bytes(), &bytes.len().to_le_bytes(), &bytes[..bytes.len().min(BYTES)]].concat()
-    };
-    specs.iter().flat_map(sample).collect()
-}
-
-fn read_records(finished: Vec<serde_json::Value>) -> Result<Vec<LayerRecord>> {
-    let record = |value| serde_json::from_value(value);
-    finished.into_iter().map(record).collect::<Result<_, _>>().map_err(|error| Error::Invalid {
-        place: "journal of the interrupted run".into(),
-        problem: error.to_string(),
-    })
-}
-
 fn log(
     job: &Job,
     device: String,
     layers: Vec<LayerRecord>,
-    seconds: f64,
-    peak_memory: Option<usize>,
+    settings: &Fingerprint,
+    (seconds, peak_memory): (f64, Option<usize>),
 ) -> QuantizeLog {
     let GptqParams { quant, method, mse, .. } = job.params;
     QuantizeLog {
@@ -363,6 +247,7 @@ fn log(
         seconds,
         peak_memory,
         layers,
+        settings: settings.to_json(),
         evaluation: None,
     }
 }

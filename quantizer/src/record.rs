@@ -4,6 +4,7 @@ use std::path::Path;
 
 use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::sequential::Phases;
 use crate::{Error, Result};
@@ -12,7 +13,7 @@ use crate::{Error, Result};
 pub const LOG_FILE: &str = "quantize_log.json";
 
 /// One artifact's making.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct QuantizeLog {
     /// Program and version.
     pub made_by: String,
@@ -40,6 +41,9 @@ pub struct QuantizeLog {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_memory: Option<usize>,
     pub layers: Vec<LayerRecord>,
+    /// Everything that decides the artifact's bytes: a later run with the same settings makes the same.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub settings: Value,
     /// Where the artifact was measured after it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<EvaluationRecord>,
@@ -59,7 +63,7 @@ pub struct CalibrationRecord {
 }
 
 /// One layer, seconds by phase.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct LayerRecord {
     pub layer: usize,
     #[serde(flatten)]
@@ -79,10 +83,8 @@ pub struct LinearRecord {
 /// A measurement with its protocol.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct EvaluationRecord {
-    pub dataset: String,
-    pub join: String,
-    pub ctx: usize,
-    pub windows: usize,
+    #[serde(flatten)]
+    pub protocol: Protocol,
     pub tokens_scored: usize,
     pub perplexity: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -91,6 +93,24 @@ pub struct EvaluationRecord {
     pub kl_divergence: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top1_agreement: Option<f64>,
+}
+
+/// Everything but the artifact that decides a measurement: one of the same protocol need not be made again.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+pub struct Protocol {
+    pub dataset: String,
+    pub join: String,
+    pub ctx: usize,
+    pub windows: usize,
+    /// Hash of the windows' token ids.
+    #[serde(default)]
+    pub tokens: String,
+    /// Device and compute type.
+    #[serde(default)]
+    pub arithmetic: String,
+    /// [`crate::NUMERICS`] of the program.
+    #[serde(default)]
+    pub numerics: u32,
 }
 
 impl QuantizeLog {
@@ -104,6 +124,14 @@ impl QuantizeLog {
         let log = serde_json::from_str(&text);
         log.map(Some)
             .map_err(|error| Error::Invalid { place: path.display().to_string(), problem: error.to_string() })
+    }
+
+    /// As [`Self::read`]; `None` also where the log is another version's or damaged.
+    pub fn read_if_ours(dir: &Path) -> Result<Option<Self>> {
+        match Self::read(dir) {
+            Err(Error::Invalid { .. }) => Ok(None),
+            log => log,
+        }
     }
 
     /// The settings, with the order of columns that was solved in.

@@ -55,6 +55,10 @@ pub enum Error {
     #[error("prompt: expected 1 to {} tokens, got {tokens}", limit.saturating_sub(1))]
     Prompt { tokens: usize, limit: usize },
 
+    /// The caller asked for it.
+    #[error("stopped before the end")]
+    Stopped,
+
     #[error("the token at place {place}: expected scores, got none that is a finite number")]
     NoScore { place: usize },
 

@@ -1,6 +1,6 @@
 //! Perplexity by the protocol of the GPTQ paper, and the distance between two models.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use gptq_kernels::{Backend, Batch, Cpu, Device, KV_BLOCK_ROWS, KvDtype, SequenceRows, TokenLoss};
 
@@ -57,13 +57,13 @@ impl<B: Backend> Baseline<'_, B> {
     }
 }
 
-/// Evaluates `model` on windows of equal length, each on its own; `progress` is told the windows done. Keys and values
-/// are seen as the model's caches keep them.
+/// Evaluates `model` on windows of equal length, each on its own; `progress` is told the windows done, and may end the
+/// work with [`Error::Stopped`]. Keys and values are seen as the model's caches keep them.
 pub fn evaluate<B: Backend>(
     model: &Model<B>,
     baseline: Option<Baseline<B>>,
     windows: &[Vec<u32>],
-    progress: &mut dyn FnMut(usize),
+    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Evaluation> {
     let ctx = windows.first().map_or(0, Vec::len);
     if ctx < 2 || windows.iter().any(|w| w.len() != ctx) {
@@ -84,7 +84,9 @@ pub fn evaluate<B: Backend>(
     };
     for group in windows.chunks(at_once) {
         score(&mut pass, reference.as_mut(), group, &mut sums)?;
-        progress(group.len());
+        if progress(group.len()).is_break() {
+            return Err(Error::Stopped);
+        }
     }
     let tokens = windows.len() * (ctx - 1);
     let mean = |sum: f64| sum / tokens as f64;
@@ -259,7 +261,9 @@ mod tests {
             (0..3).map(|w| (0..CTX as u32).map(|i| (i * i + 31 * w) % 96).collect()).collect();
         let exact = model(folder.path());
         let int8 = model(folder.path()).with_kv_dtype(KvDtype::Int8);
-        let measured = evaluate(&int8, Some(Baseline::Beside(&exact)), &windows, &mut |_| ()).unwrap();
+        let measured =
+            evaluate(&int8, Some(Baseline::Beside(&exact)), &windows, &mut |_| ControlFlow::Continue(()))
+                .unwrap();
         let written =
             windows.iter().map(|window| one_by_one(&int8, window)).sum::<f64>() / windows.len() as f64;
         // A sum in another order may let a code fall to the other side; far less than what codes change.
@@ -268,10 +272,11 @@ mod tests {
         assert!(apart.abs() < 1e-6, "{apart:.1e}");
         // A random model's tokens are all about as likely, whatever it sees.
         assert!(cost.kl_divergence > 1e-9 && cost.kl_divergence < 1e-2, "{cost:?}");
-        let same = evaluate(&exact, Some(Baseline::Beside(&exact)), &windows, &mut |_| ())
-            .unwrap()
-            .comparison
-            .unwrap();
+        let same =
+            evaluate(&exact, Some(Baseline::Beside(&exact)), &windows, &mut |_| ControlFlow::Continue(()))
+                .unwrap()
+                .comparison
+                .unwrap();
         assert_eq!(same.kl_divergence, 0.0);
     }
 
@@ -281,7 +286,8 @@ mod tests {
         let windows: Vec<Vec<u32>> = vec![(0..CTX as u32).map(|i| (i * i) % 96).collect()];
         let exact = model(folder.path());
         let int8 = model(folder.path()).with_kv_dtype(KvDtype::Int8);
-        let compared = |baseline| evaluate(&int8, Some(baseline), &windows, &mut |_| ()).unwrap();
+        let compared =
+            |baseline| evaluate(&int8, Some(baseline), &windows, &mut |_| ControlFlow::Continue(())).unwrap();
         let beside = compared(Baseline::Beside(&exact)).comparison.unwrap();
         let on_cpu = compared(Baseline::OnCpu(&exact)).comparison.unwrap();
         let blocks = CTX.div_ceil(KV_BLOCK_ROWS);

@@ -135,12 +135,14 @@ pub struct BranchesArgs {
 /// How an artifact is written.
 #[derive(Args)]
 pub struct OutputArgs {
-    /// Go on with an interrupted run; the files become the same, bit for bit
+    /// Go on with an interrupted run, of --force too; the files become the same, bit for bit. What is finished with the
+    /// same settings is kept, other settings are refused
     #[arg(long)]
     pub resume: bool,
 
-    /// Replace a finished artifact; other folders are never replaced
-    #[arg(long, conflicts_with = "resume")]
+    /// Begin anew, and replace a finished artifact once the new one is complete; other folders are never replaced. With
+    /// --resume: only what has other settings
+    #[arg(long)]
     pub force: bool,
 
     /// Split the weights into files of at most this size, e.g. 5GB

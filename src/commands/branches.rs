@@ -1,10 +1,9 @@
 //! `gptq branches`: every branch of a plan from one checkpoint, with its table.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
-use gptq_calibration::Sequences;
-use gptq_calibration::dataset::Dataset;
 use gptq_kernels::Backend;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::engines::{self, Facts, Place};
@@ -14,14 +13,12 @@ use gptq_quantizer::produce::{self, Job, Source};
 use gptq_quantizer::sequential::Tiles;
 use gptq_quantizer::table::{self, Row};
 use gptq_runtime::config::ModelConfig;
-use gptq_runtime::model::Model;
-use gptq_runtime::perplexity::Baseline;
 
 use super::common::{self, Calibration, DeviceKind, OnDevice};
-use super::eval::{self, Protocol};
-use super::quantize::{self, EVAL_CTX};
-use crate::args::{BranchesArgs, JoinArg};
-use crate::output;
+use super::measurement::{Measurement, Measuring};
+use super::quantize;
+use crate::args::BranchesArgs;
+use crate::{output, stop};
 
 pub fn run(args: &BranchesArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
@@ -30,15 +27,12 @@ pub fn run(args: &BranchesArgs) -> Result<()> {
         None => Plan::card(),
     };
     let measurement = match &args.eval_dataset {
-        Some(spec) => Some(Measurement {
-            dataset: common::dataset(spec, None, &dir).with_context(|| format!("data set {spec}"))?,
-            protocol: Protocol { join: JoinArg::Paper, ctx: EVAL_CTX, max_windows: None },
-        }),
+        Some(spec) => Some(quantize::measurement(spec, &dir)?),
         None => None,
     };
     let work = MakeAll { args, dir: &dir, plan: &plan, measurement: measurement.as_ref() };
     let config = common::model_config(&dir)?;
-    let rows = common::on_device(args.output.device, &config, work)?;
+    let rows = common::on_device(args.output.device, &config, work).map_err(stop::advise)?;
     match args.output.json {
         true => output::json(&rows)?,
         false => {
@@ -88,6 +82,7 @@ impl OnDevice for MakeAll<'_> {
             calibration: &Calibration::load(&args.calibration, dir, kind)?,
             measurement,
             device,
+            stop: stop::on_signals()?,
         };
         work.make_all(plan)
     }
@@ -103,16 +98,12 @@ pub struct Work<'a, B> {
     pub calibration: &'a Calibration,
     pub measurement: Option<&'a Measurement>,
     pub device: B,
-}
-
-/// The text on which branches are compared with the checkpoint.
-pub struct Measurement {
-    pub dataset: Dataset,
-    pub protocol: Protocol,
+    /// Once it is set, the work ends at the next safe point.
+    pub stop: &'a AtomicBool,
 }
 
 impl<B: Backend> Work<'_, B> {
-    /// Makes every branch and returns the measured table. With `--resume`, finished branches are kept.
+    /// Makes and measures every branch and returns the table. With `--resume`, what is done already is kept.
     pub fn make_all(&self, plan: &Plan) -> Result<Vec<Row>> {
         let files = common::open_model(self.dir)?;
         for branch in &plan.branches {
@@ -120,32 +111,23 @@ impl<B: Backend> Work<'_, B> {
                 .with_context(|| format!("branch {}", branch.name))?;
         }
         std::fs::create_dir_all(self.out).with_context(|| self.out.display().to_string())?;
-        let text = match self.measurement {
-            Some(m) => Some(m.protocol.windows(&m.dataset, self.dir)?),
-            None => None,
-        };
-        let baseline = match self.measurement {
-            Some(_) => Some(Model::load(self.device.clone(), &files)?),
+        let measuring = match self.measurement {
+            Some(measurement) => Some(Measuring::new(&self.device, &files, self.dir, measurement)?),
             None => None,
         };
         let source = Source::check(self.model, self.dir, &files)?;
         // All branches start from the same embedded tokens; a measurement in between needs the memory more.
-        let tiles = match self.measurement {
+        let tiles = match measuring {
             None => Some(Tiles::embed(&self.device, &files, &self.calibration.sequences)?),
             Some(_) => None,
         };
         for (i, branch) in plan.branches.iter().enumerate() {
-            let out = self.out.join(&branch.name);
-            if self.mode == OutMode::Resume && out.join(gptq_quantizer::record::LOG_FILE).exists() {
-                note!("{} is complete", out.display());
-                continue;
-            }
             let title = format!("[{}/{}] {}", i + 1, plan.branches.len(), branch.name);
             let tiles = match &tiles {
                 Some(tiles) => tiles.clone(),
                 None => Tiles::embed(&self.device, &files, &self.calibration.sequences)?,
             };
-            self.make(&title, branch, &out, &source, tiles, baseline.as_ref().zip(text.as_ref()))
+            self.make(&title, branch, &source, tiles, measuring.as_ref())
                 .with_context(|| format!("branch {}", branch.name))?;
         }
         Ok(table::measure(self.out)?)
@@ -155,35 +137,27 @@ impl<B: Backend> Work<'_, B> {
         &self,
         title: &str,
         branch: &Branch,
-        out: &Path,
         source: &Source,
         tiles: Tiles<B>,
-        baseline: Option<(&Model<B>, &Sequences)>,
+        measuring: Option<&Measuring<B>>,
     ) -> Result<()> {
-        let params = params(branch);
+        let (out, params) = (self.out.join(&branch.name), params(branch));
         let job = Job {
             source,
             params: &params,
             zero_bias: true,
             sequences: &self.calibration.sequences,
             calibration: Some(&self.calibration.record),
-            out,
+            out: &out,
             mode: self.mode,
             max_shard_size: self.max_shard_size,
+            stop: self.stop,
         };
         let mut log = quantize::make(&self.device, &job, tiles, title)?;
-        if let (Some(m), Some((baseline, text))) = (self.measurement, baseline) {
-            let model = eval::load(&self.device, out)?;
-            let result = eval::measure(
-                &format!("{title}, measuring"),
-                &model,
-                Some(Baseline::Beside(baseline)),
-                &text.ids,
-            )?;
-            let evaluation = quantize::evaluation(&m.dataset.name, text.join, &result);
-            quantize::record_evaluation(&mut log, out, source.files(), evaluation)?;
+        match measuring {
+            Some(measuring) => measuring.complete(&format!("{title}, measuring"), &out, &mut log),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! `gptq demo`: the whole story on the model that is built into the program.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -13,10 +14,11 @@ use gptq_quantizer::table;
 use gptq_runtime::generate::{GenerateParams, Session};
 use gptq_runtime::sampling::SamplingParams;
 
-use super::branches::{Measurement, Work};
+use super::branches::Work;
 use super::common::{Calibration, DeviceKind};
 use super::eval::{self, Protocol};
 use super::generate::{Output, complete};
+use super::measurement::Measurement;
 use crate::args::{CalibrationArgs, DemoArgs, JoinArg, SamplingArg};
 use crate::output;
 
@@ -72,6 +74,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         calibration: &calibration,
         measurement: Some(&measurement),
         device: device.clone(),
+        stop: &AtomicBool::new(false),
     };
     let rows = work.make_all(&Plan::card())?;
     output::line(format_args!("{}", table::to_terminal(&rows)))?;

@@ -1,5 +1,6 @@
 //! `gptq eval`
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
@@ -17,6 +18,7 @@ use super::common::{self, DeviceKind, OnDevice};
 use crate::args::{EvalArgs, JoinArg};
 use crate::output;
 use crate::progress::Progress;
+use crate::stop;
 
 pub fn run(args: &EvalArgs) -> Result<()> {
     let started = Instant::now();
@@ -140,7 +142,7 @@ pub fn load<B: Backend>(device: &B, dir: &Path) -> Result<Model<B>> {
     Ok(Model::load(device.clone(), &files)?)
 }
 
-/// Evaluates with a progress bar.
+/// Evaluates with a progress bar, until a signal comes that is waited for.
 pub fn measure<B: Backend>(
     title: &str,
     model: &Model<B>,
@@ -148,7 +150,10 @@ pub fn measure<B: Backend>(
     windows: &[Vec<u32>],
 ) -> Result<Evaluation> {
     let mut progress = Progress::start(title, windows.len() as u64);
-    Ok(evaluate(model, baseline, windows, &mut |done| progress.advance(done as u64))?)
+    Ok(evaluate(model, baseline, windows, &mut |done| {
+        progress.advance(done as u64);
+        if stop::is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?)
 }
 
 /// Whether the artifact's own log names this text as its calibration text.

@@ -1,31 +1,31 @@
 //! `gptq quantize`
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use anyhow::Result;
-use gptq_calibration::dataset::Join;
+use anyhow::{Context, Result};
 use gptq_kernels::{Backend, Memory};
 use gptq_quantizer::artifact::OutMode;
-use gptq_quantizer::card;
 use gptq_quantizer::engines::{self, Facts, Place};
 use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::produce::{self, Event, Job, Source, produce};
-use gptq_quantizer::record::{EvaluationRecord, QuantizeLog};
+use gptq_quantizer::record::QuantizeLog;
 use gptq_quantizer::sequential::{Placement, Tiles};
 use gptq_runtime::layout::Stage;
-use gptq_runtime::model::{Model, ModelFiles};
-use gptq_runtime::perplexity::{Baseline, Evaluation};
+use gptq_runtime::model::ModelFiles;
 use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
 
 use super::common::{self, Calibration, DeviceKind, OnDevice};
-use super::eval::{self, Protocol};
+use super::eval::Protocol;
+use super::measurement::{Measurement, Measuring};
 use crate::args::{FormatArg, JoinArg, MethodArg, OutputArgs, QuantizeArgs};
 use crate::output;
 use crate::progress::Progress;
+use crate::stop;
 
 /// Window of the measurement after quantizing; the paper's.
-pub const EVAL_CTX: usize = 2048;
+const EVAL_CTX: usize = 2048;
 
 pub fn run(args: &QuantizeArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
@@ -33,7 +33,7 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     let params = params(args);
     produce::check_settings(&files, &params)?;
     let work = Quantize { args, dir: &dir, files: &files, params: &params };
-    let log = common::on_device(args.output.device, &files.config, work)?;
+    let log = common::on_device(args.output.device, &files.config, work).map_err(stop::advise)?;
     match args.output.json {
         true => output::json(&log)?,
         false => {
@@ -64,6 +64,10 @@ impl OnDevice for Quantize<'_> {
             Method::Gptq => Some(Calibration::load(&args.calibration, dir, kind)?),
             Method::Rtn => None,
         };
+        let measuring = match &args.eval_dataset {
+            Some(spec) => Some(Measuring::new(&device, files, dir, &measurement(spec, dir)?)?),
+            None => None,
+        };
         let source = Source::check(&args.model, dir, files)?;
         let job = Job {
             source: &source,
@@ -74,21 +78,12 @@ impl OnDevice for Quantize<'_> {
             out: &args.out,
             mode: args.output.mode(),
             max_shard_size: args.output.max_shard_size,
+            stop: stop::on_signals()?,
         };
         let tiles = Tiles::embed(&device, files, job.sequences)?;
         let mut log = make(&device, &job, tiles, "quantizing")?;
-        if let Some(spec) = &args.eval_dataset {
-            let dataset = common::dataset(spec, None, dir)?;
-            let protocol = Protocol { join: JoinArg::Paper, ctx: EVAL_CTX, max_windows: None };
-            let text = protocol.windows(&dataset, dir)?;
-            let baseline = Model::load(device.clone(), files)?;
-            let result = eval::measure(
-                "evaluating",
-                &eval::load(&device, &args.out)?,
-                Some(Baseline::Beside(&baseline)),
-                &text.ids,
-            )?;
-            record_evaluation(&mut log, &args.out, files, evaluation(&dataset.name, text.join, &result))?;
+        if let Some(measuring) = measuring {
+            measuring.complete("evaluating", &args.out, &mut log)?;
         }
         Ok(log)
     }
@@ -113,13 +108,20 @@ pub fn make<B: Backend>(device: &B, job: &Job, tiles: Tiles<B>, title: &str) -> 
     if device.memory()?.is_some() && placement.tiles > 0 {
         progress.note(&describe(&placement));
     }
-    let mut pace = Pace::new(job);
+    let (mut pace, mut told) = (Pace::new(job), false);
     let log = produce(device, job, tiles, &mut |event| match event {
+        Event::Finished => {
+            progress.note(&format!("{} is there already, made with the same settings", job.out.display()));
+        }
         Event::Restoring { layer } => {
             progress.message(&format!("layer {layer} is done already"));
             progress.advance(Stage::ALL.len() as u64);
         }
         Event::Solving { layer, stage } => {
+            if job.stop.load(Ordering::Relaxed) && !std::mem::replace(&mut told, true) {
+                progress
+                    .note(&format!("stopping once layer {layer} is written; a second signal stops at once"));
+            }
             let memory = device.memory().ok().flatten();
             progress.message(&format!("layer {layer}, {:<7} {}", stage.name(), pace.describe(memory)));
             progress.advance(1);
@@ -175,31 +177,10 @@ impl Pace {
     }
 }
 
-/// A measurement as the log keeps it.
-pub fn evaluation(dataset: &str, join: Join, result: &Evaluation) -> EvaluationRecord {
-    EvaluationRecord {
-        dataset: dataset.into(),
-        join: join.name().into(),
-        ctx: result.ctx,
-        windows: result.windows,
-        tokens_scored: result.tokens_scored,
-        perplexity: result.perplexity,
-        baseline_perplexity: result.comparison.as_ref().map(|c| c.baseline_perplexity),
-        kl_divergence: result.comparison.as_ref().map(|c| c.kl_divergence),
-        top1_agreement: result.comparison.as_ref().map(|c| c.top1_agreement),
-    }
-}
-
-/// Puts a measurement into the artifact's log and onto its card.
-pub fn record_evaluation(
-    log: &mut QuantizeLog,
-    out: &Path,
-    files: &ModelFiles,
-    evaluation: EvaluationRecord,
-) -> Result<()> {
-    log.evaluation = Some(evaluation);
-    card::update(out, log, &files.config)?;
-    Ok(())
+/// What `--eval-dataset` asks for, by the paper's protocol.
+pub fn measurement(spec: &str, model_dir: &Path) -> Result<Measurement> {
+    let dataset = common::dataset(spec, None, model_dir).with_context(|| format!("data set {spec}"))?;
+    Ok(Measurement { dataset, protocol: Protocol { join: JoinArg::Paper, ctx: EVAL_CTX, max_windows: None } })
 }
 
 fn params(args: &QuantizeArgs) -> GptqParams {
@@ -271,7 +252,7 @@ fn print_summary(log: &QuantizeLog, out: &Path) -> Result<()> {
     if let Some(e) = &log.evaluation {
         output::line(format_args!(
             "perplexity {:.4} on {} ({} windows of {})",
-            e.perplexity, e.dataset, e.windows, e.ctx
+            e.perplexity, e.protocol.dataset, e.protocol.windows, e.protocol.ctx
         ))?;
     }
     output::line(format_args!("total loss {:.4}\nwritten to {}", log.total_loss(), out.display()))?;
@@ -281,7 +262,8 @@ fn print_summary(log: &QuantizeLog, out: &Path) -> Result<()> {
 impl OutputArgs {
     pub fn mode(&self) -> OutMode {
         match (self.resume, self.force) {
-            (true, _) => OutMode::Resume,
+            (true, true) => OutMode::ResumeOrForce,
+            (true, false) => OutMode::Resume,
             (false, true) => OutMode::Force,
             (false, false) => OutMode::New,
         }

@@ -34,6 +34,10 @@ impl Device for Cpu {
         format!("CPU, {} threads", rayon::current_num_threads())
     }
 
+    fn arithmetic(&self) -> String {
+        "CPU, f32".into()
+    }
+
     fn tensor(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<Tensor> {
         if values.len() != shape.0 * shape.1 {
             return Err(Error::shape("tensor", shape, values.len()));

@@ -209,6 +209,10 @@ impl Device for Cuda {
         self.inner.name.clone()
     }
 
+    fn arithmetic(&self) -> String {
+        format!("{}, {:?}", self.inner.name, self.dtype()).to_lowercase()
+    }
+
     fn synchronize(&self) -> Result<()> {
         self.inner.stream.synchronize().map_err(Error::driver("synchronize"))
     }

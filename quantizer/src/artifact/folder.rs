@@ -1,14 +1,145 @@
-//! The folder that an artifact gets, and the work folder beside it that takes its name at the end.
+//! The folder that an artifact gets, and the work folder beside it in which a run makes it.
+//!
+//! The work folder of NAME is `.NAME.partial`. It holds `lock`, the journal, and `artifact`, which alone is moved: nothing
+//! else of a run is ever inside the final folder. Without a journal there is nothing in it that anybody could go on with.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::writer::OutMode;
+use super::journal::JOURNAL;
 use crate::{Error, Result};
 
-pub(super) const LOCK: &str = "lock";
+const LOCK: &str = "lock";
+
+/// A work folder, held for this process until it is dropped.
+pub(super) struct WorkFolder {
+    pub path: PathBuf,
+    /// The final folder.
+    pub out: PathBuf,
+    _lock: File,
+}
+
+impl WorkFolder {
+    /// Makes the work folder where it is missing. One process at a time can hold it.
+    pub fn hold(out: &Path) -> Result<Self> {
+        let path = beside(out, "partial")?;
+        let lock = path.join(LOCK);
+        loop {
+            fs::create_dir_all(&path).map_err(Error::io(&path))?;
+            let file = match OpenOptions::new().create(true).truncate(false).write(true).open(&lock) {
+                // Another process has removed the folder just now.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => {
+                    // Only an empty folder goes.
+                    let _ = fs::remove_dir(&path);
+                    return Err(Error::io(&lock)(error));
+                }
+                Ok(file) => file,
+            };
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(problem(&path, "another process is writing this output"));
+                }
+                Err(TryLockError::Error(cause)) => return Err(Error::Io { path: lock, cause }),
+            }
+            // A lock whose file was removed by its last holder keeps nobody out.
+            let held = file.metadata().map_err(Error::io(&lock))?;
+            if fs::metadata(&lock).is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())) {
+                return Ok(Self { path, out: out.into(), _lock: file });
+            }
+        }
+    }
+
+    /// Where the artifact is made.
+    pub fn artifact(&self) -> PathBuf {
+        self.path.join("artifact")
+    }
+
+    /// Ends a replacement that was interrupted between its two renames, where they could not be one.
+    pub fn recover(&self) -> Result<()> {
+        let old = beside(&self.out, "replaced")?;
+        match (exists(&old), exists(&self.out)) {
+            (false, _) => Ok(()),
+            (true, false) => fs::rename(&old, &self.out).map_err(Error::io(&old)),
+            (true, true) => remove(&old),
+        }
+    }
+
+    /// Empties the work folder but for the lock.
+    pub fn clear(&self) -> Result<()> {
+        // Without its journal, a half-emptied folder cannot pass for a run to resume.
+        let journal = self.path.join(JOURNAL);
+        if exists(&journal) {
+            remove(&journal)?;
+            sync(&self.path)?;
+        }
+        for entry in fs::read_dir(&self.path).map_err(Error::io(&self.path))? {
+            let entry = entry.map_err(Error::io(&self.path))?.path();
+            if entry.file_name() != Some(LOCK.as_ref()) {
+                remove(&entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the work folder.
+    pub fn remove(self) -> Result<()> {
+        self.clear()?;
+        remove(&self.path.join(LOCK))?;
+        match fs::remove_dir(&self.path) {
+            // The next process may have begun.
+            Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::NotFound) => {
+                Ok(())
+            }
+            removed => removed.map_err(Error::io(&self.path)),
+        }
+    }
+
+    /// After a failure: keeps what can be resumed and removes anything else, as far as that works.
+    pub fn give_up(self) {
+        if !exists(&self.path.join(JOURNAL)) {
+            let _ = self.remove();
+        }
+    }
+
+    /// Gives the artifact its final name. What is at that name is exchanged for it in one step, so that there is an
+    /// artifact at any time.
+    pub fn place(&self, replaces: bool) -> Result<()> {
+        let (new, out) = (self.artifact(), &self.out);
+        if is_vacant(out)? {
+            fs::rename(&new, out).map_err(Error::io(out))?;
+        } else if !replaces {
+            return Err(problem(out, "expected a new or empty folder, got one that was filled meanwhile"));
+        } else if !exchange(&new, out).map_err(Error::io(out))? {
+            let old = beside(out, "replaced")?;
+            fs::rename(out, &old).map_err(Error::io(out))?;
+            fs::rename(&new, out).map_err(Error::io(out))?;
+            sync(&parent(out))?;
+            remove(&old)?;
+        }
+        sync(&parent(out))
+    }
+}
+
+/// Exchanges two folders; `false` where the system or the file system cannot.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn exchange(one: &Path, other: &Path) -> io::Result<bool> {
+    use nix::errno::Errno;
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    match renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE) {
+        Ok(()) => Ok(true),
+        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn exchange(_one: &Path, _other: &Path) -> io::Result<bool> {
+    Ok(false)
+}
 
 /// The folder that `out` leads to: links are followed, so that the link itself stays.
 pub(super) fn resolve(out: &Path) -> Result<PathBuf> {
@@ -25,7 +156,7 @@ pub(super) fn resolve(out: &Path) -> Result<PathBuf> {
 }
 
 /// Refuses, before any work, an output that could not be put in place at the end.
-pub(super) fn check_free(out: &Path, mode: OutMode) -> Result<()> {
+pub(super) fn check_replaceable(out: &Path) -> Result<()> {
     if !out.exists() {
         return Ok(());
     }
@@ -33,54 +164,21 @@ pub(super) fn check_free(out: &Path, mode: OutMode) -> Result<()> {
         return Err(problem(out, "expected a folder, got a file"));
     }
     let device = |path: &Path| fs::metadata(path).map(|data| data.dev()).map_err(Error::io(path));
-    if device(out)? != device(&parent(out))? {
-        return Err(problem(
+    match device(out)? == device(&parent(out))? {
+        true => Ok(()),
+        false => Err(problem(
             out,
             "expected a folder that can be replaced, got a mount point (name one inside it)",
-        ));
-    }
-    match mode {
-        _ if is_empty(out) => Ok(()),
-        OutMode::Force if out.join("quantize_config.json").is_file() => Ok(()),
-        OutMode::Force => Err(problem(out, "expected an artifact to replace, got a folder of other files")),
-        OutMode::New => {
-            Err(problem(out, "expected a new or empty folder, got one with files (--force replaces it)"))
-        }
-        OutMode::Resume => {
-            Err(problem(out, "expected an interrupted run, got a finished output (--force replaces it)"))
-        }
+        )),
     }
 }
 
-/// `.NAME.partial` beside `NAME`.
-pub(super) fn work_folder(out: &Path) -> Result<PathBuf> {
-    beside(out, "partial")
-}
-
-/// Holds the work folder for this process, until the file is dropped.
-pub(super) fn lock(work: &Path) -> Result<File> {
-    let path = work.join(LOCK);
-    let file =
-        OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(problem(work, "another process is writing this output")),
-        Err(TryLockError::Error(cause)) => Err(Error::Io { path, cause }),
+/// Whether a name is free, or an empty folder's.
+pub(super) fn is_vacant(out: &Path) -> Result<bool> {
+    match fs::read_dir(out) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        entries => Ok(entries.map_err(Error::io(out))?.next().is_none()),
     }
-}
-
-/// Gives the work folder its final name. An old output is moved aside first and deleted last.
-pub(super) fn rename(work: &Path, out: &Path, mode: OutMode) -> Result<()> {
-    let old = beside(out, "replaced")?;
-    if mode == OutMode::Force && out.exists() && !is_empty(out) {
-        // What an interrupted replacement left aside is older than what is replaced now.
-        remove(&old)?;
-        fs::rename(out, &old).map_err(Error::io(out))?;
-    } else if out.exists() {
-        fs::remove_dir(out).map_err(Error::io(out))?;
-    }
-    fs::rename(work, out).map_err(Error::io(out))?;
-    if mode == OutMode::Force { remove(&old) } else { Ok(()) }
 }
 
 pub(super) fn parent(out: &Path) -> PathBuf {
@@ -95,8 +193,16 @@ pub(super) fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
 }
 
-fn is_empty(folder: &Path) -> bool {
-    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+/// Whether something has this name, a link to nothing included.
+pub(super) fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+/// Removes a file, a link or a folder with what is in it.
+pub(super) fn remove(path: &Path) -> Result<()> {
+    let is_folder = path.symlink_metadata().map_err(Error::io(path))?.is_dir();
+    let removed = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    removed.map_err(Error::io(path))
 }
 
 /// A hidden folder in the same place, so that renaming stays inside one file system.
@@ -105,11 +211,7 @@ fn beside(out: &Path, kind: &str) -> Result<PathBuf> {
     Ok(parent(out).join(format!(".{}.{kind}", name.to_string_lossy())))
 }
 
-fn remove(folder: &Path) -> Result<()> {
-    if folder.exists() { fs::remove_dir_all(folder).map_err(Error::io(folder)) } else { Ok(()) }
-}
-
-fn problem(path: &Path, problem: &str) -> Error {
+pub(super) fn problem(path: &Path, problem: &str) -> Error {
     Error::Output { path: path.into(), problem: problem.into() }
 }
 
@@ -117,39 +219,61 @@ fn problem(path: &Path, problem: &str) -> Error {
 mod tests {
     use super::*;
 
+    fn folder(path: &Path, file: &str) {
+        fs::create_dir_all(path).unwrap();
+        fs::write(path.join(file), "x").unwrap();
+    }
+
     #[test]
     fn what_can_never_be_replaced_is_refused_before_any_work() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "x").unwrap();
-        for mode in [OutMode::New, OutMode::Resume, OutMode::Force] {
-            assert!(check_free(&file, mode).unwrap_err().to_string().contains("got a file"));
-            #[cfg(target_os = "linux")]
-            assert!(check_free(Path::new("/proc"), mode).unwrap_err().to_string().contains("mount point"));
-        }
+        assert!(check_replaceable(&file).unwrap_err().to_string().contains("got a file"));
+        #[cfg(target_os = "linux")]
+        assert!(check_replaceable(Path::new("/proc")).unwrap_err().to_string().contains("mount point"));
         assert!(resolve(Path::new("..")).is_err());
     }
 
     #[test]
-    fn what_an_earlier_replacement_left_does_not_stop_the_next() {
+    fn what_is_replaced_lies_in_the_work_folder_and_goes_with_it() {
         let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        for (folder, file) in [("a", "old"), (".a.replaced", "older"), (".a.partial", "new")] {
-            fs::create_dir(path(folder)).unwrap();
-            fs::write(path(folder).join(file), "x").unwrap();
-        }
-        rename(&path(".a.partial"), &path("a"), OutMode::Force).unwrap();
-        assert!(path("a").join("new").exists() && !path("a").join("old").exists());
+        let out = dir.path().join("a");
+        folder(&out, "old");
+        let work = WorkFolder::hold(&out).unwrap();
+        folder(&work.artifact(), "new");
+        assert!(work.place(false).is_err() && out.join("old").exists());
+        work.place(true).unwrap();
+        assert!(out.join("new").exists() && !out.join("old").exists());
+        work.remove().unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
     }
 
     #[test]
-    fn only_force_deletes_what_a_replacement_left_aside() {
+    fn a_replacement_that_was_interrupted_between_two_renames_is_recovered() {
         let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        fs::create_dir(path(".a.partial")).unwrap();
-        fs::create_dir(path(".a.replaced")).unwrap();
-        rename(&path(".a.partial"), &path("a"), OutMode::New).unwrap();
-        assert!(path("a").exists() && path(".a.replaced").exists());
+        let (out, old) = (dir.path().join("a"), dir.path().join(".a.replaced"));
+        folder(&old, "old");
+        let work = WorkFolder::hold(&out).unwrap();
+        work.recover().unwrap();
+        assert!(out.join("old").exists() && !old.exists(), "before the second: the old one is back");
+        folder(&old, "older");
+        work.recover().unwrap();
+        assert!(out.join("old").exists() && !old.exists(), "after the second: the old one goes");
+    }
+
+    #[test]
+    fn a_work_folder_is_held_once_and_a_failure_keeps_nothing_but_a_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("a");
+        let work = WorkFolder::hold(&out).unwrap();
+        assert!(WorkFolder::hold(&out).err().unwrap().to_string().contains("another process"));
+        folder(&work.artifact(), "half");
+        work.give_up();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let work = WorkFolder::hold(&out).unwrap();
+        fs::write(work.path.join(JOURNAL), "{}\n").unwrap();
+        work.give_up();
+        assert!(dir.path().join(".a.partial").join(JOURNAL).exists());
     }
 }

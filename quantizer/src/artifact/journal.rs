@@ -1,72 +1,102 @@
-//! The journal of an unfinished artifact: a line with the run's fingerprint, then one for every finished layer.
+//! The journal of an unfinished artifact: a line about the run, then one for every finished layer.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::io::Write;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fingerprint::Fingerprint;
-use super::folder::{LOCK, sync};
-use super::layout::ArtifactLayout;
+use super::folder::sync;
+use crate::record::{LayerRecord, QuantizeLog};
 use crate::{Error, Result};
 
 pub(super) const JOURNAL: &str = "journal.jsonl";
 
-/// Empties the work folder and lays out files and journal.
-pub(super) fn start_over(work: &Path, layout: &ArtifactLayout, fingerprint: &Fingerprint) -> Result<()> {
-    // Without its journal, a half-emptied folder cannot pass for a run to resume.
-    let journal = work.join(JOURNAL);
-    if journal.exists() {
-        fs::remove_file(&journal).map_err(Error::io(&journal))?;
-    }
-    for entry in fs::read_dir(work).map_err(Error::io(work))? {
-        let path = entry.map_err(Error::io(work))?.path();
-        if path.file_name() != Some(LOCK.as_ref()) {
-            fs::remove_file(&path).map_err(Error::io(&path))?;
-        }
-    }
-    for planned in &layout.files {
-        let path = work.join(&planned.name);
-        let file = File::create(&path).map_err(Error::io(&path))?;
-        file.write_all_at(&planned.header, 0).map_err(Error::io(&path))?;
-        file.set_len(planned.length).map_err(Error::io(&path))?;
-        file.sync_all().map_err(Error::io(&path))?;
-    }
-    // The journal comes last and at once: where it exists, the files have their headers and lengths.
-    let temporary = work.join("journal.new");
-    let first = format!("{}\n", fingerprint.to_json());
-    fs::write(&temporary, first).map_err(Error::io(&temporary))?;
-    sync(&temporary)?;
-    fs::rename(&temporary, &journal).map_err(Error::io(&journal))?;
-    sync(work)
+/// The first line.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Run {
+    /// The fingerprint.
+    pub settings: Value,
+    /// Layers in all.
+    pub layers: usize,
+    /// The run may replace a finished output.
+    pub replaces: bool,
 }
 
-/// Records of the layers that the journal says are finished. A last line that was cut off counts for nothing.
-pub(super) fn finished_layers(work: &Path, fingerprint: &Fingerprint) -> Result<Vec<Value>> {
-    let path = work.join(JOURNAL);
-    if !path.exists() {
-        return Ok(Vec::new());
+/// What a journal says.
+pub(super) struct Journal {
+    pub run: Run,
+    /// Of the finished layers, in order.
+    pub records: Vec<LayerRecord>,
+    /// Bytes of whole lines; a last line that was cut off counts for nothing.
+    whole: u64,
+}
+
+impl Journal {
+    /// The journal in a work folder; `None` where there is none.
+    pub fn read(work: &Path) -> Result<Option<Self>> {
+        let path = work.join(JOURNAL);
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes.map_err(Error::io(&path))?,
+        };
+        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
+        let invalid = |line: usize, problem: String| Error::Output {
+            path: path.clone(),
+            problem: format!("line {line}: {problem} (--force begins anew)"),
+        };
+        let mut lines = bytes[..whole].split_inclusive(|b| *b == b'\n').zip(1..);
+        let Some((first, _)) = lines.next() else { return Ok(None) };
+        let run: Run = serde_json::from_slice(first).map_err(|error| invalid(1, error.to_string()))?;
+        let mut records = Vec::new();
+        for (line, number) in lines {
+            let record: LayerRecord =
+                serde_json::from_slice(line).map_err(|error| invalid(number, error.to_string()))?;
+            if record.layer != records.len() || record.layer >= run.layers {
+                let expected = format!("expected layer {} of {}", records.len(), run.layers);
+                return Err(invalid(number, format!("{expected}, got layer {}", record.layer)));
+            }
+            records.push(record);
+        }
+        Ok(Some(Self { run, records, whole: whole as u64 }))
     }
-    let bytes = fs::read(&path).map_err(Error::io(&path))?;
-    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
-    let lines = bytes[..whole].split(|b| *b == b'\n').filter(|line| !line.is_empty());
-    let mut values = Vec::new();
-    for line in lines {
-        let invalid =
-            |error: serde_json::Error| Error::Output { path: path.clone(), problem: error.to_string() };
-        values.push(serde_json::from_slice(line).map_err(invalid)?);
+
+    /// Writes the first line of a new journal. It appears whole or not at all.
+    pub fn create(work: &Path, fingerprint: &Fingerprint, layers: usize, replaces: bool) -> Result<()> {
+        let run = Run { settings: fingerprint.to_json(), layers, replaces };
+        let line = format!("{}\n", serde_json::to_string(&run).unwrap_or_default());
+        let (temporary, path) = (work.join("journal.new"), work.join(JOURNAL));
+        fs::write(&temporary, line).map_err(Error::io(&temporary))?;
+        sync(&temporary)?;
+        fs::rename(&temporary, &path).map_err(Error::io(&path))?;
+        sync(work)
     }
-    if values.is_empty() {
-        return Ok(values);
-    }
-    if let Some(difference) = fingerprint.difference(&values.remove(0)) {
-        let problem = format!("cannot resume, the interrupted run had {difference}");
-        return Err(Error::Output { path: work.into(), problem });
-    }
-    if whole < bytes.len() {
+
+    /// Cuts off a line that is not whole.
+    pub fn repair(&self, work: &Path) -> Result<()> {
+        let path = work.join(JOURNAL);
         let file = OpenOptions::new().write(true).open(&path).map_err(Error::io(&path))?;
-        file.set_len(whole as u64).map_err(Error::io(&path))?;
+        file.set_len(self.whole).map_err(Error::io(&path))
     }
-    Ok(values)
+
+    /// Whether the output is what this run made: it was put in place, and only cleaning up was interrupted. No two runs
+    /// take the same seconds, so the records of its layers tell.
+    pub fn is_placed(&self, out: &Path) -> Result<bool> {
+        let log = QuantizeLog::read_if_ours(out)?;
+        Ok(self.records.len() == self.run.layers && log.is_some_and(|log| log.layers == self.records))
+    }
+
+    /// For whoever did not ask to go on.
+    pub fn describe(&self) -> String {
+        format!("{} of {} layers of an interrupted run are done", self.records.len(), self.run.layers)
+    }
+}
+
+/// Adds the line of a finished layer and makes it durable.
+pub(super) fn append(journal: &mut File, record: &LayerRecord) -> std::io::Result<()> {
+    let line = serde_json::to_string(record)?;
+    journal.write_all(format!("{line}\n").as_bytes())?;
+    journal.sync_data()
 }

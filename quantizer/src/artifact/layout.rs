@@ -1,6 +1,6 @@
 //! The safetensors files of an artifact, laid out before any work: names, headers, offsets and lengths.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use gptq_runtime::checkpoint::FilePlan;
@@ -59,6 +59,12 @@ impl ArtifactLayout {
     /// All tensor names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)
+    }
+
+    /// Layers that have tensors.
+    pub fn layers(&self) -> usize {
+        let index = |name: &str| name.strip_prefix("model.layers.")?.split('.').next()?.parse::<usize>().ok();
+        self.names().filter_map(index).collect::<BTreeSet<_>>().len()
     }
 
     /// Bytes of all files.

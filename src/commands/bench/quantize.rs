@@ -1,6 +1,7 @@
 //! `gptq bench quantize`: the phases of quantization beside their floors.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
 use gptq_kernels::Backend;
@@ -100,6 +101,7 @@ fn make<B: Backend>(
         out,
         mode: OutMode::Force,
         max_shard_size: None,
+        stop: &AtomicBool::new(false),
     };
     quantize::make(device, &job, tiles, &branch.name)
 }

@@ -1,0 +1,129 @@
+//! The artifact's tensors: from solved stages and the source's own into the writer, and back from an unfinished artifact.
+
+use gptq_kernels::Backend;
+use gptq_kernels::packing::{PackedLinear, Scales};
+use gptq_runtime::layout::{self, LinearSpec, Stage, TensorSpec};
+use gptq_runtime::model;
+
+use super::Job;
+use crate::artifact::ArtifactWriter;
+use crate::gptq::{self, Solved};
+use crate::record::LinearRecord;
+use crate::{Error, Result};
+
+/// The artifact's tensors, with the types that the source's own tensors have.
+pub(super) fn artifact_specs(job: &Job) -> Vec<TensorSpec> {
+    let specs = layout::artifact_tensors(&job.source.files.config, &job.params.quant, job.zero_bias);
+    specs.into_iter().map(|spec| as_stored(job, spec)).collect()
+}
+
+fn as_stored(job: &Job, mut spec: TensorSpec) -> TensorSpec {
+    let copied = !is_packed(&spec.name);
+    if let Some(stored) = job.source.files.checkpoint.spec(&spec.name).filter(|_| copied) {
+        spec.dtype = stored.stored().unwrap_or(spec.dtype);
+    }
+    spec
+}
+
+/// Tensors of quantized linears; all others are copied.
+fn is_packed(name: &str) -> bool {
+    [".qweight", ".qzeros", ".scales", ".g_idx", ".bias"].iter().any(|suffix| name.ends_with(suffix))
+}
+
+/// Tensors outside the layers: embedding, final norm, head.
+pub(super) fn outer_tensors(job: &Job) -> Vec<TensorSpec> {
+    artifact_specs(job).into_iter().filter(|spec| !spec.name.starts_with("model.layers.")).collect()
+}
+
+/// Cuts a solved stage into its linears and writes them.
+pub(super) fn write_stage<B: Backend>(
+    backend: &B,
+    writer: &ArtifactWriter,
+    job: &Job,
+    (layer, stage): (usize, Stage),
+    solved: Solved<B>,
+) -> Result<Vec<LinearRecord>> {
+    let Solved { packed, losses, damp_percent, .. } = solved;
+    let packed = backend.collect(packed)?;
+    let (mut records, mut start) = (Vec::new(), 0);
+    for linear in model::stage_linears(job.source.files, stage) {
+        let rows = start..start + linear.out_features;
+        start = rows.end;
+        write_linear(writer, job, layer, &linear, &packed.rows(rows.clone())?)?;
+        let loss = gptq::loss(&losses[rows], job.sequences.len());
+        records.push(LinearRecord { module: linear.module.into(), loss, damp_percent });
+    }
+    Ok(records)
+}
+
+fn write_linear(
+    writer: &ArtifactWriter,
+    job: &Job,
+    layer: usize,
+    linear: &LinearSpec,
+    packed: &PackedLinear<'_>,
+) -> Result<()> {
+    let tensor = |name: &str, bytes: &[u8]| {
+        writer.write_tensor(&format!("{}{}.{name}", layout::layer_prefix(layer), linear.module), bytes)
+    };
+    tensor("qweight", bytemuck::cast_slice(&packed.joined_qweight()))?;
+    tensor("qzeros", bytemuck::cast_slice(&packed.qzeros))?;
+    tensor("scales", packed.scales.bytes())?;
+    tensor("g_idx", bytemuck::cast_slice(&packed.g_idx))?;
+    if job.zero_bias || linear.bias {
+        let bias = packed.bias.clone().unwrap_or(vec![0.0; packed.out_features]);
+        let bias: Vec<half::f16> = bias.into_iter().map(half::f16::from_f32).collect();
+        tensor("bias", bytemuck::cast_slice(&bias))?;
+    }
+    Ok(())
+}
+
+pub(super) fn write_norms(writer: &ArtifactWriter, job: &Job, layer: usize) -> Result<()> {
+    let prefix = layout::layer_prefix(layer);
+    let specs = artifact_specs(job).into_iter();
+    let mut norms = specs.filter(|spec| spec.name.starts_with(&prefix) && !is_packed(&spec.name));
+    norms.try_for_each(|spec| write_copy(writer, job, &spec))
+}
+
+pub(super) fn write_copy(writer: &ArtifactWriter, job: &Job, spec: &TensorSpec) -> Result<()> {
+    writer.write_tensor(&spec.name, job.source.files.checkpoint.tensor(&spec.name, &spec.shape)?.bytes)
+}
+
+/// The stages of a finished layer, their linears stacked, read back from the unfinished artifact.
+pub(super) fn restore(
+    writer: &ArtifactWriter,
+    job: &Job,
+    layer: usize,
+) -> Result<[PackedLinear<'static>; 4]> {
+    let quant = &job.params.quant;
+    let mut stages = [const { Vec::new() }; 4];
+    for linear in layout::linears(&job.source.files.config) {
+        let name = |tensor: &str| format!("{}{}.{tensor}", layout::layer_prefix(layer), linear.module);
+        let words = |tensor: &str| -> Result<Vec<u32>> {
+            let bytes = writer.read_tensor(&name(tensor))?;
+            Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+        };
+        let scales = writer.read_tensor(&name("scales"))?;
+        let scales = scales.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]])).collect();
+        let (_, biases) = model::dense_parts(job.source.files, layer, &[linear])?;
+        let packed = PackedLinear {
+            bits: quant.bits,
+            in_features: linear.in_features,
+            out_features: linear.out_features,
+            qweight: vec![words("qweight")?.into()],
+            qzeros: words("qzeros")?,
+            scales: Scales::F16(scales),
+            g_idx: words("g_idx")?,
+            zero_offset: quant.format.zero_offset(),
+            bias: biases.first().map(|bias| bias.to_f32()),
+        };
+        packed.check()?;
+        stages[linear.stage as usize].push(packed);
+    }
+    let stacked =
+        stages.into_iter().filter_map(|linears| PackedLinear::stack(linears).ok()).collect::<Vec<_>>();
+    stacked.try_into().map_err(|_| Error::Invalid {
+        place: format!("layer {layer} of the interrupted run"),
+        problem: "expected linears of a stage to share their groups".into(),
+    })
+}
