@@ -33,7 +33,7 @@ pub use host::{Dtype, HostTensor};
 pub use ops::add::Add;
 pub use ops::attention::{Attention, AttentionShape, KvDtype, KvShape};
 pub use ops::embedding::Embedding;
-pub use ops::gptq_sweep::{GptqSweep, GridSpec, Grouping, Quantized};
+pub use ops::gptq_sweep::{GptqSweep, GridKind, GridSpec, Grouping, LOOP_WINDOW, Quantized};
 pub use ops::hessian::Hessian;
 pub use ops::inverse_cholesky::InverseCholesky;
 pub use ops::matmul::MatMul;

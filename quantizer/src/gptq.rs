@@ -13,7 +13,7 @@
 
 use std::time::Instant;
 
-use gptq_kernels::{Backend, Device, GridSpec, HostTensor};
+use gptq_kernels::{Backend, Device, GridKind, GridSpec, HostTensor};
 use gptq_runtime::quant_config::QuantConfig;
 
 use crate::{Error, Result, order};
@@ -123,7 +123,7 @@ impl GptqParams {
         GridSpec {
             bits: self.quant.bits,
             sym: self.quant.sym,
-            mse: self.mse,
+            kind: if self.mse { GridKind::Mse } else { GridKind::Absmax },
             min_zero: self.quant.format.zero_offset(),
             f16_scales: self.f16_scales,
         }

@@ -1,3 +1,7 @@
+mod refine;
+mod search;
+mod target;
+
 use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
@@ -6,10 +10,10 @@ use ndarray::Array2;
 use rayon::prelude::*;
 
 use super::grid::Grid;
-use super::{GptqSweep, GridSpec, Grouping, Quantized, stacked_dims};
+use super::{GptqSweep, GridKind, GridSpec, Grouping, Quantized, stacked_dims};
 use crate::cpu::{all_cores, axpy};
 use crate::packing::{PackedLinear, ZeroOffset};
-use crate::{Cpu, Error, HostTensor, QuantMatMul, Result};
+use crate::{Cpu, Error, HostTensor, MatMul, QuantMatMul, Result};
 
 /// Weights `[out, in]` in the checkpoint's order.
 pub struct CpuSource {
@@ -18,6 +22,7 @@ pub struct CpuSource {
 }
 
 /// One sweep on the CPU; rows are independent and lie apart, so that threads take rows.
+#[derive(Clone)]
 pub struct CpuSweep {
     rows: Vec<Row>,
     grouping: Grouping,
@@ -25,7 +30,9 @@ pub struct CpuSweep {
 }
 
 /// One output row in sweep order.
+#[derive(Clone)]
 struct Row {
+    /// Of solved columns the values of their codes.
     weights: Vec<f32>,
     codes: Vec<u8>,
     /// One grid a group; `None` until the sweep enters it.
@@ -41,6 +48,11 @@ impl GptqSweep for Cpu {
     fn sweep_source(&self, weights: &[HostTensor]) -> Result<CpuSource> {
         let (_, in_features) = stacked_dims(weights)?;
         Ok(CpuSource { values: weights.iter().flat_map(HostTensor::to_f32).collect(), in_features })
+    }
+
+    fn source_weight(&self, source: &CpuSource, bias: Option<Vec<f32>>) -> Result<Self::Weight> {
+        let rows = source.values.len() / source.in_features.max(1);
+        self.weight_from_f32(source.values.clone(), (rows, source.in_features), bias)
     }
 
     fn sweep_start(
@@ -76,6 +88,61 @@ impl GptqSweep for Cpu {
         Ok(())
     }
 
+    fn sweep_weights(&self, sweep: &CpuSweep) -> Result<Array2<f32>> {
+        let values: Vec<f32> = sweep.rows.iter().flat_map(|row| &row.weights).copied().collect();
+        let dims = sweep.dims();
+        Array2::from_shape_vec(dims, values)
+            .map_err(|_| Error::shape("gptq_sweep weights", dims, "other rows"))
+    }
+
+    fn sweep_pull(
+        &self,
+        weights: &Array2<f32>,
+        order: &[u32],
+        shift: &Array2<f32>,
+        residual: Option<&Array2<f32>>,
+    ) -> Result<Array2<f32>> {
+        target::pull(weights, order, shift, residual)
+    }
+
+    fn sweep_toward(&self, sweep: &mut CpuSweep, pull: &Array2<f32>, factor: &Array2<f32>) -> Result<()> {
+        let dims = sweep.dims();
+        target::move_toward(&mut sweep.rows, dims, pull, factor)
+    }
+
+    fn sweep_refine(
+        &self,
+        sweep: &mut CpuSweep,
+        target: &Array2<f32>,
+        hessian: &Array2<f32>,
+        rounds: usize,
+    ) -> Result<()> {
+        refine::refine(sweep, target, hessian, rounds)
+    }
+
+    fn sweep_losses(
+        &self,
+        sweep: &CpuSweep,
+        weights: &Array2<f32>,
+        hessian: &Array2<f32>,
+        pull: Option<&Array2<f32>>,
+    ) -> Result<Vec<f32>> {
+        refine::losses(sweep, weights, hessian, pull)
+    }
+
+    fn sweep_copy(&self, sweep: &CpuSweep) -> Result<CpuSweep> {
+        Ok(sweep.clone())
+    }
+
+    fn sweep_take_rows(&self, sweep: &mut CpuSweep, from: &CpuSweep, rows: Range<usize>) -> Result<()> {
+        let (dims, other) = (sweep.dims(), from.dims());
+        if dims != other || rows.end > dims.0 || rows.start > rows.end {
+            return Err(Error::shape("sweep_take_rows", (dims, "rows of both"), (other, rows)));
+        }
+        sweep.rows[rows.clone()].clone_from_slice(&from.rows[rows]);
+        Ok(())
+    }
+
     fn sweep_pack(
         &self,
         sweep: CpuSweep,
@@ -97,6 +164,11 @@ impl GptqSweep for Cpu {
 }
 
 impl CpuSweep {
+    /// `(out, in)`
+    fn dims(&self) -> (usize, usize) {
+        (self.rows.len(), self.grouping.order.len())
+    }
+
     fn finish(self) -> Result<Quantized> {
         let Self { rows, grouping, spec } = self;
         let codes = rows.par_iter().flat_map_iter(|row| row.codes_in_file_order(&grouping)).collect();
@@ -119,7 +191,8 @@ impl Row {
     fn new(row: &[f32], dead: &[u32], grouping: &Grouping, spec: &GridSpec) -> Self {
         let mut row = row.to_vec();
         // A grid for the whole row is found before dead features are cleared, as the paper's code does.
-        let whole = (grouping.groups == 1).then(|| spec.find(&row));
+        let first = grouping.groups == 1 && spec.kind != GridKind::Loop;
+        let whole = first.then(|| spec.find(&row));
         dead.iter().for_each(|i| row[*i as usize] = 0.0);
         let weights: Vec<f32> = grouping.order.iter().map(|i| row[*i as usize]).collect();
         let mut grids = vec![whole; grouping.groups];
@@ -132,12 +205,15 @@ impl Row {
     }
 
     /// The grid of column `i`, found from the weights as they are now when the sweep enters its group.
-    fn grid(&mut self, grouping: &Grouping, spec: &GridSpec, i: usize) -> Grid {
+    fn grid(&mut self, grouping: &Grouping, spec: &GridSpec, i: usize, u: Option<&Array2<f32>>) -> Grid {
         let group = grouping.group_of[i];
         let weights = &self.weights[i..];
         *self.grids[group as usize].get_or_insert_with(|| {
             let width = grouping.group_of[i..].iter().take_while(|g| **g == group).count();
-            spec.find(&weights[..width])
+            match (spec.kind, u) {
+                (GridKind::Loop, Some(u)) => search::least_swept(spec, &weights[..width], u, i),
+                _ => spec.find(&weights[..width]),
+            }
         })
     }
 
@@ -151,11 +227,11 @@ impl Row {
     ) -> Vec<f32> {
         let mut errors = Vec::with_capacity(block.len());
         for i in block.clone() {
-            let grid = self.grid(grouping, spec, i);
+            let grid = self.grid(grouping, spec, i, Some(u));
             let u_row = &u.row(i).to_slice().unwrap_or_default()[i..block.end];
             let code = grid.code(self.weights[i]);
             let error = (self.weights[i] - grid.value(code)) / u_row[0];
-            self.codes[i] = code as u8;
+            (self.codes[i], self.weights[i]) = (code as u8, grid.value(code));
             self.loss += 0.5 * (error as f64).powi(2);
             axpy(-error, &u_row[1..], &mut self.weights[i + 1..block.end]);
             errors.push(error);
@@ -165,10 +241,10 @@ impl Row {
 
     fn round(&mut self, grouping: &Grouping, spec: &GridSpec, block: Range<usize>) {
         for i in block {
-            let grid = self.grid(grouping, spec, i);
+            let grid = self.grid(grouping, spec, i, None);
             let code = grid.code(self.weights[i]);
-            self.codes[i] = code as u8;
             self.loss += 0.5 * ((self.weights[i] - grid.value(code)) as f64).powi(2);
+            (self.codes[i], self.weights[i]) = (code as u8, grid.value(code));
         }
     }
 

@@ -3,9 +3,9 @@ use std::ops::Range;
 use cudarc::driver::CudaSlice;
 use half::f16;
 
-use super::{GptqSweep, GridSpec, Grouping, stacked_dims};
+use super::{GptqSweep, GridKind, GridSpec, Grouping, stacked_dims};
 use crate::cuda::{Arg, Bytes, Cuda, Launch, Operand};
-use crate::ops::hessian::cuda::CudaMatrix;
+use crate::ops::hessian::cuda::{CudaMatrix, not_yet};
 use crate::ops::matmul::cuda::CudaWeight;
 use crate::ops::quant_matmul::cuda::StoredWeight;
 use crate::packing::{PackedLinear, Scales, ZeroOffset, lane_words};
@@ -74,6 +74,9 @@ impl GptqSweep for Cuda {
     ) -> Result<CudaSweep> {
         let k = source.in_features;
         grouping.check(k)?;
+        if spec.kind == GridKind::Loop {
+            return Err(not_yet("the loop search of grids"));
+        }
         let rows: usize = source.parts.iter().map(|part| part.rows).sum();
         let sweep = CudaSweep {
             weights: self.alloc(rows * k)?,
@@ -139,6 +142,56 @@ impl GptqSweep for Cuda {
         let e = Operand::wide(self.address(&errors), block.len());
         let w = Operand::wide(self.address(&sweep.weights) + 4 * block.end as u64, k);
         self.gemm((after, sweep.rows, block.len()), (-1.0, 1.0), u, e, w)
+    }
+
+    fn source_weight(&self, _source: &CudaSource, _bias: Option<Vec<f32>>) -> Result<CudaWeight> {
+        Err(not_yet("a second stream of activations"))
+    }
+
+    fn sweep_weights(&self, _sweep: &CudaSweep) -> Result<CudaMatrix> {
+        Err(not_yet("weights in sweep order"))
+    }
+
+    fn sweep_pull(
+        &self,
+        _weights: &CudaMatrix,
+        _order: &[u32],
+        _shift: &CudaMatrix,
+        _residual: Option<&CudaMatrix>,
+    ) -> Result<CudaMatrix> {
+        Err(not_yet("the asymmetric target"))
+    }
+
+    fn sweep_toward(&self, _sweep: &mut CudaSweep, _pull: &CudaMatrix, _factor: &CudaMatrix) -> Result<()> {
+        Err(not_yet("the asymmetric target"))
+    }
+
+    fn sweep_refine(
+        &self,
+        _sweep: &mut CudaSweep,
+        _target: &CudaMatrix,
+        _hessian: &CudaMatrix,
+        _rounds: usize,
+    ) -> Result<()> {
+        Err(not_yet("coordinate descent"))
+    }
+
+    fn sweep_losses(
+        &self,
+        _sweep: &CudaSweep,
+        _weights: &CudaMatrix,
+        _hessian: &CudaMatrix,
+        _pull: Option<&CudaMatrix>,
+    ) -> Result<Vec<f32>> {
+        Err(not_yet("losses on held-out tokens"))
+    }
+
+    fn sweep_copy(&self, _sweep: &CudaSweep) -> Result<CudaSweep> {
+        Err(not_yet("losses on held-out tokens"))
+    }
+
+    fn sweep_take_rows(&self, _sweep: &mut CudaSweep, _from: &CudaSweep, _rows: Range<usize>) -> Result<()> {
+        Err(not_yet("losses on held-out tokens"))
     }
 
     fn sweep_pack(
@@ -304,7 +357,13 @@ impl Cuda {
 impl GridSpec {
     /// In the order of the kernel's `struct Spec`.
     fn numbers(&self) -> [i32; 5] {
-        [self.bits as i32, self.sym as i32, self.mse as i32, self.min_zero as i32, self.f16_scales as i32]
+        [
+            self.bits as i32,
+            self.sym as i32,
+            (self.kind == GridKind::Mse) as i32,
+            self.min_zero as i32,
+            self.f16_scales as i32,
+        ]
     }
 }
 

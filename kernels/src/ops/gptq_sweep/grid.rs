@@ -2,6 +2,20 @@
 
 use half::f16;
 
+/// Which of the grids that could serve a row of a group is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GridKind {
+    /// The one that reaches every weight: symmetric ones as far to both sides as the largest magnitude.
+    #[default]
+    Absmax,
+    /// The shrunken range with the least `sum |q - w|^2.4`.
+    Mse,
+    /// Of [`GridSpec::candidates`] the one with which the sweep over the group's own columns leaves the least
+    /// `sum ((w - q) / U_ii)^2`. Symmetric scales have a sign: the largest weight becomes the lowest code, which lies
+    /// one step farther out than the highest.
+    Loop,
+}
+
 /// How grids are found.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GridSpec {
@@ -9,8 +23,7 @@ pub struct GridSpec {
     pub bits: u32,
     /// The zero point is the middle code and the range is even around 0.
     pub sym: bool,
-    /// Search for the shrunken range with the least `sum |q - w|^2.4`.
-    pub mse: bool,
+    pub kind: GridKind,
     /// Smallest zero point that the file format can hold: 1 for v1, 0 for v2.
     pub min_zero: u8,
     /// Round scales to f16 before they are used, so that what is solved is what is stored.
@@ -22,6 +35,13 @@ const SHRINK_STEPS: usize = 80;
 const SHRINK_GRID: f32 = 100.0;
 /// Exponent of the search's error norm, from the reference code of the paper.
 const SHRINK_NORM: f32 = 2.4;
+
+/// Ranges that [`GridKind::Loop`] tries, as shares of the whole.
+const LOOP_SHARES: [f64; 12] = [1.06, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5];
+/// Of symmetric grids, those that are tried with the largest weight at the highest code as well.
+const LOOP_MIRRORED: [f64; 4] = [1.0, 0.95, 0.9, 0.85];
+/// Most candidates of a group.
+pub(crate) const CANDIDATES: usize = LOOP_SHARES.len() + LOOP_MIRRORED.len();
 
 /// The largest weight of a symmetric group lies on a tie, 7.5 steps of 15. Rounding noise must not decide
 /// it from run to run and from device to device, so quotients within it of a tie count as the tie.
@@ -50,13 +70,45 @@ impl Grid {
 }
 
 impl GridSpec {
-    /// The grid of the given weights of one row.
+    /// The grid of the given weights of one row, from these weights alone. Of the candidates of [`GridKind::Loop`] it is
+    /// the one with the least `sum |q - w|^2.4`: where no sweep runs through the group, columns do not make up for
+    /// one another.
     pub(crate) fn find(&self, weights: &[f32]) -> Grid {
         let (min, max) = self.range(weights);
         let whole = self.grid(min, max);
-        if !self.mse {
-            return whole;
+        match self.kind {
+            GridKind::Absmax => whole,
+            GridKind::Mse => self.least_of_shrunken(weights, (min, max), whole),
+            GridKind::Loop => {
+                let candidates = self.candidates(weights);
+                let errors: Vec<f32> = candidates.iter().map(|grid| grid.error(weights)).collect();
+                candidates[least(&errors)]
+            }
         }
+    }
+
+    /// What [`GridKind::Loop`] chooses from, those to be preferred first.
+    ///
+    /// Symmetric: scale `-+p a / h`, a the largest magnitude, h the middle code, positive where the largest weight is
+    /// negative: it becomes code 0 for p = 1; then some with the other sign. Asymmetric: p times the whole range.
+    pub(crate) fn candidates(&self, weights: &[f32]) -> Vec<Grid> {
+        let (min, max) = self.range(weights);
+        if !self.sym {
+            return LOOP_SHARES
+                .iter()
+                .map(|p| self.grid((p * min as f64) as f32, (p * max as f64) as f32))
+                .collect();
+        }
+        let max_code = ((1u32 << self.bits) - 1) as f32;
+        let zero = (max_code + 1.0) / 2.0;
+        // The range is even; which of its ends is a weight decides the sign.
+        let sign = if weights.iter().any(|w| *w == max && max > 0.0) { -1.0 } else { 1.0 };
+        let grid = |p: f64| Grid { scale: self.stored(p * max as f64 / zero as f64), zero, max_code };
+        let own = LOOP_SHARES.iter().map(|p| grid(sign * p));
+        own.chain(LOOP_MIRRORED.iter().map(|p| grid(-sign * p))).collect()
+    }
+
+    fn least_of_shrunken(&self, weights: &[f32], (min, max): (f32, f32), whole: Grid) -> Grid {
         let mut best = (whole.error(weights), whole);
         for step in 1..SHRINK_STEPS {
             let p = 1.0 - step as f32 / SHRINK_GRID;
@@ -105,12 +157,18 @@ impl GridSpec {
     }
 
     /// The scale as the file will hold it, never zero.
-    fn stored(&self, scale: f64) -> f32 {
-        match self.f16_scales {
-            true => f16::from_f64(scale).max(f16::MIN_POSITIVE_SUBNORMAL).to_f32(),
-            false => (scale as f32).max(f32::MIN_POSITIVE),
-        }
+    pub(crate) fn stored(&self, scale: f64) -> f32 {
+        let magnitude = match self.f16_scales {
+            true => f16::from_f64(scale.abs()).max(f16::MIN_POSITIVE_SUBNORMAL).to_f32(),
+            false => (scale.abs() as f32).max(f32::MIN_POSITIVE),
+        };
+        magnitude.copysign(scale as f32)
     }
+}
+
+/// Place of the least value, the first of equal ones; NaN is never it.
+pub(crate) fn least(values: &[f32]) -> usize {
+    (0..values.len()).fold(0, |best, i| if values[i] < values[best] { i } else { best })
 }
 
 #[cfg(test)]
@@ -118,7 +176,7 @@ mod tests {
     use super::*;
 
     fn spec(bits: u32, sym: bool) -> GridSpec {
-        GridSpec { bits, sym, mse: false, min_zero: 0, f16_scales: false }
+        GridSpec { bits, sym, kind: GridKind::Absmax, min_zero: 0, f16_scales: false }
     }
 
     #[test]
@@ -131,15 +189,17 @@ mod tests {
     #[test]
     fn symmetric_grids_reach_the_largest_weight_whatever_the_signs() {
         let weights: Vec<f32> = (1..=64).map(|i| i as f32 / 64.0).collect();
-        for (bits, mse) in [(2, false), (3, false), (4, false), (8, false), (4, true), (8, true)] {
+        let whole = [2, 3, 4, 8].map(|bits| (bits, GridKind::Absmax));
+        let searched = [(4, GridKind::Mse), (8, GridKind::Mse)];
+        for (bits, kind) in whole.into_iter().chain(searched) {
             for sign in [1.0, -1.0] {
                 let weights: Vec<f32> = weights.iter().map(|w| sign * w).collect();
-                let grid = GridSpec { mse, ..spec(bits, true) }.find(&weights);
+                let grid = GridSpec { kind, ..spec(bits, true) }.find(&weights);
                 assert_eq!(grid.zero, 2f32.powi(bits as i32 - 1));
                 // On a tie the largest code is half a step away; the search may give up a little of the end.
-                let reach = if mse { 1.5 } else { 0.501 } * grid.scale;
+                let reach = if kind == GridKind::Mse { 1.5 } else { 0.501 } * grid.scale;
                 let worst = weights.iter().map(|w| (grid.value(grid.code(*w)) - w).abs()).fold(0.0, f32::max);
-                assert!(worst <= reach, "{bits} bits, mse {mse}, sign {sign}: {worst} of {}", grid.scale);
+                assert!(worst <= reach, "{bits} bits, {kind:?}, sign {sign}: {worst} of {}", grid.scale);
             }
         }
     }
@@ -185,7 +245,36 @@ mod tests {
     #[test]
     fn the_search_never_makes_the_error_larger() {
         let weights: Vec<f32> = (0..64).map(|i| ((i * 29 % 64) as f32 / 32.0 - 1.0).powi(5)).collect();
-        let searched = GridSpec { mse: true, ..spec(3, true) }.find(&weights);
+        let searched = GridSpec { kind: GridKind::Mse, ..spec(3, true) }.find(&weights);
         assert!(searched.error(&weights) < spec(3, true).find(&weights).error(&weights));
+    }
+
+    #[test]
+    fn the_largest_weight_of_a_signed_grid_is_the_lowest_code_whatever_its_sign() {
+        for bits in [2, 3, 4, 8] {
+            let spec = GridSpec { kind: GridKind::Loop, f16_scales: true, ..spec(bits, true) };
+            for sign in [1.0, -1.0] {
+                let weights = [0.2 * sign, -0.5 * sign, 0.75 * sign, 0.0];
+                let candidates = spec.candidates(&weights);
+                assert_eq!(candidates.len(), CANDIDATES);
+                let whole = candidates[1];
+                assert_eq!((whole.code(weights[2]), whole.scale < 0.0), (0.0, sign > 0.0), "{bits} bits");
+                assert_eq!(whole.value(0.0), weights[2], "three quarters have an exact scale");
+                assert!(candidates.iter().all(|grid| grid.zero == 2f32.powi(bits as i32 - 1)));
+                assert!(candidates.iter().all(|grid| f16::from_f32(grid.scale).to_f32() == grid.scale));
+            }
+        }
+    }
+
+    #[test]
+    fn every_candidate_of_an_empty_or_tiny_group_can_be_used() {
+        for (sym, weights) in [(true, [0.0; 4]), (false, [0.0; 4]), (true, [1e-12; 4]), (false, [-1e-12; 4])]
+        {
+            let spec = GridSpec { kind: GridKind::Loop, f16_scales: true, ..spec(4, sym) };
+            for grid in spec.candidates(&weights) {
+                assert!(grid.scale != 0.0 && grid.value(grid.code(weights[0])).is_finite());
+            }
+            assert!(spec.find(&weights).value(spec.find(&weights).code(0.0)) == 0.0);
+        }
     }
 }

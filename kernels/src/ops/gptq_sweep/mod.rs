@@ -3,11 +3,13 @@
 mod cpu;
 pub(crate) mod cuda;
 mod grid;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
-pub use grid::GridSpec;
 pub(crate) use grid::TIES_OUTWARD;
+pub use grid::{GridKind, GridSpec};
 
 use crate::packing::{PackedLinear, ZeroOffset};
 use crate::{Error, HostTensor, InverseCholesky, MatMul, Result};
@@ -43,6 +45,14 @@ pub struct Quantized {
 
 /// One block: for every column i of it, `q = clamp(round(w / s) + z)`, `e = (w - (q - z) s) / U_ii`, and
 /// `W[:, j] -= e U_ij` for the columns j > i of the block; then for all columns after the block.
+///
+/// Around the blocks, with H the second moments of the input x, `H + damp` by [`InverseCholesky::damped`]:
+///
+/// - before them, [`Self::sweep_pull`] and [`Self::sweep_toward`] move the weights to the target of another objective;
+/// - after them, [`Self::sweep_refine`] changes codes and scales where that brings the result nearer to a target;
+/// - at any time, [`Self::sweep_losses`] measures, and [`Self::sweep_take_rows`] goes back to an earlier state.
+///
+/// Matrices beside H are `[out, in]` with columns in sweep order, except where features are named.
 pub trait GptqSweep: InverseCholesky + MatMul {
     /// Weights as the checkpoint has them, on their way to the device.
     type Source: Send;
@@ -56,6 +66,9 @@ pub trait GptqSweep: InverseCholesky + MatMul {
     /// Reads `[out_i, in]` matrices, to be stacked along `out`. A thread of its own may do so ahead of time.
     fn sweep_source(&self, weights: &[HostTensor]) -> Result<Self::Source>;
 
+    /// The same values as a dense weight, with a bias for all rows or none: the model as it was.
+    fn source_weight(&self, source: &Self::Source, bias: Option<Vec<f32>>) -> Result<Self::Weight>;
+
     /// Puts the columns into sweep order; features in `dead` become zero.
     fn sweep_start(
         &self,
@@ -65,8 +78,14 @@ pub trait GptqSweep: InverseCholesky + MatMul {
         spec: &GridSpec,
     ) -> Result<Self::Sweep>;
 
-    /// Solves the columns of `block` and moves their error to those after it. `factor` is U; `None` stands
-    /// for the identity, which is rounding to nearest. A group that is wider than the block must start it.
+    /// Solves the columns of `block` and moves their error to those after it; solved columns then hold the values of
+    /// their codes. `factor` is U; `None` stands for the identity, which is rounding to nearest. A group that is wider
+    /// than the block must start it.
+    ///
+    /// With [`GridKind::Loop`] and a factor, the grid of a group that the sweep enters is found by sweeping copies of its
+    /// columns, one a candidate, which leave all others alone: they add up `((w - q) / U_ii)^2`, and the candidate with
+    /// the least sum is taken, the first of equal ones. Errors move within windows of [`LOOP_WINDOW`] columns, counted
+    /// from the group's start; a group that is no wider is swept exactly as it will be.
     fn sweep_block(
         &self,
         sweep: &mut Self::Sweep,
@@ -74,8 +93,58 @@ pub trait GptqSweep: InverseCholesky + MatMul {
         block: Range<usize>,
     ) -> Result<()>;
 
+    /// The weights as they are: those to come, and of solved columns the values of their codes.
+    fn sweep_weights(&self, sweep: &Self::Sweep) -> Result<Self::Matrix>;
+
+    /// `P = W C + R`, how outputs of W would have to change: C `[in, in]` and R `[out, in]` are sums over tokens by
+    /// feature, `sum (x_f - x) x^T` and `sum (h_f - h) x^T`, see [`crate::Hessian::accumulate_difference`].
+    fn sweep_pull(
+        &self,
+        weights: &Self::Matrix,
+        order: &[u32],
+        shift: &Self::Matrix,
+        residual: Option<&Self::Matrix>,
+    ) -> Result<Self::Matrix>;
+
+    /// `W += P (H + damp)^-1 = (P U^T) U`: the least `sum |W_0 x_f + h_f - W x - h|^2 + damp |W - W_0|^2`.
+    fn sweep_toward(&self, sweep: &mut Self::Sweep, pull: &Self::Matrix, factor: &Self::Matrix)
+    -> Result<()>;
+
+    /// Lowers `(W - Q) H (W - Q)^T` of a finished sweep for the target W, `rounds` times over. `hessian` is symmetric and
+    /// positive definite, in sweep order. With `G = (W - Q) H`, a round is
+    ///
+    /// - for each column j in turn: the code nearest to `q_j + G_j / H_jj`, and `G -= (change of q_j) H_j`;
+    /// - for each group in turn, k being its codes less their zero: `s += (G k^T) / (k H k^T)`, rounded as scales are and
+    ///   left alone where that gains nothing or its sign would change, and `G -= (change of s) k H`.
+    ///
+    /// Neither step raises the loss. Inside [`LOOP_WINDOW`] columns G is kept up to date column by column, elsewhere by
+    /// one product for all of them.
+    fn sweep_refine(
+        &self,
+        sweep: &mut Self::Sweep,
+        target: &Self::Matrix,
+        hessian: &Self::Matrix,
+        rounds: usize,
+    ) -> Result<()>;
+
+    /// Of each row `E H E^T + 2 E P^T` with E = `weights` - the sweep's weights as they are: what the sweep's choice costs
+    /// at the output. H is symmetric, in sweep order; without a pull, P is zero.
+    fn sweep_losses(
+        &self,
+        sweep: &Self::Sweep,
+        weights: &Self::Matrix,
+        hessian: &Self::Matrix,
+        pull: Option<&Self::Matrix>,
+    ) -> Result<Vec<f32>>;
+
+    /// The sweep as it is now.
+    fn sweep_copy(&self, sweep: &Self::Sweep) -> Result<Self::Sweep>;
+
+    /// Puts back rows of an earlier copy: weights, codes, grids and losses.
+    fn sweep_take_rows(&self, sweep: &mut Self::Sweep, from: &Self::Sweep, rows: Range<usize>) -> Result<()>;
+
     /// Packs the solved matrix as the file has it, still on the device; with it comes each row's loss,
-    /// `sum_i ((w_i - q_i) / U_ii)^2 / 2`, the damped objective in the Hessian's own scale.
+    /// `sum_i ((w_i - q_i) / U_ii)^2 / 2`, the damped objective in the Hessian's own scale, as the sweep left it.
     fn sweep_pack(
         &self,
         sweep: Self::Sweep,
@@ -89,6 +158,9 @@ pub trait GptqSweep: InverseCholesky + MatMul {
     /// The packed matrix in host memory. Another thread may ask, and computing goes on meanwhile.
     fn collect(&self, packed: Self::Packed) -> Result<PackedLinear<'static>>;
 }
+
+/// Columns within which errors move at once, one column after the other.
+pub const LOOP_WINDOW: usize = 128;
 
 /// Outputs of all matrices together, and their inputs.
 fn stacked_dims(weights: &[HostTensor]) -> Result<(usize, usize)> {
@@ -149,6 +221,13 @@ impl Grouping {
             Some(g) => Err(Error::shape("gptq_sweep group", format!("below {}", self.groups), g)),
             None => Ok(()),
         }
+    }
+
+    /// The places of the sweep in each group.
+    pub(crate) fn places(&self) -> Vec<Vec<usize>> {
+        let mut places = vec![Vec::new(); self.groups];
+        self.group_of.iter().enumerate().for_each(|(place, group)| places[*group as usize].push(place));
+        places
     }
 
     /// Group of each input feature.

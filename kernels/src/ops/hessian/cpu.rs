@@ -1,9 +1,10 @@
 use candle_core::Tensor;
+use faer::linalg::matmul::matmul as whole_matmul;
 use faer::linalg::matmul::triangular::{BlockStructure, matmul};
 use faer::{Accum, MatMut, MatRef};
 use ndarray::Array2;
 
-use super::{Hessian, check};
+use super::{Hessian, check, check_difference};
 use crate::cpu::{View, all_cores};
 use crate::{Cpu, Device, Result};
 
@@ -29,6 +30,32 @@ impl Hessian for Cpu {
             whole,
             x,
             whole,
+            1.0,
+            all_cores(),
+        );
+        Ok(())
+    }
+
+    fn products(&self, rows: usize, columns: usize) -> Result<Array2<f32>> {
+        Ok(Array2::zeros((rows, columns)))
+    }
+
+    fn accumulate_difference(
+        &self,
+        products: &mut Array2<f32>,
+        a: &Tensor,
+        b: &Tensor,
+        x: &Tensor,
+    ) -> Result<()> {
+        let (rows, columns) = products.dim();
+        check_difference((rows, columns), [a, b, x].map(|tensor| self.shape(tensor)))?;
+        let (a, b, x) = (View::of(a)?, View::of(b)?, View::of(x)?);
+        let difference: Vec<f32> = a.iter().zip(b.iter()).map(|(a, b)| a - b).collect();
+        whole_matmul(
+            MatMut::from_row_major_slice_mut(values(products), rows, columns),
+            Accum::Add,
+            MatRef::from_row_major_slice(&difference, x.rows, rows).transpose(),
+            MatRef::from_row_major_slice(&x, x.rows, columns),
             1.0,
             all_cores(),
         );

@@ -2,7 +2,7 @@ use cudarc::driver::CudaSlice;
 
 use super::{Hessian, check};
 use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Operand};
-use crate::{Device, Result};
+use crate::{Device, Error, Result};
 
 /// A square f32 matrix on the card, row-major.
 pub struct CudaMatrix {
@@ -36,6 +36,20 @@ impl Hessian for Cuda {
         Ok(())
     }
 
+    fn products(&self, _rows: usize, _columns: usize) -> Result<CudaMatrix> {
+        Err(not_yet("products of two streams"))
+    }
+
+    fn accumulate_difference(
+        &self,
+        _products: &mut CudaMatrix,
+        _a: &CudaTensor,
+        _b: &CudaTensor,
+        _x: &CudaTensor,
+    ) -> Result<()> {
+        Err(not_yet("products of two streams"))
+    }
+
     fn matrix_to_vec(&self, matrix: &CudaMatrix) -> Result<Vec<f32>> {
         self.download(&matrix.values.slice(..))
     }
@@ -51,4 +65,9 @@ impl Hessian for Cuda {
         self.launch("take_diagonal", Launch::threads(size), &args)?;
         self.download(&diagonal.slice(..))
     }
+}
+
+/// What only the CPU has so far.
+pub(crate) fn not_yet(what: &'static str) -> Error {
+    Error::cuda("quantize", format!("{what}: not on a GPU yet; --preset card and --device cpu work"))
 }

@@ -10,7 +10,7 @@ use crate::{Device, Error, Result};
 ///
 /// The paper's factor 2 / samples is left to the caller: it scales the reported loss and no code.
 pub trait Hessian: Device {
-    /// A square f32 matrix of the solver. Of a Hessian only the lower triangle is meaningful.
+    /// An f32 matrix of the solver. Of a Hessian, which is square, only the lower triangle is meaningful.
     type Matrix: Send + Sync;
 
     /// A Hessian of `size` features that has seen no token.
@@ -18,7 +18,21 @@ pub trait Hessian: Device {
 
     fn accumulate(&self, hessian: &mut Self::Matrix, x: &Self::Tensor) -> Result<()>;
 
-    /// The whole matrix, `[in, in]` row-major.
+    /// Products `[rows, columns]` of no token yet, for [`Self::accumulate_difference`].
+    fn products(&self, rows: usize, columns: usize) -> Result<Self::Matrix>;
+
+    /// `M += sum_t (a[t] - b[t]) x[t]^T`.  a, b: `[tokens, rows]`, x: `[tokens, columns]`, M: `[rows, columns]`
+    ///
+    /// The difference is taken token by token, in f32: of two sums it would lose the digits that count.
+    fn accumulate_difference(
+        &self,
+        products: &mut Self::Matrix,
+        a: &Self::Tensor,
+        b: &Self::Tensor,
+        x: &Self::Tensor,
+    ) -> Result<()>;
+
+    /// The whole matrix, row-major.
     fn matrix_to_vec(&self, matrix: &Self::Matrix) -> Result<Vec<f32>>;
 
     /// `H[i, i]` for every feature.
@@ -29,6 +43,15 @@ pub trait Hessian: Device {
 pub(crate) fn check(x: (usize, usize), size: usize) -> Result<()> {
     if x.1 != size {
         return Err(Error::shape("hessian", (x.0, size), x));
+    }
+    Ok(())
+}
+
+/// `a` and `b` must be as wide as the products are high, `x` as they are wide, and all of the same tokens.
+pub(crate) fn check_difference(products: (usize, usize), [a, b, x]: [(usize, usize); 3]) -> Result<()> {
+    let (left, right) = ((x.0, products.0), (x.0, products.1));
+    if [a, b, x] != [left, left, right] {
+        return Err(Error::shape("accumulate_difference", [left, left, right], [a, b, x]));
     }
     Ok(())
 }
@@ -60,6 +83,35 @@ mod tests {
             let narrow = device.tensor(vec![0.0; size - 1], (1, size - 1)).unwrap();
             assert!(device.accumulate(&mut h, &narrow).is_err(), "another width");
         }
+    }
+
+    /// What two streams differ by is far smaller than either.
+    fn small_differences_add_up(device: &impl Hessian, tolerance: f64) {
+        let (tokens, rows, columns) = (150, 33, 70);
+        let (a, x) = (random(3, tokens * rows), random(5, tokens * columns));
+        let b: Vec<f32> = a.iter().zip(random(4, tokens * rows)).map(|(a, d)| a + d / 64.0).collect();
+        let mut products = device.products(rows, columns).unwrap();
+        for tile in [0..64, 64..65, 65..tokens] {
+            let part = |values: &[f32], width: usize| {
+                let values = values[tile.start * width..tile.end * width].to_vec();
+                device.tensor(values, (tile.len(), width)).unwrap()
+            };
+            let (a, b, x) = (part(&a, rows), part(&b, rows), part(&x, columns));
+            device.accumulate_difference(&mut products, &a, &b, &x).unwrap();
+            assert!(device.accumulate_difference(&mut products, &a, &x, &x).is_err(), "another width");
+        }
+        let sum = |i: usize| -> f64 {
+            let (row, column) = (i / columns, i % columns);
+            let difference = |t: usize| a[t * rows + row] as f64 - b[t * rows + row] as f64;
+            (0..tokens).map(|t| difference(t) * x[t * columns + column] as f64).sum()
+        };
+        let expected: Vec<f64> = (0..rows * columns).map(sum).collect();
+        assert_close("products", &device.matrix_to_vec(&products).unwrap(), &expected, tolerance);
+    }
+
+    #[test]
+    fn differences_of_two_streams_add_up() {
+        small_differences_add_up(&Cpu::new(), NMSE_F32);
     }
 
     #[test]

@@ -34,6 +34,25 @@ impl InverseCholesky for Cpu {
             None => Ok(inverse),
         }
     }
+
+    fn damped(&self, hessian: &Array2<f32>, order: &[u32], damp: f32) -> Result<Array2<f32>> {
+        let size = hessian.nrows();
+        check(size, order)?;
+        let mut damped = Array2::zeros((size, size));
+        values(&mut damped).par_chunks_exact_mut(size.max(1)).enumerate().for_each(|(i, row)| {
+            let a = order[i] as usize;
+            for (out, b) in row.iter_mut().zip(order) {
+                *out = hessian[[a.max(*b as usize), a.min(*b as usize)]];
+            }
+            row[i] = damped_pivot(row[i], damp);
+        });
+        Ok(damped)
+    }
+}
+
+/// A feature's damped diagonal element.
+fn damped_pivot(diagonal: f32, damp: f32) -> f32 {
+    diagonal + if diagonal == 0.0 { 1.0 + damp } else { damp }
 }
 
 /// The lower triangle, column by column, of the permuted and damped Hessian with both axes reversed.
@@ -46,7 +65,7 @@ fn reversed_lower(hessian: &Array2<f32>, order: &[u32], damp: f32) -> Vec<f32> {
             let a = order[size - 1 - i] as usize;
             *out = hessian[[a.max(b), a.min(b)]];
         }
-        column[j] += if column[j] == 0.0 { 1.0 + damp } else { damp };
+        column[j] = damped_pivot(column[j], damp);
     });
     reversed
 }

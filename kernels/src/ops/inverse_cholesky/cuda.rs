@@ -4,7 +4,7 @@ use cudarc::cusolver::sys::{cublasFillMode_t, cusolverDnSpotrf, cusolverDnSpotrf
 
 use super::{InverseCholesky, check};
 use crate::cuda::{Arg, Cuda, Launch, Operand};
-use crate::ops::hessian::cuda::CudaMatrix;
+use crate::ops::hessian::cuda::{CudaMatrix, not_yet};
 use crate::{Error, Result};
 
 pub(crate) const SOURCE: &str = include_str!("inverse_cholesky.cu");
@@ -41,6 +41,10 @@ impl InverseCholesky for Cuda {
             0 => Ok(u),
             _ => Err(Error::NotPositiveDefinite { pivot: 0, size }),
         }
+    }
+
+    fn damped(&self, _hessian: &CudaMatrix, _order: &[u32], _damp: f32) -> Result<CudaMatrix> {
+        Err(not_yet("the Hessian in sweep order"))
     }
 }
 

@@ -13,6 +13,9 @@ pub trait InverseCholesky: Hessian {
     /// Adds `damp` to the diagonal, and 1 more where it is zero: a dead feature, whose weights are zero.
     /// Fails with [`Error::NotPositiveDefinite`] where no finite factor exists; H is left as it was.
     fn inverse_cholesky(&self, hessian: &Self::Matrix, order: &[u32], damp: f32) -> Result<Self::Matrix>;
+
+    /// `P H P^T + damp I` itself, both triangles; dead features as above.
+    fn damped(&self, hessian: &Self::Matrix, order: &[u32], damp: f32) -> Result<Self::Matrix>;
 }
 
 /// `order` must name every feature once.
@@ -49,12 +52,15 @@ mod tests {
             let order: Vec<u32> = (0..size as u32).map(|i| i * 37 % size as u32).collect();
             let damp = 3.0;
             let u = device.inverse_cholesky(&h, &order, damp).unwrap();
+            let damped = device.damped(&h, &order, damp).unwrap();
+            let damped = device.matrix_to_vec(&damped).unwrap();
             let (h, u) = (device.matrix_to_vec(&h).unwrap(), device.matrix_to_vec(&u).unwrap());
             let a = |i: usize, j: usize| {
                 let (x, y) = (order[i] as usize, order[j] as usize);
                 h[x.max(y) * size + x.min(y)] as f64 + if i == j { damp as f64 } else { 0.0 }
             };
             for i in 0..size {
+                assert!((0..size).all(|j| damped[i * size + j] == a(i, j) as f32), "row {i} of the matrix");
                 assert!((0..i).all(|j| u[i * size + j] == 0.0), "row {i} is not upper triangular");
                 let row: Vec<f64> =
                     (0..size).map(|q| (i..size).map(|p| u[i * size + p] as f64 * a(p, q)).sum()).collect();

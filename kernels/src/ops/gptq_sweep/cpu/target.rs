@@ -1,0 +1,89 @@
+//! The target of a sweep that makes up for errors in its input.
+
+use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
+use faer::{Accum, MatMut, MatRef};
+use ndarray::Array2;
+use rayon::prelude::*;
+
+use super::Row;
+use crate::cpu::{all_cores, axpy};
+use crate::ops::hessian::cpu::values;
+use crate::{Error, Result};
+
+/// The row-major values of a matrix as faer sees them.
+pub(super) fn view(matrix: &Array2<f32>) -> MatRef<'_, f32> {
+    MatRef::from_row_major_slice(matrix.as_slice().unwrap_or_default(), matrix.nrows(), matrix.ncols())
+}
+
+/// `W C + R` in sweep order.
+pub(super) fn pull(
+    weights: &Array2<f32>,
+    order: &[u32],
+    shift: &Array2<f32>,
+    residual: Option<&Array2<f32>>,
+) -> Result<Array2<f32>> {
+    let dims = weights.dim();
+    let fits = order.len() == dims.1
+        && shift.dim() == (dims.1, dims.1)
+        && residual.is_none_or(|residual| residual.dim() == dims);
+    if !fits {
+        let got = (order.len(), shift.dim(), residual.map(Array2::dim));
+        return Err(Error::shape("sweep_pull", (dims.1, (dims.1, dims.1), dims), got));
+    }
+    let rows: Vec<u32> = (0..dims.0 as u32).collect();
+    let (accum, mut pull) = match residual {
+        Some(residual) => (Accum::Add, gathered(residual, &rows, order)),
+        None => (Accum::Replace, Array2::zeros(dims)),
+    };
+    let shift = gathered(shift, order, order);
+    let target = MatMut::from_row_major_slice_mut(values(&mut pull), dims.0, dims.1);
+    matmul(target, accum, view(weights), view(&shift), 1.0, all_cores());
+    Ok(pull)
+}
+
+/// Rows and columns of a matrix in another order.
+fn gathered(matrix: &Array2<f32>, rows: &[u32], columns: &[u32]) -> Array2<f32> {
+    let mut result = Array2::zeros((rows.len(), columns.len()));
+    values(&mut result).par_chunks_exact_mut(columns.len().max(1)).zip(rows).for_each(|(out, row)| {
+        let row = matrix.row(*row as usize);
+        out.iter_mut().zip(columns).for_each(|(out, column)| *out = row[*column as usize]);
+    });
+    result
+}
+
+/// `W += (P U^T) U`
+pub(super) fn move_toward(
+    rows: &mut [Row],
+    dims: (usize, usize),
+    pull: &Array2<f32>,
+    factor: &Array2<f32>,
+) -> Result<()> {
+    if pull.dim() != dims || factor.dim() != (dims.1, dims.1) {
+        let got = (pull.dim(), factor.dim());
+        return Err(Error::shape("sweep_toward", (dims, (dims.1, dims.1)), got));
+    }
+    let (whole, upper, lower) =
+        (BlockStructure::Rectangular, BlockStructure::TriangularUpper, BlockStructure::TriangularLower);
+    let product = |left: &Array2<f32>, right: MatRef<f32>, right_shape| {
+        let mut result = Array2::zeros(dims);
+        let target = MatMut::from_row_major_slice_mut(values(&mut result), dims.0, dims.1);
+        triangular_matmul(
+            target,
+            whole,
+            Accum::Replace,
+            view(left),
+            whole,
+            right,
+            right_shape,
+            1.0,
+            all_cores(),
+        );
+        result
+    };
+    let half = product(pull, view(factor).transpose(), lower);
+    let change = product(&half, view(factor), upper);
+    let changes = change.as_slice().unwrap_or_default().par_chunks_exact(dims.1.max(1));
+    rows.par_iter_mut().zip(changes).for_each(|(row, change)| axpy(1.0, change, &mut row.weights));
+    Ok(())
+}
