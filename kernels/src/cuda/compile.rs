@@ -57,7 +57,7 @@ const FEW_ROWS: [(&str, &str); 9] = [
     ("quant_matmul/hopper.cu", ops::quant_matmul::hopper::SOURCE),
 ];
 
-const COMMON: [(&str, &str); 21] = [
+const COMMON: [(&str, &str); 24] = [
     ("prelude.cu", include_str!("prelude.cu")),
     ("columns.cu", include_str!("columns.cu")),
     ("add.cu", ops::add::cuda::SOURCE),
@@ -69,6 +69,9 @@ const COMMON: [(&str, &str); 21] = [
     ("step_int8.cu", ops::attention::step::INT8_SOURCE),
     ("embedding.cu", ops::embedding::cuda::SOURCE),
     ("gptq_sweep.cu", ops::gptq_sweep::cuda::SOURCE),
+    ("loop_search.cu", ops::gptq_sweep::cuda::SEARCH_SOURCE),
+    ("refine.cu", ops::gptq_sweep::cuda::REFINE_SOURCE),
+    ("hessian.cu", ops::hessian::cuda::SOURCE),
     ("inverse_cholesky.cu", ops::inverse_cholesky::cuda::SOURCE),
     ("quant_matmul.cu", ops::quant_matmul::cuda::SOURCE),
     ("matmul/few_rows.cu", ops::matmul::cuda::FEW_ROWS_SOURCE),

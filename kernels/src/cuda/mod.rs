@@ -59,6 +59,8 @@ struct Inner {
     solver: OnceLock<DnHandle>,
     arch: (i32, i32),
     multiprocessors: usize,
+    /// Bytes of shared memory that one block may have.
+    shared_memory: usize,
     /// Loaded at the first use of one of their kernels, in the order of [`Program::ALL`].
     modules: [OnceLock<Arc<CudaModule>>; Program::ALL.len()],
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
@@ -106,6 +108,8 @@ impl Cuda {
         let arch = context.compute_capability().map_err(Error::driver("CUDA"))?;
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(count).map_err(Error::driver("CUDA"))? as usize;
+        let shared = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let shared_memory = context.attribute(shared).map_err(Error::driver("CUDA"))? as usize;
         let stream = context.new_stream().map_err(Error::driver("CUDA"))?;
         let blas = CudaBlas::new(stream.clone()).map_err(|e| Error::cuda("cuBLAS", format!("{e:?}")))?;
         let inner = Inner {
@@ -116,6 +120,7 @@ impl Cuda {
             solver: OnceLock::new(),
             arch,
             multiprocessors,
+            shared_memory,
             modules: Default::default(),
             functions: Mutex::default(),
             launches: AtomicU64::new(0),
@@ -144,6 +149,11 @@ impl Cuda {
 
     pub(crate) fn multiprocessors(&self) -> usize {
         self.inner.multiprocessors
+    }
+
+    /// Bytes of shared memory that one block may have.
+    pub(crate) fn shared_memory(&self) -> usize {
+        self.inner.shared_memory
     }
 
     /// Whether the kernels that only Hopper has are there.

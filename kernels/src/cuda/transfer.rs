@@ -165,6 +165,20 @@ impl Cuda {
         .map_err(Error::driver("copy to the card"))
     }
 
+    /// Copies a range of values to the same place of another slice.
+    pub(crate) fn copy_range<T: DeviceRepr>(
+        &self,
+        from: &CudaSlice<T>,
+        to: &mut CudaSlice<T>,
+        range: Range<usize>,
+    ) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let (from, mut to) = (from.slice(range.clone()), to.slice_mut(range));
+        self.inner.stream.memcpy_dtod(&from, &mut to).map_err(Error::driver("copy on the card"))
+    }
+
     pub(crate) fn download<T: DeviceRepr + Default + Clone>(&self, view: &CudaView<T>) -> Result<Vec<T>> {
         let mut values = vec![T::default(); view.len()];
         if !values.is_empty() {

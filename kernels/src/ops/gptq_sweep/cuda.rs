@@ -1,3 +1,9 @@
+//! The sweep on a card.
+
+mod refine;
+mod search;
+mod target;
+
 use std::ops::Range;
 
 use cudarc::driver::CudaSlice;
@@ -5,13 +11,15 @@ use half::f16;
 
 use super::{GptqSweep, GridKind, GridSpec, Grouping, stacked_dims};
 use crate::cuda::{Arg, Bytes, Cuda, Launch, Operand};
-use crate::ops::hessian::cuda::{CudaMatrix, not_yet};
+use crate::ops::hessian::cuda::CudaMatrix;
 use crate::ops::matmul::cuda::CudaWeight;
 use crate::ops::quant_matmul::cuda::StoredWeight;
 use crate::packing::{PackedLinear, Scales, ZeroOffset, lane_words};
 use crate::{Dtype, Error, HostTensor, Result};
 
 pub(crate) const SOURCE: &str = include_str!("gptq_sweep.cu");
+pub(crate) const SEARCH_SOURCE: &str = include_str!("loop_search.cu");
+pub(crate) const REFINE_SOURCE: &str = include_str!("refine.cu");
 
 /// Rows that one block of the sweep kernel takes, a warp each.
 const ROWS: usize = 8;
@@ -74,9 +82,6 @@ impl GptqSweep for Cuda {
     ) -> Result<CudaSweep> {
         let k = source.in_features;
         grouping.check(k)?;
-        if spec.kind == GridKind::Loop {
-            return Err(not_yet("the loop search of grids"));
-        }
         let rows: usize = source.parts.iter().map(|part| part.rows).sum();
         let sweep = CudaSweep {
             weights: self.alloc(rows * k)?,
@@ -88,17 +93,17 @@ impl GptqSweep for Cuda {
             group_end: self.upload(&group_ends(&grouping.group_of))?,
             order: self.upload(&grouping.order)?,
             rows,
-            grids_known: grouping.groups == 1 || grouping.static_groups,
+            grids_known: (grouping.groups == 1 && spec.kind != GridKind::Loop) || grouping.static_groups,
             grouping: grouping.clone(),
             spec: *spec,
         };
         self.gather(&sweep, source)?;
         // A grid for the whole row is found before dead features are cleared, as the paper's code does.
-        if grouping.groups == 1 {
+        if grouping.groups == 1 && spec.kind != GridKind::Loop {
             self.grids(&sweep)?;
         }
         self.clear(&sweep, dead)?;
-        if grouping.static_groups && grouping.groups > 1 {
+        if grouping.static_groups && (grouping.groups > 1 || spec.kind == GridKind::Loop) {
             self.grids(&sweep)?;
         }
         Ok(sweep)
@@ -112,86 +117,92 @@ impl GptqSweep for Cuda {
     ) -> Result<()> {
         let k = sweep.grouping.order.len();
         let errors = self.alloc::<f32>(sweep.rows * block.len())?;
-        let u = factor.map_or(0, |u| self.address(&u.values));
-        let args = [
-            Arg::Address(self.address(&sweep.weights)),
-            Arg::Address(self.address(&sweep.codes)),
-            Arg::Address(self.address(&errors)),
-            Arg::Address(self.address(&sweep.losses)),
-            Arg::Address(self.address(&sweep.scales)),
-            Arg::Address(self.address(&sweep.zeros)),
-            Arg::Address(u),
-            Arg::Address(self.address(&sweep.group_of)),
-            Arg::Address(self.address(&sweep.group_end)),
-            Arg::Int(sweep.rows as i32),
-            Arg::Int(k as i32),
-            Arg::Int(block.start as i32),
-            Arg::Int(block.len() as i32),
-            Arg::Int(sweep.grids_known as i32),
-            Arg::Spec(sweep.spec.numbers()),
-        ];
-        let shared = 4 * block.len() * (block.len() + ROWS);
-        let launch = Launch::blocks(sweep.rows.div_ceil(ROWS), 32 * ROWS as u32).shared(shared);
-        self.launch("sweep_block", launch, &args)?;
-        let after = k - block.end;
-        if factor.is_none() || after == 0 {
-            return Ok(());
+        let whole = [block.clone()];
+        let Some(u) = factor else {
+            return self.solve(sweep, 0, &errors, &block, &block, sweep.grids_known);
+        };
+        let searched = sweep.spec.kind == GridKind::Loop && !sweep.grids_known;
+        let runs = if searched { search::runs(&sweep.grouping.group_of, &block) } else { whole.to_vec() };
+        let (u, w) = (self.address(&u.values), self.address(&sweep.weights));
+        for run in runs {
+            if searched {
+                self.search(sweep, u, run.start)?;
+            }
+            self.solve(sweep, u, &errors, &block, &run, searched || sweep.grids_known)?;
+            // W[:, rest of the block] -= E U[run, rest]
+            let e = self.address(&errors) + 4 * (run.start - block.start) as u64;
+            let factor = Operand::wide(u + 4 * (run.start * k + run.end) as u64, k);
+            let (e, rest) = (Operand::wide(e, block.len()), Operand::wide(w + 4 * run.end as u64, k));
+            self.gemm((block.end - run.end, sweep.rows, run.len()), (-1.0, 1.0), factor, e, rest)?;
         }
         // W[:, after] -= E U[block, after]
-        let u = Operand::wide(u + 4 * (block.start * k + block.end) as u64, k);
+        let factor = Operand::wide(u + 4 * (block.start * k + block.end) as u64, k);
         let e = Operand::wide(self.address(&errors), block.len());
-        let w = Operand::wide(self.address(&sweep.weights) + 4 * block.end as u64, k);
-        self.gemm((after, sweep.rows, block.len()), (-1.0, 1.0), u, e, w)
+        let after = Operand::wide(w + 4 * block.end as u64, k);
+        self.gemm((k - block.end, sweep.rows, block.len()), (-1.0, 1.0), factor, e, after)
     }
 
-    fn source_weight(&self, _source: &CudaSource, _bias: Option<Vec<f32>>) -> Result<CudaWeight> {
-        Err(not_yet("a second stream of activations"))
+    fn source_weight(&self, source: &CudaSource, bias: Option<Vec<f32>>) -> Result<CudaWeight> {
+        self.stored_values(source, bias)
     }
 
-    fn sweep_weights(&self, _sweep: &CudaSweep) -> Result<CudaMatrix> {
-        Err(not_yet("weights in sweep order"))
+    fn sweep_weights(&self, sweep: &CudaSweep) -> Result<CudaMatrix> {
+        Ok(CudaMatrix { values: self.copied(&sweep.weights)?, dims: sweep.dims() })
     }
 
     fn sweep_pull(
         &self,
-        _weights: &CudaMatrix,
-        _order: &[u32],
-        _shift: &CudaMatrix,
-        _residual: Option<&CudaMatrix>,
+        weights: &CudaMatrix,
+        order: &[u32],
+        shift: &CudaMatrix,
+        residual: Option<&CudaMatrix>,
     ) -> Result<CudaMatrix> {
-        Err(not_yet("the asymmetric target"))
+        self.pull(weights, order, shift, residual)
     }
 
-    fn sweep_toward(&self, _sweep: &mut CudaSweep, _pull: &CudaMatrix, _factor: &CudaMatrix) -> Result<()> {
-        Err(not_yet("the asymmetric target"))
+    fn sweep_toward(&self, sweep: &mut CudaSweep, pull: &CudaMatrix, factor: &CudaMatrix) -> Result<()> {
+        self.move_toward(sweep, pull, factor)
     }
 
     fn sweep_refine(
         &self,
-        _sweep: &mut CudaSweep,
-        _target: &CudaMatrix,
-        _hessian: &CudaMatrix,
-        _rounds: usize,
+        sweep: &mut CudaSweep,
+        target: &CudaMatrix,
+        hessian: &CudaMatrix,
+        rounds: usize,
     ) -> Result<()> {
-        Err(not_yet("coordinate descent"))
+        self.refine(sweep, target, hessian, rounds)
     }
 
     fn sweep_losses(
         &self,
-        _sweep: &CudaSweep,
-        _weights: &CudaMatrix,
-        _hessian: &CudaMatrix,
-        _pull: Option<&CudaMatrix>,
+        sweep: &CudaSweep,
+        weights: &CudaMatrix,
+        hessian: &CudaMatrix,
+        pull: Option<&CudaMatrix>,
     ) -> Result<Vec<f32>> {
-        Err(not_yet("losses on held-out tokens"))
+        self.losses(sweep, weights, hessian, pull)
     }
 
-    fn sweep_copy(&self, _sweep: &CudaSweep) -> Result<CudaSweep> {
-        Err(not_yet("losses on held-out tokens"))
+    fn sweep_copy(&self, sweep: &CudaSweep) -> Result<CudaSweep> {
+        Ok(CudaSweep {
+            weights: self.copied(&sweep.weights)?,
+            codes: self.copied(&sweep.codes)?,
+            losses: self.copied(&sweep.losses)?,
+            scales: self.copied(&sweep.scales)?,
+            zeros: self.copied(&sweep.zeros)?,
+            group_of: self.copied(&sweep.group_of)?,
+            group_end: self.copied(&sweep.group_end)?,
+            order: self.copied(&sweep.order)?,
+            rows: sweep.rows,
+            grids_known: sweep.grids_known,
+            grouping: sweep.grouping.clone(),
+            spec: sweep.spec,
+        })
     }
 
-    fn sweep_take_rows(&self, _sweep: &mut CudaSweep, _from: &CudaSweep, _rows: Range<usize>) -> Result<()> {
-        Err(not_yet("losses on held-out tokens"))
+    fn sweep_take_rows(&self, sweep: &mut CudaSweep, from: &CudaSweep, rows: Range<usize>) -> Result<()> {
+        self.take_rows(sweep, from, rows)
     }
 
     fn sweep_pack(
@@ -250,7 +261,47 @@ impl GptqSweep for Cuda {
     }
 }
 
+impl CudaSweep {
+    /// `(out, in)`
+    fn dims(&self) -> (usize, usize) {
+        (self.rows, self.grouping.order.len())
+    }
+}
+
 impl Cuda {
+    /// Solves the columns of `run`, a part of `block`; their errors become columns of `errors` `[rows, block]`.
+    fn solve(
+        &self,
+        sweep: &CudaSweep,
+        u: u64,
+        errors: &CudaSlice<f32>,
+        block: &Range<usize>,
+        run: &Range<usize>,
+        grids_known: bool,
+    ) -> Result<()> {
+        let args = [
+            Arg::Address(self.address(&sweep.weights)),
+            Arg::Address(self.address(&sweep.codes)),
+            Arg::Address(self.address(errors) + 4 * (run.start - block.start) as u64),
+            Arg::Address(self.address(&sweep.losses)),
+            Arg::Address(self.address(&sweep.scales)),
+            Arg::Address(self.address(&sweep.zeros)),
+            Arg::Address(u),
+            Arg::Address(self.address(&sweep.group_of)),
+            Arg::Address(self.address(&sweep.group_end)),
+            Arg::Int(sweep.rows as i32),
+            Arg::Int(sweep.dims().1 as i32),
+            Arg::Int(run.start as i32),
+            Arg::Int(run.len() as i32),
+            Arg::Int(block.len() as i32),
+            Arg::Int(grids_known as i32),
+            Arg::Spec(sweep.spec.numbers()),
+        ];
+        let shared = 4 * run.len() * (run.len() + ROWS);
+        let launch = Launch::blocks(sweep.rows.div_ceil(ROWS), 32 * ROWS as u32).shared(shared);
+        self.launch("sweep_block", launch, &args)
+    }
+
     fn pack_codes(&self, sweep: &CudaSweep) -> Result<CudaSlice<u32>> {
         let (k, rows, bits) = (sweep.grouping.order.len(), sweep.rows, sweep.spec.bits);
         let words = lane_words(k, bits)?;
@@ -357,13 +408,7 @@ impl Cuda {
 impl GridSpec {
     /// In the order of the kernel's `struct Spec`.
     fn numbers(&self) -> [i32; 5] {
-        [
-            self.bits as i32,
-            self.sym as i32,
-            (self.kind == GridKind::Mse) as i32,
-            self.min_zero as i32,
-            self.f16_scales as i32,
-        ]
+        [self.bits as i32, self.sym as i32, self.kind as i32, self.min_zero as i32, self.f16_scales as i32]
     }
 }
 

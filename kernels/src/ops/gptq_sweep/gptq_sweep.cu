@@ -11,8 +11,12 @@ struct Grid {
 
 /// How grids are found; see GridSpec.
 struct Spec {
-    int bits, sym, mse, min_zero, f16_scales;
+    int bits, sym, kind, min_zero, f16_scales;
 };
+
+/// See GridKind.
+#define MSE 1
+#define LOOP 2
 
 __device__ __forceinline__ float code_of(const Grid& grid, float max_code, float w) {
     float code = rintf(__fmul_rn(__fdiv_rn(w, grid.scale), TIES_OUTWARD)) + grid.zero;
@@ -20,8 +24,9 @@ __device__ __forceinline__ float code_of(const Grid& grid, float max_code, float
 }
 
 __device__ __forceinline__ float stored_scale(double scale, int f16_scales) {
-    if (!f16_scales) return fmaxf((float)scale, 1.17549435e-38f);
-    return fmaxf(f16_round((float)scale), 5.9604645e-8f);
+    float magnitude = (float)fabs(scale);
+    magnitude = f16_scales ? fmaxf(f16_round(magnitude), 5.9604645e-8f) : fmaxf(magnitude, 1.17549435e-38f);
+    return scale < 0. ? -magnitude : magnitude;
 }
 
 __device__ Grid grid_of(float low, float high, const Spec& spec) {
@@ -39,6 +44,31 @@ __device__ Grid grid_of(float low, float high, const Spec& spec) {
         grid.scale = stored_scale((double)high / (max_code - grid.zero), spec.f16_scales);
     }
     grid.zero = fminf(grid.zero, max_code);
+    return grid;
+}
+
+__device__ const double LOOP_SHARES[12] = {1.06, 1., .95, .9, .85, .8, .75, .7, .65, .6, .55, .5};
+#define SHARES 12
+/// Of symmetric grids, these once more with the other sign: shares 1 to 4.
+#define MIRRORED 4
+
+__device__ __forceinline__ int candidate_count(const Spec& spec) { return spec.sym ? SHARES + MIRRORED : SHARES; }
+
+/// Candidate `number` for weights from `low` to `high`, neither on the other side of 0; see GridSpec::candidates.
+__device__ Grid candidate_grid(float low, float high, int number, const Spec& spec) {
+    float largest = fmaxf(high, -low);
+    double share = LOOP_SHARES[number < SHARES ? number : number - SHARES + 1];
+    if (!spec.sym) {
+        if (largest == 0.f) low = -1.f, high = 1.f;
+        return grid_of((float)(share * low), (float)(share * high), spec);
+    }
+    // The largest weight becomes the lowest code.
+    double sign = largest > 0.f && high == largest ? -1. : 1.;
+    if (largest == 0.f) largest = 1.f;
+    if (number >= SHARES) sign = -sign;
+    Grid grid;
+    grid.zero = (float)(1 << (spec.bits - 1));
+    grid.scale = stored_scale(sign * share * largest / grid.zero, spec.f16_scales);
     return grid;
 }
 
@@ -61,6 +91,19 @@ __device__ Grid find_grid(const float* values, int count, const Spec& spec) {
     }
     low = warp_min(low);
     high = warp_max(high);
+    if (spec.kind == LOOP) {
+        Grid best = candidate_grid(low, high, 0, spec);
+        float least = grid_error(best, max_code, values, count);
+        for (int number = 1; number < candidate_count(spec); number++) {
+            Grid grid = candidate_grid(low, high, number, spec);
+            float error = grid_error(grid, max_code, values, count);
+            if (error < least) {
+                least = error;
+                best = grid;
+            }
+        }
+        return best;
+    }
     if (spec.sym) {
         high = fmaxf(high, -low);
         low = -high;
@@ -70,7 +113,7 @@ __device__ Grid find_grid(const float* values, int count, const Spec& spec) {
         high = 1.f;
     }
     Grid best = grid_of(low, high, spec);
-    if (!spec.mse) return best;
+    if (spec.kind != MSE) return best;
     float least = grid_error(best, max_code, values, count);
     for (int step = 1; step < SHRINK_STEPS; step++) {
         float p = 1.f - step / 100.f;
@@ -128,18 +171,18 @@ extern "C" __global__ void sweep_static_grids(
     }
 }
 
-/// Solves the columns `first .. first + width` of every row.
+/// Solves the columns `first .. first + width` of every row, which then hold the values of their codes.
 extern "C" __global__ void sweep_block(
     float* weights,        // [rows, in], sweep order
     u8* codes,             // [rows, in], sweep order
-    float* errors,         // [rows, width]
+    float* errors,         // [rows, stride], those of the first column
     float* losses,         // [rows], added to
     float* scales,         // [groups, rows]
     u8* zeros,             // [groups, rows]
     const float* u,        // [in, in], or null for the identity
     const u32* group_of,   // [in]
     const u32* group_end,  // [in]: where the run of equal groups that holds this place ends
-    int rows, int in, int first, int width, int grids_known, Spec spec) {
+    int rows, int in, int first, int width, int stride, int grids_known, Spec spec) {
     extern __shared__ float shared[];
     float* triangle = shared;                                          // [width, width]
     float* mine = shared + width * width + (threadIdx.x / 32) * width;  // this warp's weights
@@ -188,7 +231,7 @@ extern "C" __global__ void sweep_block(
             }
             float weight = __shfl_sync(FULL_WARP, w[slot], l);
             float code = code_of(grid, max_code, weight);
-            float error = weight - (code - grid.zero) * grid.scale;
+            float value = (code - grid.zero) * grid.scale, error = weight - value;
             if (u) {
                 error /= triangle[i * width + i];
 #pragma unroll
@@ -200,7 +243,8 @@ extern "C" __global__ void sweep_block(
             loss += 0.5f * error * error;
             if (lane == 0) {
                 codes[(size_t)row * in + place] = (u8)code;
-                errors[(size_t)row * width + i] = error;
+                row_weights[place] = value;
+                errors[(size_t)row * stride + i] = error;
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-/// Which of the grids that could serve a row of a group is taken.
+/// Which of the grids that could serve a row of a group is taken; numbered as the kernels know them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GridKind {
     /// The one that reaches every weight: symmetric ones as far to both sides as the largest magnitude.

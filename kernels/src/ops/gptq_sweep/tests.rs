@@ -325,3 +325,44 @@ fn negative_scales_are_read<B: Backend>(backend: &B, tolerance: f64) {
 fn negative_scales_are_read_as_they_were_solved() {
     negative_scales_are_read(&Cpu::new(), crate::testing::NMSE_F32);
 }
+
+mod on_cuda {
+    use super::*;
+    use crate::testing::{cards, tolerance};
+    use crate::{Cuda, Dtype};
+
+    /// The solver works in f32 whatever the compute type is; with this one its inputs are those of the CPU.
+    fn card() -> Cuda {
+        Cuda::new(0, Dtype::F32, None).unwrap()
+    }
+
+    #[test]
+    #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
+    fn the_search_takes_the_scale_whose_own_sweep_costs_least() {
+        for (bits, sym, group_size) in
+            [(4, true, 32), (4, true, 128), (3, false, 64), (2, true, 40), (8, true, 300), (4, false, 130)]
+        {
+            search_agrees(&card(), bits, sym, group_size);
+        }
+    }
+
+    #[test]
+    #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
+    fn the_target_is_the_least_squares_solution() {
+        the_target_solves_its_equation(&card());
+    }
+
+    #[test]
+    #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
+    fn refinement_lowers_every_loss_as_plain_loops_do() {
+        for (group_size, scattered) in [(32, false), (128, false), (256, false), (64, true)] {
+            refinement_agrees(&card(), group_size, scattered);
+        }
+    }
+
+    #[test]
+    #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
+    fn negative_scales_are_read_as_they_were_solved() {
+        cards().iter().for_each(|card| negative_scales_are_read(card, tolerance(card)));
+    }
+}

@@ -1,13 +1,16 @@
 use cudarc::driver::CudaSlice;
 
-use super::{Hessian, check};
+use super::{Hessian, check, check_difference};
 use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Operand};
-use crate::{Device, Error, Result};
+use crate::{Device, Result};
 
-/// A square f32 matrix on the card, row-major.
+pub(crate) const SOURCE: &str = include_str!("hessian.cu");
+
+/// An f32 matrix on the card, row-major.
 pub struct CudaMatrix {
     pub(crate) values: CudaSlice<f32>,
-    pub(crate) size: usize,
+    /// `(rows, columns)`
+    pub(crate) dims: (usize, usize),
 }
 
 /// Columns of one panel: a product of the part at and below the diagonal each.
@@ -17,11 +20,11 @@ impl Hessian for Cuda {
     type Matrix = CudaMatrix;
 
     fn hessian(&self, size: usize) -> Result<CudaMatrix> {
-        Ok(CudaMatrix { values: self.zeros(size * size)?, size })
+        Ok(CudaMatrix { values: self.zeros(size * size)?, dims: (size, size) })
     }
 
     fn accumulate(&self, hessian: &mut CudaMatrix, x: &CudaTensor) -> Result<()> {
-        let size = hessian.size;
+        let size = hessian.dims.1;
         let (rows, _) = self.shape(x);
         check(self.shape(x), size)?;
         let (h, x) = (self.address(&hessian.values), self.real(x)?);
@@ -36,18 +39,37 @@ impl Hessian for Cuda {
         Ok(())
     }
 
-    fn products(&self, _rows: usize, _columns: usize) -> Result<CudaMatrix> {
-        Err(not_yet("products of two streams"))
+    fn products(&self, rows: usize, columns: usize) -> Result<CudaMatrix> {
+        Ok(CudaMatrix { values: self.zeros(rows * columns)?, dims: (rows, columns) })
     }
 
     fn accumulate_difference(
         &self,
-        _products: &mut CudaMatrix,
-        _a: &CudaTensor,
-        _b: &CudaTensor,
-        _x: &CudaTensor,
+        products: &mut CudaMatrix,
+        a: &CudaTensor,
+        b: &CudaTensor,
+        x: &CudaTensor,
     ) -> Result<()> {
-        Err(not_yet("products of two streams"))
+        let (rows, columns) = products.dims;
+        check_difference(products.dims, [self.shape(a), self.shape(b), self.shape(x)])?;
+        let tokens = self.shape(x).0;
+        let difference = self.new_tensor((tokens, rows))?;
+        let args = [
+            Arg::Address(self.real(&difference)?),
+            Arg::Address(self.real(a)?),
+            Arg::Address(self.real(b)?),
+            Arg::Long((tokens * rows) as u64),
+        ];
+        self.launch("stream_difference", Launch::threads(tokens * rows), &args)?;
+        let (x, difference) = (Operand::real(self.real(x)?, columns), self.real(&difference)?);
+        let target = Operand::wide(self.address(&products.values), columns);
+        self.gemm(
+            (columns, rows, tokens),
+            (1.0, 1.0),
+            x,
+            Operand::real(difference, rows).transposed(),
+            target,
+        )
     }
 
     fn matrix_to_vec(&self, matrix: &CudaMatrix) -> Result<Vec<f32>> {
@@ -55,7 +77,7 @@ impl Hessian for Cuda {
     }
 
     fn diagonal(&self, hessian: &CudaMatrix) -> Result<Vec<f32>> {
-        let size = hessian.size;
+        let size = hessian.dims.1;
         let diagonal = self.alloc::<f32>(size)?;
         let args = [
             Arg::Address(self.address(&diagonal)),
@@ -65,9 +87,4 @@ impl Hessian for Cuda {
         self.launch("take_diagonal", Launch::threads(size), &args)?;
         self.download(&diagonal.slice(..))
     }
-}
-
-/// What only the CPU has so far.
-pub(crate) fn not_yet(what: &'static str) -> Error {
-    Error::cuda("quantize", format!("{what}: not on a GPU yet; --preset card and --device cpu work"))
 }

@@ -124,4 +124,11 @@ mod tests {
     fn tiles_of_tokens_add_up_to_the_whole_on_cuda() {
         cards().iter().for_each(|card| tiles_of_tokens_add_up(card, tolerance(card)));
     }
+
+    #[test]
+    #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
+    fn differences_of_two_streams_add_up_on_cuda() {
+        // The streams themselves are rounded to 16 bits here, by up to a tenth of what they differ by.
+        cards().iter().for_each(|card| small_differences_add_up(card, 300.0 * tolerance(card)));
+    }
 }

@@ -4,7 +4,7 @@ use cudarc::cusolver::sys::{cublasFillMode_t, cusolverDnSpotrf, cusolverDnSpotrf
 
 use super::{InverseCholesky, check};
 use crate::cuda::{Arg, Cuda, Launch, Operand};
-use crate::ops::hessian::cuda::{CudaMatrix, not_yet};
+use crate::ops::hessian::cuda::CudaMatrix;
 use crate::{Error, Result};
 
 pub(crate) const SOURCE: &str = include_str!("inverse_cholesky.cu");
@@ -14,7 +14,7 @@ const LEAF: usize = 64;
 
 impl InverseCholesky for Cuda {
     fn inverse_cholesky(&self, hessian: &CudaMatrix, order: &[u32], damp: f32) -> Result<CudaMatrix> {
-        let size = hessian.size;
+        let size = hessian.dims.1;
         check(size, order)?;
         let reversed = self.alloc::<f32>(size * size)?;
         let order = self.upload(order)?;
@@ -28,7 +28,7 @@ impl InverseCholesky for Cuda {
         self.launch("reversed_lower", Launch::grid(size.div_ceil(256), size, 1, 256), &args)?;
         self.factor(self.address(&reversed), size)?;
         self.invert(self.address(&reversed), size)?;
-        let u = CudaMatrix { values: self.alloc(size * size)?, size };
+        let u = CudaMatrix { values: self.alloc(size * size)?, dims: (size, size) };
         let not_finite = self.zeros::<u32>(1)?;
         let args = [
             Arg::Address(self.address(&u.values)),
@@ -43,8 +43,20 @@ impl InverseCholesky for Cuda {
         }
     }
 
-    fn damped(&self, _hessian: &CudaMatrix, _order: &[u32], _damp: f32) -> Result<CudaMatrix> {
-        Err(not_yet("the Hessian in sweep order"))
+    fn damped(&self, hessian: &CudaMatrix, order: &[u32], damp: f32) -> Result<CudaMatrix> {
+        let size = hessian.dims.1;
+        check(size, order)?;
+        let out = CudaMatrix { values: self.alloc(size * size)?, dims: (size, size) };
+        let order = self.upload(order)?;
+        let args = [
+            Arg::Address(self.address(&out.values)),
+            Arg::Address(self.address(&hessian.values)),
+            Arg::Address(self.address(&order)),
+            Arg::Int(size as i32),
+            Arg::Float(damp),
+        ];
+        self.launch("damped", Launch::grid(size.div_ceil(256), size, 1, 256), &args)?;
+        Ok(out)
     }
 }
 

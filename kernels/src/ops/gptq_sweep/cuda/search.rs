@@ -1,0 +1,66 @@
+//! The grid of a group by sweeping copies of its columns.
+
+use std::ops::Range;
+
+use super::CudaSweep;
+use crate::cuda::{Arg, Cuda, Launch};
+use crate::{Error, LOOP_WINDOW, Result};
+
+/// Bytes of a window's part of U, and of what one warp keeps: errors of 32 candidates, weights of two rows.
+const TRIANGLE: usize = 4 * LOOP_WINDOW * LOOP_WINDOW;
+const WARP: usize = 4 * LOOP_WINDOW * (32 + 2);
+const MOST_WARPS: usize = 8;
+
+/// The parts of a block that share a group.
+pub(super) fn runs(group_of: &[u32], block: &Range<usize>) -> Vec<Range<usize>> {
+    let mut start = block.start;
+    let runs = group_of[block.clone()].chunk_by(|a, b| a == b);
+    runs.map(|run| {
+        start += run.len();
+        start - run.len()..start
+    })
+    .collect()
+}
+
+impl Cuda {
+    /// Sets the grids of the group that begins at `start`, if one does. `u` is the address of the factor.
+    pub(super) fn search(&self, sweep: &CudaSweep, u: u64, start: usize) -> Result<()> {
+        let (group_of, (rows, columns)) = (&sweep.grouping.group_of, sweep.dims());
+        let group = group_of[start];
+        if start > 0 && group_of[start - 1] == group {
+            return Ok(());
+        }
+        let count = group_of[start..].iter().take_while(|other| **other == group).count();
+        let warps = (self.shared_memory().saturating_sub(TRIANGLE) / WARP).min(MOST_WARPS);
+        if warps == 0 {
+            let problem = format!("a block needs {} KB of shared memory", (TRIANGLE + WARP) >> 10);
+            return Err(Error::cuda("the loop search of grids", problem));
+        }
+        let args = [
+            Arg::Address(self.address(&sweep.scales)),
+            Arg::Address(self.address(&sweep.zeros)),
+            Arg::Address(self.address(&sweep.weights)),
+            Arg::Address(u),
+            Arg::Int(rows as i32),
+            Arg::Int(columns as i32),
+            Arg::Int(start as i32),
+            Arg::Int(count as i32),
+            Arg::Int(group as i32),
+            Arg::Spec(sweep.spec.numbers()),
+        ];
+        let launch = Launch::blocks(rows.div_ceil(2 * warps), 32 * warps as u32);
+        self.launch("sweep_search", launch.shared(TRIANGLE + warps * WARP), &args)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_cut_where_groups_change() {
+        let groups = [0, 0, 1, 1, 1, 2, 2];
+        assert_eq!(runs(&groups, &(0..7)), [0..2, 2..5, 5..7]);
+        assert_eq!(runs(&groups, &(3..6)), [3..5, 5..6]);
+    }
+}
