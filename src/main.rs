@@ -29,7 +29,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            note!("error: {}", format!("{error:#}").replace('\n', " "));
+            // Each part of it is short; together they may not be.
+            note!("error: {}", gptq_input::short_to(&format!("{error:#}").replace('\n', " "), 2000));
             ExitCode::FAILURE
         }
     }

@@ -6,6 +6,7 @@ mod cli;
 mod folders_as_found;
 mod golden_gptq;
 mod golden_logits;
+mod hostile_files;
 mod interruption;
 mod kv_cache;
 mod model_folder;

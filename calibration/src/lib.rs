@@ -34,6 +34,7 @@
 pub mod chat;
 pub mod dataset;
 pub mod error;
+mod guard;
 pub mod hub;
 pub mod sampling;
 mod sequences;
