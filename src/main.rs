@@ -60,6 +60,7 @@ fn run(verb: Option<Verb>) -> anyhow::Result<ExitCode> {
             BenchVerb::Serve(args) => commands::bench::serve::run(&args)?,
         },
         Some(Verb::Completions(args)) => commands::completions::run(&args)?,
+        Some(Verb::Man(args)) => commands::man::run(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

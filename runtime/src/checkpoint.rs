@@ -197,6 +197,7 @@ impl Checkpoint {
         }
         // SAFETY: the map is only read. A file that another process shortens meanwhile would end this one
         // with SIGBUS; model files are replaced by renaming, which leaves a mapped file whole.
+        #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
         let header = header::parse(&map, self.shards.len()).map_err(problem)?;
         for (name, entry) in header.tensors {
