@@ -10,7 +10,7 @@ WORKDIR /source
 COPY . .
 # The folder of the build and the registry stay with the builder, not with the layer.
 RUN --mount=type=cache,target=/source/target --mount=type=cache,target=/usr/local/cargo/registry \
-    cargo build --release --locked --package gptq && install -D target/release/gptq /out/bin/gptq \
+    cargo build --release --locked --package gptq && install -D --strip target/release/gptq /out/bin/gptq \
     && /out/bin/gptq man --out /out/share/man/man1
 
 # The program loads these when it runs and finds a card; the driver comes from the host.

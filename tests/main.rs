@@ -9,6 +9,7 @@ mod golden_logits;
 mod hostile_files;
 mod interruption;
 mod kv_cache;
+mod manual;
 mod model_folder;
 mod on_a_card;
 mod paper;

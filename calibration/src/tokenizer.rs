@@ -371,10 +371,6 @@ mod tests {
             with("post_processor", &around),
             with("normalizer", &deep),
             with("normalizer", r#"{"type":"Precompiled","precompiled_charsmap":"AAAA"}"#),
-            with(
-                "pre_tokenizer",
-                r#"{"type":"Split","pattern":{"Regex":"((((a*)*)*)*){1000}{1000}"},"behavior":"Removed","invert":false}"#,
-            ),
             with("decoder", r#"{"type":"Strip","content":"ab","start":0,"stop":0}"#),
             "[".repeat(200_000),
         ] {

@@ -61,7 +61,7 @@ pub(super) fn add_to(environment: &mut Environment) {
     environment.add_function("joined", joined);
     environment.add_filter("measured", |value: Value| measure(&value).map(|()| value));
     environment.add_function("range", |lower: isize, upper: Option<isize>, step: Option<isize>| {
-        let range = Value::from(functions::range(lower, upper, step)?);
+        let range = functions::range(lower, upper, step)?;
         measure(&range).map(|()| range)
     });
     for name in PLAIN {

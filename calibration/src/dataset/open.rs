@@ -13,7 +13,7 @@ const BUFFER: usize = 1 << 16;
 pub(super) const MOST_ROW_BYTES: usize = 16 << 20;
 
 /// How many times its size a file may come to, beyond the first 64 MB. Texts come to 3 to 20 times.
-const MOST_GROWTH: u64 = 200;
+const MOST_GROWTH: u64 = 100;
 
 /// Bytes that a file of this size may come to.
 pub(super) fn most_bytes(size: u64) -> u64 {
