@@ -93,10 +93,16 @@ impl<'de> Visitor<'de> for Reading<'_> {
                 let twice = std::mem::replace(&mut described, true);
                 let strings = map.next_value::<Distinct<String>>();
                 strings
-                    .map_err(|cause| format!("__metadata__: expected an object of strings, got {cause}"))
+                    .map_err(|cause| {
+                        format!("header: __metadata__: expected an object of strings, got {cause}")
+                    })
                     .and_then(|Distinct(strings)| {
                         self.header.metadata = strings;
-                        if twice { Err("__metadata__: expected once, got it twice".into()) } else { Ok(()) }
+                        if twice {
+                            Err("header: __metadata__: expected once, got it twice".into())
+                        } else {
+                            Ok(())
+                        }
                     })
             } else {
                 let fields = map.next_value::<Fields>()?;
@@ -261,7 +267,10 @@ mod tests {
             ),
             (file("not json", &[]), "header: expected a JSON object, got "),
             (file("[1]", &[]), "header: expected a JSON object, got "),
-            (file(r#"{"__metadata__":{"x":1}}"#, &[]), "__metadata__: expected an object of strings, got "),
+            (
+                file(r#"{"__metadata__":{"x":1}}"#, &[]),
+                "header: __metadata__: expected an object of strings, got ",
+            ),
             (good[..good.len() - 1].to_vec(), "truncated: expected 8 bytes of data, got 7"),
             (
                 [&good[..], &[0]].concat(),
