@@ -2,11 +2,8 @@
 
 use std::process::Command;
 
-#[path = "build/present.rs"]
-mod present;
-
 fn main() {
-    present::tell();
+    gptq_present::tell();
     println!("cargo:rustc-check-cfg=cfg(can_mount)");
     let mut in_namespace = Command::new("unshare");
     in_namespace.args(["--mount", "--map-root-user", "mount", "-t", "tmpfs", "none", "/mnt"]);

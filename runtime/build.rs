@@ -1,8 +1,5 @@
 //! Says which of the crate's tests can run on this machine.
 
-#[path = "../build/present.rs"]
-mod present;
-
 fn main() {
-    present::tell();
+    gptq_present::tell();
 }

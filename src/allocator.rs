@@ -4,6 +4,7 @@
 /// filled with zeros page by page: half of the processor's time. Up to a gigabyte stays with the program instead.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[allow(unsafe_code)]
     // SAFETY: sets two numbers of the allocator, while there is one thread.
     unsafe {
         // The largest that it takes.

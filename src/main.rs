@@ -30,7 +30,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            note!("error: {}", format!("{error:#}").replace('\n', " "));
+            // Each part of it is short; together they may not be.
+            note!("error: {}", gptq_input::short_to(&format!("{error:#}").replace('\n', " "), 2000));
             error
                 .downcast_ref::<stop::Stopped>()
                 .map_or(ExitCode::FAILURE, |stopped| stopped.exit_status().into())
@@ -62,6 +63,7 @@ fn run(verb: Option<Verb>) -> anyhow::Result<ExitCode> {
             BenchVerb::Serve(args) => commands::bench::serve::run(&args)?,
         },
         Some(Verb::Completions(args)) => commands::completions::run(&args)?,
+        Some(Verb::Man(args)) => commands::man::run(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

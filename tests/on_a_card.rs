@@ -409,6 +409,7 @@ fn a_lost_card_ends_the_engine() {
 }
 
 /// Runs a kernel that stops, in the context that every user of the card in this process shares.
+#[expect(unsafe_code, reason = "a kernel of its own")]
 fn lose_the_card() {
     use cudarc::driver::{CudaContext, LaunchConfig};
     let ptx = cudarc::nvrtc::compile_ptx(r#"extern "C" __global__ void stop() { asm("trap;"); }"#).unwrap();

@@ -4,9 +4,11 @@ use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use gptq_input::{short, short_line, short_path};
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{}: {cause}", path.display())]
+    #[error("{}: {cause}", short_path(path))]
     Io { path: PathBuf, cause: io::Error },
 
     /// `looked_for` lists every place that was tried.
@@ -14,7 +16,7 @@ pub enum Error {
     NotFound { what: String, looked_for: String },
 
     /// A command-line value that does not parse.
-    #[error("{what}: expected {expected}, got `{got}`")]
+    #[error("{what}: expected {expected}, got `{}`", short(got))]
     Parse { what: &'static str, expected: &'static str, got: String },
 
     /// A file (or embedded text) that can be read but not understood. `at` is its path or name, with the line
@@ -31,17 +33,18 @@ pub enum Error {
     Tokenizer { action: &'static str, cause: String },
 
     #[error(
-        "{at}: no chat template (expected chat_template.jinja, or `chat_template` in tokenizer_config.json)"
+        "{}: no chat template (expected chat_template.jinja, or `chat_template` in tokenizer_config.json)",
+        short_path(Path::new(at))
     )]
     NoChatTemplate { at: String },
 
     /// The messages are none that a prompt can be made of.
-    #[error("{0}")]
+    #[error("{}", short_line(.0))]
     Conversation(String),
 
-    /// The template does not compile, failed, or refused the messages through `raise_exception`.
+    /// The template does not compile, failed, broke a limit, or refused the messages through `raise_exception`.
     #[error("chat template: {0}")]
-    ChatTemplate(minijinja::Error),
+    ChatTemplate(String),
 
     #[error(
         "the text is too short: {asked} distinct windows of {seq_len} tokens asked, {fit} fit in {tokens} tokens"
@@ -60,6 +63,9 @@ impl Error {
     }
 
     pub(crate) fn malformed(at: impl Display, problem: impl Display) -> Self {
-        Self::Malformed { at: at.to_string(), problem: problem.to_string() }
+        Self::Malformed {
+            at: short_path(Path::new(&at.to_string())),
+            problem: short_line(&problem.to_string()),
+        }
     }
 }

@@ -11,7 +11,6 @@
 use std::env;
 use std::ffi::OsString;
 use std::fmt::{self, Display};
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -106,8 +105,10 @@ impl HubCache {
             looked_for: path.display().to_string(),
         };
         let ref_file = repo_folder.join("refs").join(revision);
-        let commit = match fs::read_to_string(&ref_file) {
-            Ok(commit) => commit.trim().to_owned(),
+        /// A commit has 40.
+        const MOST_BYTES: u64 = 1024;
+        let commit = match gptq_input::read(&ref_file, MOST_BYTES) {
+            Ok(commit) => String::from_utf8_lossy(&commit).trim().to_owned(),
             // A commit has no ref file: it names its snapshot itself.
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
                 let snapshot = snapshots.join(revision);
@@ -116,7 +117,10 @@ impl HubCache {
             Err(cause) => return Err(Error::io(&ref_file)(cause)),
         };
         if !is_revision(&commit) {
-            return Err(Error::malformed(ref_file.display(), format!("expected a commit, got `{commit}`")));
+            return Err(Error::malformed(
+                ref_file.display(),
+                format!("expected a commit, got `{}`", gptq_input::short(&commit)),
+            ));
         }
         let snapshot = snapshots.join(commit);
         if snapshot.is_dir() { Ok(snapshot) } else { Err(not_found(&snapshot)) }
@@ -140,6 +144,8 @@ fn is_word(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn hub(repo: &str, revision: &str) -> ModelRef {

@@ -31,9 +31,12 @@
 //! # }
 //! ```
 
+#![forbid(unsafe_code)]
+
 pub mod chat;
 pub mod dataset;
 pub mod error;
+mod guard;
 pub mod hub;
 pub mod sampling;
 mod sequences;

@@ -2,18 +2,31 @@
 
 use std::collections::HashSet;
 use std::fmt::Display;
-use std::fs;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+use gptq_input::short_line;
+use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::guard::{apart, quietly};
 use crate::text_stream::TextStream;
 use crate::tokenizer_config::{self, TokenizerConfig};
 
 /// A normalizer may shorten a text, and an unknown token may stand for a whole word.
 const LEAST_LONGEST: usize = 64;
+
+/// Bytes of a tokenizer.json at most. The largest of known models have 35 MB.
+pub(crate) const MOST_BYTES: u64 = 96 << 20;
+
+/// The library recurses over what a file nests.
+const STACK: usize = 64 << 20;
+
+/// The largest files take some seconds.
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A tokenizer; a clone shares its tables.
 #[derive(Clone)]
@@ -30,31 +43,12 @@ struct Shared {
     eos_token: Option<String>,
 }
 
-impl Tokenizer {
-    /// Reads tokenizer.json, and tokenizer_config.json where there is one, from a model's folder.
-    pub fn load(folder: &Path) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
-        let json = match fs::read(&path) {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Err(missing(folder, cause)),
-            read => read.map_err(Error::io(&path))?,
-        };
-        Self::new(&json, &path.display().to_string(), TokenizerConfig::load(folder)?)
-    }
-
-    /// The same from the files' contents.
-    pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config_json: Option<&[u8]>) -> Result<Self> {
-        let config = match tokenizer_config_json {
-            Some(json) => TokenizerConfig::parse(json, tokenizer_config::FILE_NAME)?,
-            None => TokenizerConfig::default(),
-        };
-        Self::new(tokenizer_json, "tokenizer.json", config)
-    }
-
-    fn new(json: &[u8], at: &str, config: TokenizerConfig) -> Result<Self> {
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(json).map_err(|cause| Error::malformed(at, one_line(cause)))?;
+impl Shared {
+    fn new(json: &[u8], config: &TokenizerConfig) -> Result<Self, String> {
+        growth(json)?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(one_line)?;
         // Settings left from training would cut or pad the text without a word.
-        inner.with_truncation(None).map_err(|cause| Error::malformed(at, one_line(cause)))?;
+        inner.with_truncation(None).map_err(one_line)?;
         inner.with_padding(None);
         let added = inner.get_added_tokens_decoder();
         let special = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
@@ -63,30 +57,57 @@ impl Tokenizer {
         let longest_token = vocab.keys().map(String::len).max().unwrap_or(0).max(LEAST_LONGEST);
         let (bos_token, eos_token) =
             (config.bos_token().map(str::to_owned), config.eos_token().map(str::to_owned));
-        Ok(Self {
-            shared: Arc::new(Shared { inner, vocab_size, longest_token, special, bos_token, eos_token }),
-        })
+        Ok(Self { inner, vocab_size, longest_token, special, bos_token, eos_token })
+    }
+}
+
+impl Tokenizer {
+    /// Reads tokenizer.json, and tokenizer_config.json where there is one, from a model's folder.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        let json = match gptq_input::read(&path, MOST_BYTES) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Err(missing(folder, cause)),
+            read => read.map_err(Error::io(&path))?,
+        };
+        Self::new(json, &path.display().to_string(), TokenizerConfig::load(folder)?)
+    }
+
+    /// The same from the files' contents.
+    pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config_json: Option<&[u8]>) -> Result<Self> {
+        let config = match tokenizer_config_json {
+            Some(json) => TokenizerConfig::parse(json, tokenizer_config::FILE_NAME)?,
+            None => TokenizerConfig::default(),
+        };
+        Self::new(tokenizer_json.to_vec(), "tokenizer.json", config)
+    }
+
+    /// Reads the file apart: the library panics on some that are damaged.
+    fn new(json: Vec<u8>, at: &str, config: TokenizerConfig) -> Result<Self> {
+        let shared = apart(STACK, DEADLINE, move || Shared::new(&json, &config)).and_then(|shared| shared);
+        shared
+            .map(|shared| Self { shared: Arc::new(shared) })
+            .map_err(|problem| Error::malformed(at, problem))
     }
 
     /// Encodes the whole text in one call. `add_special` adds what the model expects around a text (such as
     /// `<s>` in front); a rendered chat template has brought these itself. Special tokens spelled out in the
     /// text become their ids either way.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.shared.inner.encode_fast(text, add_special).map_err(failed("encode the text"))?;
+        let encoding = guarded("encode the text", || self.shared.inner.encode_fast(text, add_special))?;
         Ok(encoding.get_ids().to_vec())
     }
 
     /// Ids of the whole text and the characters that each covers; `add_special` as for [`Self::encode`].
     pub fn encode_with_ranges(&self, text: &str, add_special: bool) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
         let encoding =
-            self.shared.inner.encode_char_offsets(text, add_special).map_err(failed("encode the text"))?;
+            guarded("encode the text", || self.shared.inner.encode_char_offsets(text, add_special))?;
         let ranges = encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect();
         Ok((encoding.get_ids().to_vec(), ranges))
     }
 
     /// Ids of a text without what belongs around one, and the byte at which each begins, in rising order.
     pub(crate) fn encode_with_starts(&self, text: &str) -> Result<Vec<(u32, usize)>> {
-        let encoding = self.shared.inner.encode(text, false).map_err(failed("encode the text"))?;
+        let encoding = guarded("encode the text", || self.shared.inner.encode(text, false))?;
         Ok(encoding
             .get_ids()
             .iter()
@@ -105,7 +126,7 @@ impl Tokenizer {
 
     /// The text of `ids`. Bytes that are no UTF-8 become U+FFFD; ids outside the vocabulary have no text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.shared.inner.decode(ids, skip_special).map_err(failed("decode the ids"))
+        guarded("decode the ids", || self.shared.inner.decode(ids, skip_special))
     }
 
     /// An incremental decoder for generated ids.
@@ -159,12 +180,66 @@ fn missing(folder: &Path, cause: io::Error) -> Error {
     }
 }
 
-fn failed(action: &'static str) -> impl Fn(tokenizers::Error) -> Error {
-    move |cause| Error::Tokenizer { action, cause: one_line(cause) }
+/// What the library does, where a panic of its own is an error too.
+fn guarded<T>(action: &'static str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    let result = quietly(work).and_then(|result| result.map_err(one_line));
+    result.map_err(|cause| Error::Tokenizer { action, cause })
 }
 
 fn one_line(cause: impl Display) -> String {
-    cause.to_string().replace('\n', " ")
+    short_line(&cause.to_string())
+}
+
+/// Refuses what makes more of a text than any tokenizer needs to: replacements, one behind the other, and tokens
+/// around it.
+fn growth(json: &[u8]) -> Result<(), String> {
+    #[derive(serde::Deserialize)]
+    struct Parts {
+        #[serde(default)]
+        normalizer: Value,
+        #[serde(default)]
+        pre_tokenizer: Value,
+        #[serde(default)]
+        decoder: Value,
+        #[serde(default)]
+        post_processor: Value,
+    }
+
+    const MOST_GROWTH: usize = 4096;
+    const MOST_VALUES: usize = 4096;
+    // What is no JSON is the library's to name.
+    let Ok(parts) = serde_json::from_slice::<Parts>(json) else { return Ok(()) };
+    for (name, part) in [
+        ("normalizer", &parts.normalizer),
+        ("pre_tokenizer", &parts.pre_tokenizer),
+        ("decoder", &parts.decoder),
+        ("post_processor", &parts.post_processor),
+    ] {
+        let (mut values, mut growth) = (0usize, 1usize);
+        let mut open = vec![part];
+        while let Some(value) = open.pop() {
+            values += 1;
+            match value {
+                Value::Array(items) => open.extend(items),
+                Value::Object(fields) => {
+                    open.extend(fields.values());
+                    let texts = ["content", "prepend"].map(|key| fields.get(key).and_then(Value::as_str));
+                    let longest = texts.iter().flatten().map(|text| text.len()).max().unwrap_or(1);
+                    growth = growth.saturating_mul(longest.max(1));
+                }
+                _ => {}
+            }
+        }
+        if values > MOST_VALUES {
+            return Err(format!("{name}: expected at most {MOST_VALUES} values, got {values}"));
+        }
+        if growth > MOST_GROWTH {
+            return Err(format!(
+                "{name}: expected a text to grow {MOST_GROWTH} times at most, got {growth} times"
+            ));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -236,6 +311,7 @@ pub(crate) mod testing {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::time::Instant;
 
     use super::*;
@@ -283,6 +359,36 @@ mod tests {
     #[test]
     fn ids_out_of_the_vocabulary_have_no_text() {
         assert_eq!(testing::bytes().decode(&[64, 9999, 65], false).unwrap(), "ab");
+    }
+
+    #[test]
+    fn files_that_break_the_library_are_refused_and_nothing_is_printed() {
+        let with = |part: &str, value: &str| {
+            format!(
+                r#"{{"version":"1.0","added_tokens":[],"{part}":{value},
+                "model":{{"type":"WordLevel","vocab":{{"a":0}},"unk_token":"a"}}}}"#
+            )
+        };
+        let replace = r#"{"type":"Replace","pattern":{"String":"a"},"content":"aaaaaaaa"}"#;
+        let many = format!(r#"{{"type":"Sequence","normalizers":[{}]}}"#, [replace; 20].join(","));
+        let around = format!(
+            r#"{{"type":"TemplateProcessing","single":[{}],"pair":[],"special_tokens":{{"a":{{"id":"a","ids":[0],"tokens":["a"]}}}}}}"#,
+            vec![r#"{"SpecialToken":{"id":"a","type_id":0}}"#; 100_000].join(",")
+        );
+        let deep =
+            format!("{}null{}", r#"{"type":"Sequence","normalizers":["#.repeat(50_000), "]}".repeat(50_000));
+        for json in [
+            with("normalizer", &many),
+            with("post_processor", &around),
+            with("normalizer", &deep),
+            with("normalizer", r#"{"type":"Precompiled","precompiled_charsmap":"AAAA"}"#),
+            with("decoder", r#"{"type":"Strip","content":"ab","start":0,"stop":0}"#),
+            "[".repeat(200_000),
+        ] {
+            let Err(error) = Tokenizer::from_bytes(json.as_bytes(), None) else { panic!("{json:.300}") };
+            let error = error.to_string();
+            assert!(error.starts_with("tokenizer.json: ") && error.len() < 500, "{error}");
+        }
     }
 
     #[test]

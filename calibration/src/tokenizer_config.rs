@@ -1,10 +1,10 @@
 //! What this crate reads from tokenizer_config.json and special_tokens_map.json.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::Path;
 
+use gptq_input::short;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
@@ -15,6 +15,9 @@ const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 /// The names that stand for tokens in any model; others end in `_token` and belong to one.
 const TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// Ten times the largest of known models' (some 700 KB, nearly all of it `added_tokens_decoder`).
+const MOST_BYTES: u64 = 8 << 20;
 
 #[derive(Debug, Default)]
 pub(crate) struct TokenizerConfig {
@@ -68,7 +71,7 @@ impl TokenizerConfig {
 }
 
 fn read(path: &Path) -> Result<Option<Map<String, Value>>> {
-    match fs::read(path) {
+    match gptq_input::read(path, MOST_BYTES) {
         Ok(bytes) => parse(&bytes, &path.display().to_string()).map(Some),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(cause) => Err(Error::io(path)(cause)),
@@ -76,7 +79,11 @@ fn read(path: &Path) -> Result<Option<Map<String, Value>>> {
 }
 
 fn parse(json: &[u8], at: &str) -> Result<Map<String, Value>> {
-    serde_json::from_slice(json).map_err(|cause| Error::malformed(at, cause))
+    match gptq_input::parse(json) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(Error::malformed(at, "expected an object")),
+        Err(problem) => Err(Error::malformed(at, problem)),
+    }
 }
 
 /// Tokens by their names: those of any model, the model's own, and those listed as `extra_special_tokens`.
@@ -98,7 +105,7 @@ fn token(value: &Value) -> Option<Option<String>> {
 }
 
 fn bad_token(at: &str, name: &str) -> Error {
-    Error::malformed(at, format!("{name}: expected a string or an object with `content`"))
+    Error::malformed(at, format!("{}: expected a string or an object with `content`", short(name)))
 }
 
 /// One template, or several with names.
@@ -123,6 +130,8 @@ fn chat_templates(value: Option<&Value>, at: &str) -> Result<BTreeMap<String, St
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn parsed(json: &str) -> Result<TokenizerConfig> {

@@ -4,6 +4,8 @@
 //! There is no coverage feedback: that needs a build of every dependency with other flags. Instead the mutations know
 //! JSON, so that damage gets past the parser and to the readers.
 
+#![forbid(unsafe_code)]
+
 mod mutate;
 mod targets;
 

@@ -15,10 +15,11 @@ pub struct Target {
     pub read: fn(&[u8]) -> bool,
 }
 
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target { name: "header", read: header },
     Target { name: "index", read: index },
     Target { name: "quant_config", read: quant_config },
+    Target { name: "tokenizer", read: tokenizer },
     Target { name: "tokenizer_config", read: tokenizer_config },
     Target { name: "chat_template", read: chat_template },
 ];
@@ -69,6 +70,15 @@ fn quant_config(input: &[u8]) -> bool {
         assert!(QuantConfig { damp_percent: 0.1, ..config.clone() }.validate().is_ok());
     }
     own.is_ok() || model.is_ok() || both.is_ok()
+}
+
+fn tokenizer(input: &[u8]) -> bool {
+    let Ok(tokenizer) = Tokenizer::from_bytes(input, None) else { return false };
+    let text = "A text\n with  blanks, \u{e9}\u{1F600}<s> and 123.";
+    // What the library cannot do is an error, whatever its reason.
+    let ids = tokenizer.encode(text, true).unwrap_or_default();
+    let _ = (tokenizer.encode_with_ranges(text, false), tokenizer.decode(&ids, true), tokenizer.vocab_size());
+    true
 }
 
 fn tokenizer_config(input: &[u8]) -> bool {

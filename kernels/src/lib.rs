@@ -11,6 +11,9 @@
 //! # Ok::<(), gptq_kernels::Error>(())
 //! ```
 
+// Calls into CUDA, and vectors of the processor at hand.
+#![allow(unsafe_code)]
+
 mod backend;
 mod batch;
 mod cpu;

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use gptq_input::{short_line, short_path};
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     // Causes are part of the message and not `source()`, so that a printed chain does not repeat them.
@@ -14,17 +16,17 @@ pub enum Error {
     #[error("an activation is infinite or NaN")]
     NotFiniteActivations,
 
-    #[error("{}: {}", path.display(), storage_problem(cause))]
+    #[error("{}: {}", short_path(path), storage_problem(cause))]
     Io { path: PathBuf, cause: std::io::Error },
 
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {}", short_path(path), short_line(problem))]
     Output { path: PathBuf, problem: String },
 
     /// The run was asked to stop. What is done can be resumed.
     #[error("{done} of {layers} layers are done")]
     Stopped { done: usize, layers: usize },
 
-    #[error("{place}: {problem}")]
+    #[error("{}: {}", short_path(Path::new(place)), short_line(problem))]
     Invalid { place: String, problem: String },
 
     #[error(transparent)]

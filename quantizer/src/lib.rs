@@ -3,6 +3,8 @@
 //!
 //! [`produce::produce`] makes one artifact; [`gptq::solve`] is the algorithm by itself.
 
+#![forbid(unsafe_code)]
+
 pub mod artifact;
 pub mod card;
 pub mod engines;

@@ -53,7 +53,10 @@ impl Plan {
     /// format = "gptq"         # or "gptq_v2"
     /// ```
     pub fn from_toml(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        /// Bytes of a plan at most.
+        const MOST_BYTES: u64 = 1 << 20;
+        let bytes = gptq_input::read(path, MOST_BYTES).map_err(Error::io(path))?;
+        let text = String::from_utf8_lossy(&bytes);
         Self::parse(&text).map_err(|problem| Error::Invalid { place: path.display().to_string(), problem })
     }
 

@@ -4,13 +4,15 @@ mod files;
 mod finite;
 mod header;
 mod plan;
+mod small;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use gptq_input::{short, short_path};
 use gptq_kernels::HostTensor;
 use memmap2::Mmap;
 use safetensors::tensor::Dtype as FileDtype;
@@ -25,7 +27,7 @@ use crate::{Error, Result};
 pub struct Checkpoint {
     dir: PathBuf,
     /// Tensor name to file, where there is an index.
-    index: BTreeMap<String, PathBuf>,
+    index: BTreeMap<String, Arc<Path>>,
     shards: Vec<Shard>,
     tensors: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
@@ -187,7 +189,7 @@ impl Checkpoint {
     }
 
     fn add(&mut self, path: PathBuf) -> Result<()> {
-        let file = File::open(&path).map_err(Error::io(&path))?;
+        let file = gptq_input::open(&path).map_err(Error::io(&path))?;
         let length = file.metadata().map_err(Error::io(&path))?.len();
         let problem = |problem| Error::File { path: path.clone(), problem };
         if length < 8 {
@@ -195,16 +197,17 @@ impl Checkpoint {
         }
         // SAFETY: the map is only read. A file that another process shortens meanwhile would end this one
         // with SIGBUS; model files are replaced by renaming, which leaves a mapped file whole.
+        #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
         let header = header::parse(&map, self.shards.len()).map_err(problem)?;
         for (name, entry) in header.tensors {
             if let Some(other) = self.tensors.get(&name) {
                 let other = &self.shards[other.shard].path;
                 match self.index.get(&name) {
-                    Some(named) if named == &path => {}
-                    Some(named) if named == other => continue,
+                    Some(named) if **named == *path => {}
+                    Some(named) if **named == **other => continue,
                     _ => {
-                        let other = other.display();
+                        let (name, other) = (short(&name), short_path(other));
                         return Err(problem(format!(
                             "{name}: expected in one file only, got it in {other} too"
                         )));
@@ -239,8 +242,8 @@ impl Checkpoint {
 
     /// The file that holds a tensor, or should; the folder if nothing is known of it.
     fn path_of(&self, name: &str) -> PathBuf {
-        let named = || self.index.get(name).unwrap_or(&self.dir);
-        self.tensors.get(name).map_or_else(named, |entry| &self.shards[entry.shard].path).clone()
+        let named = || self.index.get(name).map_or(&*self.dir, |path| path);
+        self.tensors.get(name).map_or_else(named, |entry| &self.shards[entry.shard].path).to_owned()
     }
 }
 

@@ -3,23 +3,35 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use gptq_input::{short, short_line, short_path};
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     // Causes are part of the message and not `source()`, so that a printed chain does not repeat them.
-    #[error("{}: {cause}", path.display())]
+    #[error("{}: {cause}", short_path(path))]
     Io { path: PathBuf, cause: io::Error },
 
-    #[error("{}: not valid JSON: {cause}", path.display())]
-    Json { path: PathBuf, cause: serde_json::Error },
+    #[error("{}: not valid JSON: {problem}", short_path(path))]
+    Json { path: PathBuf, problem: String },
 
     /// A key of a JSON file that is missing, of the wrong type or out of range.
-    #[error("{}: {key}: expected {expected}, got {got}", path.display())]
+    #[error(
+        "{}: {}: expected {}, got {}",
+        short_path(path),
+        short(key),
+        short_line(expected),
+        short_line(got)
+    )]
     Config { path: PathBuf, key: String, expected: String, got: String },
 
-    #[error("{}: architecture {name} is not supported, expected one of {supported}", path.display())]
+    #[error(
+        "{}: architecture {} is not supported, expected one of {supported}",
+        short_path(path),
+        short(name)
+    )]
     UnsupportedArchitecture { path: PathBuf, name: String, supported: String },
 
-    #[error("unknown architecture preset {name}, expected one of {known}")]
+    #[error("unknown architecture preset {}, expected one of {known}", short(name))]
     UnknownPreset { name: String, known: String },
 
     /// A quantization setting that means nothing.
@@ -30,19 +42,25 @@ pub enum Error {
     Unquantizable { linear: &'static str, dimension: &'static str, bits: u32, multiple: usize, size: usize },
 
     /// A safetensors file, or a folder of them, that breaks its format.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {}", short_path(path), short_line(problem))]
     File { path: PathBuf, problem: String },
 
-    #[error("{}: tensor {name} is missing", path.display())]
+    #[error("{}: tensor {} is missing", short_path(path), short(name))]
     MissingTensor { path: PathBuf, name: String },
 
-    #[error("{}: {name}: expected {expected}, got {got}", path.display())]
+    #[error(
+        "{}: {}: expected {}, got {}",
+        short_path(path),
+        short(name),
+        short_line(expected),
+        short_line(got)
+    )]
     WrongTensor { path: PathBuf, name: String, expected: String, got: String },
 
-    #[error("{}: {name}: expected finite values, got {value} at element {index}", path.display())]
+    #[error("{}: {}: expected finite values, got {value} at element {index}", short_path(path), short(name))]
     NotFinite { path: PathBuf, name: String, index: usize, value: f32 },
 
-    #[error("{}: expected a new or empty folder, got one that has {found}", path.display())]
+    #[error("{}: expected a new or empty folder, got one that has {}", short_path(path), short(found))]
     NotEmpty { path: PathBuf, found: String },
 
     /// Something in a model folder that would make numbers wrong.

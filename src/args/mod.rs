@@ -50,6 +50,7 @@ pub enum Verb {
     Synth(SynthArgs),
     Bench(BenchArgs),
     Completions(CompletionsArgs),
+    Man(ManArgs),
 }
 
 /// The whole story on a small built-in model, in under a minute
@@ -319,6 +320,15 @@ pub struct SynthArgs {
 )]
 pub struct CompletionsArgs {
     pub shell: Shell,
+}
+
+/// Write the manual pages, one for the program and one for every verb
+#[derive(Args)]
+#[command(after_help = "Examples:\n  gptq man --out /usr/local/share/man/man1 && man gptq-quantize")]
+pub struct ManArgs {
+    /// Folder for the pages, made where it is not there
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
 }
 
 #[cfg(test)]

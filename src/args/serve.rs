@@ -116,7 +116,7 @@ pub struct ServeArgs {
         default_values_t = [OpenRouteArg::Health, OpenRouteArg::Page, OpenRouteArg::Docs])]
     pub open_routes: Vec<OpenRouteArg>,
 
-    /// Site whose pages may use the server beside its own, as https://app.example; may be given several times. * lets
+    /// Site whose pages may use the server beside its own, as SCHEME://HOST; may be given several times. * lets
     /// pages of any site ask and read answers
     #[arg(long, env = "CORS_ALLOW_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
     pub cors_allow_origin: Vec<String>,

@@ -10,6 +10,7 @@ pub mod demo;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+pub mod man;
 mod measurement;
 pub mod quantize;
 pub mod serve;

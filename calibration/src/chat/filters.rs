@@ -4,6 +4,7 @@ use minijinja::value::{Rest, Value, ValueKind};
 use minijinja::{Environment, Error};
 
 use super::json::to_json;
+use super::limits::charge;
 use super::numbers;
 use super::python::{arguments, blank, failed, pairs, str_of, width};
 use super::text_methods::{cased, lines};
@@ -45,8 +46,11 @@ fn has_length(value: &Value) -> bool {
 /// Items of what Python can go through: characters of a text, keys of a mapping.
 fn items(value: &Value) -> Result<Vec<Value>, Error> {
     match (value.as_str(), has_length(value)) {
-        (Some(text), _) => Ok(text.chars().map(Value::from).collect()),
-        (None, true) => Ok(value.try_iter()?.collect()),
+        (Some(text), _) => {
+            charge(text.len().saturating_mul(32))?;
+            Ok(text.chars().map(Value::from).collect())
+        }
+        (None, true) => value.try_iter()?.map(|item| charge(32).map(|()| item)).collect(),
         (None, false) if value.is_none() => Err(failed("'NoneType' object is not iterable")),
         (None, false) => Err(failed(format!("a value of type {} is not iterable", value.kind()))),
     }
@@ -54,7 +58,9 @@ fn items(value: &Value) -> Result<Vec<Value>, Error> {
 
 /// What a loop goes through, as it is.
 fn iterated(value: Value) -> Result<Value, Error> {
-    if has_length(&value) { Ok(value) } else { items(&value).map(Value::from) }
+    // What would be made while the loop goes is made before, and paid for.
+    let is_made = has_length(&value) && value.kind() != ValueKind::Iterable;
+    if is_made { Ok(value) } else { items(&value).map(Value::from) }
 }
 
 fn length(value: &Value) -> Result<usize, Error> {
@@ -77,10 +83,17 @@ fn pairs_of(value: &Value) -> Result<Value, Error> {
 fn replace(value: &Value, options: Rest<Value>) -> Result<String, Error> {
     let [old, new, count] = arguments(&options, ["old", "new", "count"])?;
     let (text, old, new) = (str_of(value), str_of(&old), str_of(&new));
+    charge(replaced_bytes(&text, &old, &new))?;
     Ok(match count.is_undefined() || count.is_none() {
         true => text.replace(&old, &new),
         false => text.replacen(&old, &new, usize::try_from(count)?),
     })
+}
+
+/// Bytes of the text with every `old` replaced by `new`.
+pub(super) fn replaced_bytes(text: &str, old: &str, new: &str) -> usize {
+    let count = if old.is_empty() { text.chars().count() + 1 } else { text.matches(old).count() };
+    text.len() + count.saturating_mul(new.len())
 }
 
 fn list(value: &Value) -> Result<Value, Error> {
@@ -95,7 +108,9 @@ fn join(value: &Value, options: Rest<Value>) -> Result<String, Error> {
         Some(path) => path.split('.').try_fold(item, |item, name| item.get_attr(name)).map(|it| str_of(&it)),
     };
     let texts = items(value)?.into_iter().map(text).collect::<Result<Vec<_>, _>>()?;
-    Ok(texts.join(&str_of(&between)))
+    let between = str_of(&between);
+    charge(texts.len().saturating_mul(between.len() + 24))?;
+    Ok(texts.join(&between))
 }
 
 fn indent(value: &Value, options: Rest<Value>) -> Result<String, Error> {
@@ -106,6 +121,7 @@ fn indent(value: &Value, options: Rest<Value>) -> Result<String, Error> {
         None => " ".repeat(width(&by)?),
     };
     let text = str_of(value) + "\n";
+    charge(lines(&text, false).len().saturating_mul(by.len() + 16) + text.len())?;
     let mut out = if first.is_true() { by.clone() } else { String::new() };
     for (i, line) in lines(&text, false).into_iter().enumerate() {
         if i > 0 {

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use minijinja::Error;
 use minijinja::value::{Rest, Value, ValueKind};
 
+use super::limits::charge;
 use super::python::{DEEPEST, arguments, failed, float_repr, pairs, width};
 
 /// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
@@ -13,7 +14,10 @@ pub(super) fn to_json(value: &Value, options: Rest<Value>) -> Result<String, Err
         arguments(&options, ["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let indent = match (indent.is_undefined() || indent.is_none(), indent.as_str()) {
         (true, _) => None,
-        (_, Some(text)) => Some(text.to_owned()),
+        (_, Some(text)) => {
+            width(&Value::from(text.len()))?;
+            Some(text.to_owned())
+        }
         (_, None) => Some(" ".repeat(width(&indent)?)),
     };
     let (item, key) = match separators.is_undefined() || separators.is_none() {
@@ -21,7 +25,7 @@ pub(super) fn to_json(value: &Value, options: Rest<Value>) -> Result<String, Err
         false => (text_at(&separators, 0)?, text_at(&separators, 1)?),
     };
     let (ensure_ascii, sort_keys) = (ensure_ascii.is_true(), sort_keys.is_true());
-    let mut writer = Writer { out: String::new(), ensure_ascii, sort_keys, indent, item, key };
+    let mut writer = Writer { out: String::new(), ensure_ascii, sort_keys, indent, item, key, paid: 0 };
     writer.value(value, 0)?;
     Ok(writer.out)
 }
@@ -39,10 +43,14 @@ struct Writer {
     /// What stands between two items, and behind a key.
     item: String,
     key: String,
+    /// Bytes of `out` that were charged.
+    paid: usize,
 }
 
 impl Writer {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        charge(self.out.len() - self.paid)?;
+        self.paid = self.out.len();
         if depth > DEEPEST {
             return Err(failed(format!("tojson: nested deeper than {DEEPEST}")));
         }

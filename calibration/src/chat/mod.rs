@@ -1,12 +1,16 @@
 //! Chat templates: messages to the text that the model was trained on.
 
+mod bounded;
 mod content;
 mod conversation;
 mod environment;
 mod filters;
 mod json;
+mod limits;
 mod methods;
 mod numbers;
+mod operations;
+mod operators;
 mod python;
 mod source;
 mod sources;
@@ -15,16 +19,20 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
+use gptq_input::short_line;
 use minijinja::Environment;
 use minijinja::value::Value;
 use serde_json::Value as Json;
 
 pub use conversation::{Conversation, message};
 use environment::environment;
+use limits::Input;
 use values::value_of;
 
 use crate::error::{Error, Result};
+use crate::guard;
 use crate::tokenizer_config::{self, TokenizerConfig};
 
 /// What ends a turn, in ChatML, Llama 3, Phi 3 and Llama 2.
@@ -32,8 +40,11 @@ const END_OF_TURN: [&str; 4] = ["<|im_end|>", "<|eot_id|>", "<|end|>", "</s>"];
 
 /// A model's Jinja templates, rendered as `transformers` does: the same whitespace rules, Python's methods on
 /// values and Python's way to print them, `tojson`, `raise_exception` and `strftime_now`.
+///
+/// A template is a program of somebody else's. It runs on a thread of its own within limits on its size, its steps, its
+/// memory and its time (`chat/limits.rs`); one that breaks them is an error of the prompt that was asked for.
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     default: Option<Template>,
     /// Taken where tools are given.
     tool_use: Option<Template>,
@@ -44,15 +55,43 @@ pub struct ChatTemplate {
 
 struct Template {
     source: String,
+    /// The same for the engine, within the limits.
+    bounded: Arc<str>,
     /// Whether it goes through the parts of a content itself.
     iterates: bool,
 }
 
 impl Template {
-    fn new(source: &str) -> Self {
-        let iterates = source::iterates_over_content(source);
-        Self { source: source::for_engine(source), iterates }
+    /// # Errors
+    /// [`Error::ChatTemplate`] for a source that is too large, or that the engine cannot parse.
+    fn new(source: &str, environment: &Arc<Environment<'static>>) -> Result<Self> {
+        bounded::check(source).map_err(Error::ChatTemplate)?;
+        let (environment, source) = (environment.clone(), source.to_owned());
+        run(Input::default(), move || {
+            let iterates = source::iterates_over_content(&source);
+            let source = source::for_engine(&source);
+            let bounded = bounded::bounded(&source);
+            environment.template_from_named_str(sources::FILE_NAME, &bounded)?;
+            Ok(Self { source, bounded: bounded.into(), iterates })
+        })
     }
+}
+
+/// Runs the engine apart from everything else, within the limits.
+fn run<T: Send + 'static>(
+    input: Input,
+    work: impl FnOnce() -> Result<T, minijinja::Error> + Send + 'static,
+) -> Result<T> {
+    let within = move || {
+        limits::begin(input);
+        let result = work();
+        match limits::broken() {
+            Some(limit) => Err(limit),
+            None => result.map_err(|cause| short_line(&cause.to_string())),
+        }
+    };
+    let stack = limits::stack(limits::fuel(input));
+    guard::apart(stack, limits::DEADLINE, within).and_then(|result| result).map_err(Error::ChatTemplate)
 }
 
 impl ChatTemplate {
@@ -76,15 +115,13 @@ impl ChatTemplate {
     }
 
     fn new(sources: &BTreeMap<String, String>, tokens: BTreeMap<String, String>, at: &str) -> Result<Self> {
-        let named = |name: &str| sources.get(name).map(|source| Template::new(source));
-        let (default, tool_use) = (named("default"), named("tool_use"));
-        let environment = environment();
-        match default.as_ref().or(tool_use.as_ref()) {
-            None => return Err(Error::NoChatTemplate { at: at.to_owned() }),
-            Some(template) => environment
-                .template_from_named_str(sources::FILE_NAME, &template.source)
-                .map_err(Error::ChatTemplate)?,
-        };
+        let environment = Arc::new(environment());
+        let named =
+            |name: &str| sources.get(name).map(|source| Template::new(source, &environment)).transpose();
+        let (default, tool_use) = (named("default")?, named("tool_use")?);
+        if default.is_none() && tool_use.is_none() {
+            return Err(Error::NoChatTemplate { at: at.to_owned() });
+        }
         Ok(Self { environment, default, tool_use, tokens, default_system: None })
     }
 
@@ -112,22 +149,35 @@ impl ChatTemplate {
             messages.map(|it| content::prepared(it, template.iterates)).collect::<Result<Vec<_>>>()?;
         let continued =
             conversation.continue_final_message.then(|| content::mark_end(&mut messages)).transpose()?;
-        let mut variables: BTreeMap<&str, Value> =
-            self.tokens.iter().map(|(name, text)| (name.as_str(), Value::from(text.as_str()))).collect();
-        variables.insert("messages", messages.into_iter().map(|it| value_of(&it.into())).collect());
-        variables.insert("add_generation_prompt", Value::from(conversation.add_generation_prompt));
+        let mut variables: BTreeMap<String, Json> =
+            self.tokens.iter().map(|(name, text)| (name.clone(), text.as_str().into())).collect();
+        variables.insert("messages".into(), messages.into_iter().map(Json::from).collect());
+        variables.insert("add_generation_prompt".into(), conversation.add_generation_prompt.into());
         // Templates may test them against none without asking whether they are defined.
-        variables.insert("tools", tools.map_or(Value::from(()), value_of));
-        variables.insert("documents", Value::from(()));
-        variables.extend(conversation.kwargs.iter().map(|(name, value)| (name.as_str(), value_of(value))));
-        let prompt = self
-            .environment
-            .render_named_str(sources::FILE_NAME, &template.source, variables)
-            .map_err(Error::ChatTemplate)?;
+        variables.insert("tools".into(), tools.cloned().unwrap_or_default());
+        variables.insert("documents".into(), Json::Null);
+        variables.extend(conversation.kwargs.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let prompt = self.prompt(template, variables)?;
         match continued {
             Some(text) => content::cut_at_end(prompt, &text),
             None => Ok(prompt),
         }
+    }
+
+    fn prompt(&self, template: &Template, variables: BTreeMap<String, Json>) -> Result<String> {
+        let mut input = Input::default();
+        variables.values().for_each(|value| input.add(value));
+        let (environment, source) = (self.environment.clone(), template.bounded.clone());
+        run(input, move || {
+            let mut environment = (*environment).clone();
+            environment.set_fuel(Some(limits::fuel(input)));
+            let variables: BTreeMap<&str, Value> =
+                variables.iter().map(|(name, value)| (name.as_str(), value_of(value))).collect();
+            let mut prompt = limits::Prompt::new(input);
+            let template = environment.template_from_named_str(sources::FILE_NAME, &source)?;
+            template.render_captured_to(variables, &mut prompt)?;
+            Ok(prompt.into_text())
+        })
     }
 
     /// The source of the template that a conversation with or without tools takes.

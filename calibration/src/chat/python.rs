@@ -5,15 +5,20 @@ use std::fmt::{self, Write};
 use minijinja::value::{Kwargs, Rest, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind};
 
+use super::limits::{Paid, charge};
+
 /// Templates can nest values as deep as they like; a stack cannot.
 pub(super) const DEEPEST: usize = 128;
 
-/// `str(value)`. An undefined value is nothing, as Jinja prints it.
+/// `str(value)`. An undefined value is nothing, as Jinja prints it. Cut short where the limits are reached, which ends the
+/// template.
 pub(super) fn str_of(value: &Value) -> String {
+    let mut out = Paid::default();
     match value.as_str() {
-        Some(text) => text.to_owned(),
-        None => Repr(value).to_string(),
-    }
+        Some(text) => out.write_str(text).ok(),
+        None => write!(out, "{}", Repr(value)).ok(),
+    };
+    out.0
 }
 
 /// `repr(value)`.
@@ -27,6 +32,7 @@ impl fmt::Display for Repr<'_> {
 
 fn repr(value: &Value, f: &mut fmt::Formatter, depth: usize) -> fmt::Result {
     match value.kind() {
+        _ if charge(0).is_err() => Err(fmt::Error),
         _ if depth > DEEPEST => f.write_str("..."),
         ValueKind::Number if !value.is_integer() => match f64::try_from(value.clone()) {
             Ok(float) => f.write_str(&float_repr(float)),

@@ -4,31 +4,33 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 /// A statement or an expression between its delimiters.
-struct Tag<'a> {
+pub(super) struct Tag<'a> {
     /// `{% %}`, and not `{{ }}`.
-    statement: bool,
-    tokens: Vec<Token<'a>>,
+    pub statement: bool,
+    pub tokens: Vec<Token<'a>>,
+    /// Where its delimiter is.
+    pub start: usize,
     /// Where the text behind it begins.
-    end: usize,
+    pub end: usize,
 }
 
 #[derive(Clone)]
-struct Token<'a> {
-    kind: Kind,
+pub(super) struct Token<'a> {
+    pub kind: Kind,
     /// What is written, without the quotes of a text.
-    text: &'a str,
-    at: Range<usize>,
+    pub text: &'a str,
+    pub at: Range<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Name,
     Text,
     Other,
 }
 
 impl Token<'_> {
-    fn is_name(&self, name: &str) -> bool {
+    pub fn is_name(&self, name: &str) -> bool {
         self.kind == Kind::Name && self.text == name
     }
 
@@ -134,7 +136,7 @@ fn filtered(rest: &[Token]) -> bool {
 }
 
 /// The tags of a template. Comments and raw blocks hold none.
-fn tags(source: &str) -> Vec<Tag<'_>> {
+pub(super) fn tags(source: &str) -> Vec<Tag<'_>> {
     let (mut tags, mut at) = (Vec::new(), 0);
     while let Some(open) = source[at..].find('{').map(|found| at + found) {
         let inner = open + 2;
@@ -144,7 +146,7 @@ fn tags(source: &str) -> Vec<Tag<'_>> {
                 let statement = *kind == b'%';
                 let (tokens, end) = tokens(source, inner, if statement { "%}" } else { "}}" });
                 let raw = statement && matches!(&tokens[..], [name] if name.is_name("raw"));
-                tags.push(Tag { statement, tokens, end });
+                tags.push(Tag { statement, tokens, start: open, end });
                 if raw { end_of_raw(source, end) } else { end }
             }
             _ => open + 1,

@@ -1,13 +1,17 @@
 //! Where a model's templates come from.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::Path;
 
-use serde_json::Value;
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use super::limits::SOURCE_BYTES;
 use crate::error::{Error, Result};
+use crate::tokenizer;
 use crate::tokenizer_config::TokenizerConfig;
 
 pub(super) const FILE_NAME: &str = "chat_template.jinja";
@@ -52,28 +56,90 @@ pub(super) fn find(folder: &Path, config: &TokenizerConfig) -> Result<BTreeMap<S
 }
 
 fn read(path: &Path) -> Result<Option<String>> {
-    match fs::read_to_string(path) {
-        Ok(source) => Ok(Some(source)),
+    let Some(bytes) = read_bytes(path, SOURCE_BYTES as u64)? else { return Ok(None) };
+    let text = String::from_utf8(bytes);
+    text.map(Some).map_err(|cause| Error::malformed(path.display(), format!("expected UTF-8 text: {cause}")))
+}
+
+fn read_bytes(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
+    match gptq_input::read(path, most) {
+        Ok(bytes) => Ok(Some(bytes)),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(cause) => Err(Error::io(path)(cause)),
     }
 }
 
-fn knows_chatml(tokenizer: &Path) -> Result<bool> {
-    let Some(json) = read(tokenizer)? else { return Ok(false) };
+/// What tells of ChatML in a tokenizer.json; the rest is not kept.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Known {
+    added_tokens: Vec<Added>,
+    model: KnownModel,
+}
+
+#[derive(Deserialize)]
+struct Added {
+    #[serde(default)]
+    content: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct KnownModel {
+    vocab: Vocabulary,
+}
+
+/// Which of ChatML's tokens a vocabulary has.
+#[derive(Default)]
+struct Vocabulary([bool; 2]);
+
+impl<'de> Deserialize<'de> for Vocabulary {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Tokens;
+
+        impl<'de> Visitor<'de> for Tokens {
+            type Value = Vocabulary;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a vocabulary")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vocabulary, A::Error> {
+                let mut found = Vocabulary::default();
+                while let Some((token, _)) = map.next_entry::<String, IgnoredAny>()? {
+                    (0..2).for_each(|i| found.0[i] |= CHATML[i] == token);
+                }
+                Ok(found)
+            }
+
+            /// The vocabulary of a unigram model is a list; what it knows of ChatML is added.
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<Vocabulary, A::Error> {
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Vocabulary::default())
+            }
+        }
+
+        deserializer.deserialize_any(Tokens)
+    }
+}
+
+fn knows_chatml(path: &Path) -> Result<bool> {
+    let Some(json) = read_bytes(path, tokenizer::MOST_BYTES)? else { return Ok(false) };
     // Larger than most, and not worth its reading where the tokens are nowhere in it.
-    if !CHATML.iter().all(|token| json.contains(token)) {
+    let text = String::from_utf8_lossy(&json);
+    if !CHATML.iter().all(|token| text.contains(token)) {
         return Ok(false);
     }
-    let json: Value =
-        serde_json::from_str(&json).map_err(|cause| Error::malformed(tokenizer.display(), cause))?;
-    let added = json["added_tokens"].as_array();
-    let is_added = |token: &str| added.into_iter().flatten().any(|it| it["content"] == token);
-    Ok(CHATML.iter().all(|token| is_added(token) || json["model"]["vocab"].get(token).is_some()))
+    let known: Known = serde_json::from_slice(&json)
+        .map_err(|cause| Error::malformed(path.display(), gptq_input::short_line(&cause.to_string())))?;
+    let is_added = |token: &str| known.added_tokens.iter().any(|it| it.content == token);
+    Ok((0..2).all(|i| is_added(CHATML[i]) || known.model.vocab.0[i]))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::super::{ChatTemplate, Conversation, message};
     use super::*;
 

@@ -3,6 +3,9 @@
 use minijinja::value::Value;
 use minijinja::{Error, ErrorKind, FormatStyle, format_filter};
 
+use super::filters::replaced_bytes;
+use super::limits::charge;
+use super::operations::charge_format;
 use super::python::{arguments, blank, failed, width};
 
 /// A text, for the methods that Python has for it.
@@ -10,6 +13,8 @@ pub(super) struct Text<'a>(pub &'a str);
 
 impl<'a> Text<'a> {
     pub(super) fn call(&self, method: &str, args: &[Value]) -> Result<Value, Error> {
+        // For going through it, and for a text of the same size.
+        charge(self.0.len().saturating_mul(2))?;
         match method {
             "strip" | "lstrip" | "rstrip" => self.strip(method, args),
             "split" | "rsplit" => self.split(method, args),
@@ -17,7 +22,10 @@ impl<'a> Text<'a> {
             "startswith" | "endswith" => self.edge(method, args),
             "find" | "rfind" | "index" | "rindex" | "count" => self.find(method, args),
             "center" | "ljust" | "rjust" | "zfill" => self.padded(method, args),
-            "format" => format_filter(FormatStyle::StrFormat, self.0, args).map(Value::from),
+            "format" => {
+                charge_format(self.0, args)?;
+                format_filter(FormatStyle::StrFormat, self.0, args).map(Value::from)
+            }
             "removeprefix" | "removesuffix" => {
                 let [affix] = arguments(args, ["affix"])?;
                 let affix = text(&affix)?;
@@ -31,6 +39,7 @@ impl<'a> Text<'a> {
             "replace" => {
                 let [old, new, count] = arguments(args, ["old", "new", "count"])?;
                 let count = if count.is_undefined() { -1 } else { i64::try_from(count)? };
+                charge(replaced_bytes(self.0, text(&old)?, text(&new)?))?;
                 Ok(Value::from(match usize::try_from(count) {
                     Ok(count) => self.0.replacen(text(&old)?, text(&new)?, count),
                     Err(_) => self.0.replace(text(&old)?, text(&new)?),
@@ -42,10 +51,13 @@ impl<'a> Text<'a> {
                     Some(text) => Ok(text.to_owned()),
                     None => Err(failed(format!("join: expected texts, found a {}", item.kind()))),
                 };
-                Ok(Value::from(items.try_iter()?.map(item).collect::<Result<Vec<_>, _>>()?.join(self.0)))
+                let paid = |text: String| charge(text.len() + self.0.len() + 24).map(|()| text);
+                let texts = items.try_iter()?.map(|it| item(it).and_then(paid));
+                Ok(Value::from(texts.collect::<Result<Vec<_>, _>>()?.join(self.0)))
             }
             "splitlines" => {
                 let [keep] = arguments(args, ["keepends"])?;
+                charge(self.0.len().saturating_mul(32))?;
                 Ok(lines(self.0, keep.is_true()).into_iter().map(Value::from).collect())
             }
             _ => {
@@ -105,6 +117,7 @@ impl<'a> Text<'a> {
                 separator => self.0.splitn(parts, separator).collect(),
             }
         };
+        charge(pieces.len().saturating_mul(48))?;
         Ok(pieces.into_iter().map(Value::from).collect())
     }
 
@@ -195,6 +208,7 @@ impl<'a> Text<'a> {
         let width = width(&wanted)?;
         let missing = width.saturating_sub(self.0.chars().count());
         let fill = if fill.is_undefined() { " " } else { text(&fill)? };
+        charge(missing.saturating_mul(fill.len()))?;
         let (sign, digits) = match self.0.strip_prefix(['+', '-']) {
             Some(digits) if method == "zfill" => (&self.0[..1], digits),
             _ => ("", self.0),

@@ -1,6 +1,5 @@
 //! Files as text: decompressed, in UTF-8, without a byte-order mark.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -9,6 +8,22 @@ use flate2::bufread::MultiGzDecoder;
 use crate::error::{Error, Result};
 
 const BUFFER: usize = 1 << 16;
+
+/// Bytes of a row at most: a book has some MB.
+pub(super) const MOST_ROW_BYTES: usize = 16 << 20;
+
+/// How many times its size a file may come to, beyond the first 64 MB. Texts come to 3 to 20 times.
+const MOST_GROWTH: u64 = 100;
+
+/// Bytes that a file of this size may come to.
+pub(super) fn most_bytes(size: u64) -> u64 {
+    (64 << 20) + size.saturating_mul(MOST_GROWTH)
+}
+
+/// What is said of a file that comes to more.
+pub(super) fn too_much(size: u64) -> String {
+    format!("expected at most {} bytes of text from {size} compressed ones, got more", most_bytes(size))
+}
 
 /// What a file holds, by the end of its name in any case: `a.JSONL`, `a.txt`, `a.json.gz`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,15 +68,18 @@ pub(super) struct Opened {
 /// Names the file that cannot be read, and one in UTF-16.
 pub(super) fn open(path: &Path) -> Result<Opened> {
     let failed = |cause| Error::io(path)(cause);
-    let mut file = BufReader::with_capacity(BUFFER, File::open(path).map_err(failed)?);
+    let file = gptq_input::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    let mut file = BufReader::with_capacity(BUFFER, file);
     let start = peek(&mut file).map_err(failed)?;
     let (mut reader, compression): (Box<dyn BufRead>, _) = match start {
         [0x1f, 0x8b, ..] => {
-            (Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(file))), Some("gzip"))
+            let decoder = Growing::new(MultiGzDecoder::new(file), size);
+            (Box::new(BufReader::with_capacity(BUFFER, decoder)), Some("gzip"))
         }
         [0x28, 0xb5, 0x2f, 0xfd] => {
             let decoder = zstd::stream::read::Decoder::with_buffer(file).map_err(failed)?;
-            (Box::new(BufReader::with_capacity(BUFFER, decoder)), Some("zstd"))
+            (Box::new(BufReader::with_capacity(BUFFER, Growing::new(decoder, size))), Some("zstd"))
         }
         _ => (Box::new(file), None),
     };
@@ -77,6 +95,52 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
         }
         Ok(_) => Ok(opened(reader)),
     }
+}
+
+/// What is decompressed, up to the bytes that a file of its size may come to.
+struct Growing<R> {
+    reader: R,
+    size: u64,
+    left: u64,
+}
+
+impl<R> Growing<R> {
+    fn new(reader: R, size: u64) -> Self {
+        Self { reader, size, left: most_bytes(size) }
+    }
+}
+
+impl<R: Read> Read for Growing<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(bytes)?;
+        self.left = self.left.checked_sub(read as u64).ok_or_else(|| too_large(too_much(self.size)))?;
+        Ok(read)
+    }
+}
+
+fn too_large(problem: String) -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, problem)
+}
+
+/// Fails behind the bytes that a row may have.
+pub(super) struct Row<R> {
+    pub reader: R,
+    pub left: std::rc::Rc<std::cell::Cell<usize>>,
+}
+
+impl<R: Read> Read for Row<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(bytes)?;
+        match self.left.get().checked_sub(read) {
+            Some(left) => self.left.set(left),
+            None => return Err(too_large(row_too_large())),
+        }
+        Ok(read)
+    }
+}
+
+pub(super) fn row_too_large() -> String {
+    format!("expected a row of at most {MOST_ROW_BYTES} bytes, got a longer one")
 }
 
 /// By its byte-order mark, or by the zero byte that a Latin letter has there.
@@ -102,6 +166,7 @@ impl Opened {
     /// What went wrong while reading, and that it may be the compression's fault.
     pub(super) fn error(&self, cause: io::Error) -> Error {
         match self.compression {
+            _ if cause.kind() == io::ErrorKind::FileTooLarge => Error::malformed(self.path.display(), cause),
             Some(name) => {
                 Error::malformed(self.path.display(), format!("damaged or truncated {name} data ({cause})"))
             }
@@ -112,7 +177,8 @@ impl Opened {
     /// The next line with its line end, into `line`; false at the end of the file.
     pub(super) fn next_line(&mut self, line: &mut Vec<u8>) -> Result<bool> {
         line.clear();
-        match self.reader.read_until(b'\n', line) {
+        match (&mut self.reader).take(MOST_ROW_BYTES as u64 + 1).read_until(b'\n', line) {
+            Ok(read) if read > MOST_ROW_BYTES => Err(self.error(too_large(row_too_large()))),
             Ok(read) => Ok(read > 0),
             Err(cause) => Err(self.error(cause)),
         }

@@ -42,7 +42,10 @@ pub fn side_files(
         let name = entry.file_name().to_string_lossy().into_owned();
         let licence = LICENCES.iter().any(|prefix| name.to_uppercase().starts_with(prefix));
         if (COPIED.contains(&name.as_str()) || licence) && entry.path().is_file() {
-            files.push((name, fs::read(entry.path()).map_err(Error::io(&entry.path()))?));
+            /// More than any tokenizer has.
+            const MOST_BYTES: u64 = 128 << 20;
+            let bytes = gptq_input::read(&entry.path(), MOST_BYTES).map_err(Error::io(&entry.path()))?;
+            files.push((name, bytes));
         }
     }
     files.sort();

@@ -1,24 +1,20 @@
 //! Typed access to the keys of a JSON object, with errors that name file, key, expected and got.
 
-use std::fs;
 use std::path::Path;
 
+use gptq_input::short;
 use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
-/// No config or index comes near this size.
-const MAX_JSON_BYTES: u64 = 256 << 20;
+/// Bytes of a config at most. Known ones have some KB; descriptions that list every module of a model of experts come to
+/// some hundred. What is parsed takes up to thirty times as much memory.
+const MOST_BYTES: u64 = 4 << 20;
 
-/// Reads and parses a JSON file.
+/// Reads and parses a JSON file. A key that stands twice with two values is refused.
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    let size = fs::metadata(path).map_err(Error::io(path))?.len();
-    if size > MAX_JSON_BYTES {
-        let problem = format!("size: expected at most {MAX_JSON_BYTES} bytes, got {size}");
-        return Err(Error::File { path: path.into(), problem });
-    }
-    let bytes = fs::read(path).map_err(Error::io(path))?;
-    serde_json::from_slice(&bytes).map_err(|cause| Error::Json { path: path.into(), cause })
+    let bytes = gptq_input::read(path, MOST_BYTES).map_err(Error::io(path))?;
+    gptq_input::parse(&bytes).map_err(|problem| Error::Json { path: path.into(), problem })
 }
 
 /// A JSON object and where it came from. `null` counts as absent unless a method says otherwise.
@@ -114,13 +110,7 @@ impl<'a> Fields<'a> {
 
 /// A value on one line, long ones cut short.
 pub(crate) fn shown(value: Option<&Value>) -> String {
-    const LONGEST: usize = 80;
-    let Some(value) = value else { return "nothing".into() };
-    let text = value.to_string();
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
+    value.map_or_else(|| "nothing".into(), |value| short(&value.to_string()))
 }
 
 #[cfg(test)]
@@ -136,7 +126,7 @@ mod tests {
         assert!(
             message.starts_with("dir/config.json: rope.bits: expected a whole number, 0 or more, got \"xxx")
         );
-        assert!(message.len() < 200, "{message}");
+        assert!(message.len() < 250, "{message}");
         assert!(fields.integer("deep").is_err(), "a fraction is no size");
         assert_eq!(fields.integer("absent").unwrap(), None);
     }

@@ -75,7 +75,7 @@ impl ModuleRules {
             let matched = rule.pattern.is_match(name).map_err(|cause| Error::QuantSetting {
                 key: "dynamic",
                 expected: format!("a pattern that can be matched against {name}"),
-                got: format!("{} ({cause})", rule.text),
+                got: format!("{} ({cause})", gptq_input::short(&rule.text)),
             })?;
             if matched {
                 return Ok(rule.change.applied(quant));

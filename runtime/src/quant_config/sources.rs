@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::config::fields::{Fields, read_json};
+use crate::config::fields::{Fields, read_json, shown};
 use crate::{Error, Result};
 
 const OWN_FILE: &str = "quantize_config.json";
@@ -71,7 +71,7 @@ fn canonical(fields: Fields) -> Result<Map<String, Value>> {
         let Some(value) = map.shift_remove(other) else { continue };
         match map.get(kept) {
             Some(first) if !same(first, &value) => {
-                return Err(fields.invalid(other, format!("{first} as under {kept}")));
+                return Err(fields.invalid(other, format!("{} as under {kept}", shown(Some(first)))));
             }
             Some(_) => {}
             None => {
@@ -103,8 +103,8 @@ fn merge(
                 return Err(Error::Config {
                     path: model_path.into(),
                     key: format!("{SECTION}{key}"),
-                    expected: format!("{first} as in {OWN_FILE}"),
-                    got: value.to_string(),
+                    expected: format!("{} as in {OWN_FILE}", shown(Some(first))),
+                    got: shown(Some(&value)),
                 });
             }
             Some(_) => {}

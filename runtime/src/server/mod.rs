@@ -170,7 +170,8 @@ impl App {
     /// Ids of a prompt of which only the last `keep` will count; what cannot be among them is not read.
     fn encode_end(&self, text: &str, add_special: bool, keep: usize) -> Result<Vec<u32>, ApiError> {
         let most = self.most_bytes(keep.min(self.limits.max_input_tokens));
-        let start = text.ceil_char_boundary(text.len().saturating_sub(most));
+        let start = text.len().saturating_sub(most);
+        let start = (start..text.len()).find(|place| text.is_char_boundary(*place)).unwrap_or(text.len());
         self.text.encode(&text[start..], add_special).map_err(ApiError::validation)
     }
 

@@ -1,14 +1,16 @@
 //! Rows as JSON: one object a line, or one array of objects.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::BufRead;
 use std::path::Path;
+use std::rc::Rc;
 
 use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::de::{Deserializer, IoRead};
 
-use super::super::open::{Opened, open};
+use super::super::open::{MOST_ROW_BYTES, Opened, Row, open};
 use super::{ObjectRows, Reading, Visit};
 use crate::error::{Error, Result};
 
@@ -60,8 +62,10 @@ fn lines(path: &Path, mut file: Opened, before: usize, rows: &mut ObjectRows) ->
 
 /// An array of rows, as whole data sets are published. One row is in memory at a time.
 fn array(path: &Path, mut file: Opened, rows: &mut ObjectRows) -> Result<()> {
-    let mut deserializer = Deserializer::new(IoRead::new(&mut file.reader));
-    let mut walk = Walk { path, rows, failed: None };
+    let left = Rc::new(Cell::new(MOST_ROW_BYTES));
+    let reader = Row { reader: &mut file.reader, left: left.clone() };
+    let mut deserializer = Deserializer::new(IoRead::new(reader));
+    let mut walk = Walk { path, rows, left, failed: None };
     let read = (&mut walk).deserialize(&mut deserializer).and_then(|()| deserializer.end());
     match (walk.failed.take(), read) {
         (Some(error), _) => Err(error),
@@ -77,6 +81,8 @@ fn array(path: &Path, mut file: Opened, rows: &mut ObjectRows) -> Result<()> {
 struct Walk<'w, 'a, 'v> {
     path: &'w Path,
     rows: &'w mut ObjectRows<'a, 'v>,
+    /// Bytes that the row may still have.
+    left: Rc<Cell<usize>>,
     /// What stopped the walk, where it was not the JSON.
     failed: Option<Error>,
 }
@@ -100,6 +106,7 @@ impl<'de> Visitor<'de> for &mut Walk<'_, '_, '_> {
         let mut number = 0;
         while let Some(row) = rows.next_element::<Value>()? {
             number += 1;
+            self.left.set(MOST_ROW_BYTES);
             if let Err(error) = self.rows.push(row, &|| format!("{}, row {number}", self.path.display())) {
                 self.failed = Some(error);
                 return Err(A::Error::custom("stopped"));

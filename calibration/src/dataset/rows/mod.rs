@@ -41,7 +41,7 @@ pub(super) struct Reading<'a> {
 pub(super) fn visit_file(path: &Path, reading: &Reading, visit: &mut Visit) -> Result<()> {
     match Kind::of(path) {
         Some(Kind::Parquet) => {
-            let file = std::fs::File::open(path).map_err(Error::io(path))?;
+            let file = gptq_input::open(path).map_err(Error::io(path))?;
             visit_parquet(file, &path.display().to_string(), reading, visit)
         }
         Some(Kind::JsonLines | Kind::Json) => json::visit(path, reading, visit),

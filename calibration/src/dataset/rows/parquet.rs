@@ -1,7 +1,6 @@
 //! Parquet files: a column of strings, or columns that together make a conversation.
 
 use std::fmt::Display;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use parquet::basic::Type as PhysicalType;
@@ -14,8 +13,10 @@ use parquet::schema::types::{SchemaDescriptor, Type};
 use serde_json::{Map, Value};
 
 use super::super::fields::Field;
+use super::super::open::{MOST_ROW_BYTES, most_bytes, row_too_large, too_much};
 use super::{ObjectRows, Piece, Reading, Visit};
 use crate::error::{Error, Result};
+use crate::guard::quietly;
 
 /// Rows decoded at a time: it bounds the buffers, whatever row count a file claims.
 const BATCH: usize = 4096;
@@ -27,9 +28,21 @@ pub(in super::super) fn visit_parquet<R: ChunkReader + 'static>(
     reading: &Reading,
     visit: &mut Visit,
 ) -> Result<()> {
+    let size = source.len();
+    let mut left = most_bytes(size);
+    let mut within = |piece: Piece| {
+        if piece.text.len() > MOST_ROW_BYTES {
+            return Err(Error::malformed(at, row_too_large()));
+        }
+        // An empty row is a row.
+        left = left
+            .checked_sub(piece.text.len() as u64 + 1)
+            .ok_or_else(|| Error::malformed(at, too_much(size)))?;
+        visit(piece)
+    };
     // The parquet crate (60.1) checks most of a file, but panics on some damaged headers.
-    catch_unwind(AssertUnwindSafe(|| decode(source, at, reading, visit)))
-        .unwrap_or_else(|_| Err(Error::malformed(at, "damaged parquet file")))
+    quietly(|| decode(source, at, reading, &mut within))
+        .unwrap_or_else(|problem| Err(Error::malformed(at, format!("damaged parquet file ({problem})"))))
 }
 
 fn decode<R: ChunkReader + 'static>(source: R, at: &str, reading: &Reading, visit: &mut Visit) -> Result<()> {

@@ -1,6 +1,8 @@
 //! For the build scripts of crates whose tests need what not every machine has. A test that lacks it is ignored, with the
 //! reason, and not counted as passed; `--include-ignored` runs it all the same, and then it fails.
 
+#![forbid(unsafe_code)]
+
 use std::env;
 use std::path::Path;
 
