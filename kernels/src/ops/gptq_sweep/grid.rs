@@ -10,7 +10,7 @@ pub enum GridKind {
     Absmax,
     /// The shrunken range with the least `sum |q - w|^2.4`.
     Mse,
-    /// Of [`GridSpec::candidates`] the one with which the sweep over the group's own columns leaves the least
+    /// Of the candidates of a group the one with which the sweep over the group's own columns leaves the least
     /// `sum ((w - q) / U_ii)^2`. Symmetric scales have a sign: the largest weight becomes the lowest code, which lies
     /// one step farther out than the highest.
     Loop,
