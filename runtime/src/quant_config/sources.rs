@@ -65,28 +65,30 @@ impl Sources {
 
 /// A description with one spelling of every key and nothing that says nothing.
 fn canonical(fields: Fields) -> Result<Map<String, Value>> {
-    let mut map: Map<String, Value> =
-        fields.keys().filter_map(|key| Some((key.to_owned(), fields.value(key)?.clone()))).collect();
+    let meta = fields.object("meta", "meta.")?;
+    let said = fields.keys().filter_map(|key| Some((key.to_owned(), fields.value(key)?.clone())));
+    let mut map: Map<String, Value> = said.collect();
     for [kept, other] in SPELLINGS {
-        let Some(value) = map.shift_remove(other) else { continue };
-        match map.get(kept) {
-            Some(first) if !same(first, &value) => {
-                return Err(fields.invalid(other, format!("{} as under {kept}", shown(Some(first)))));
-            }
-            Some(_) => {}
-            None => {
-                map.insert(kept.into(), value);
-            }
-        }
+        respell(&mut map, kept, other)
+            .map_err(|first| fields.invalid(other, format!("{first} as under {kept}")))?;
     }
-    if let Some(meta) = fields.object("meta", "meta.")? {
-        for key in IN_META {
-            if let (None, Some(value)) = (map.get(key), meta.value(key)) {
-                map.insert(key.into(), value.clone());
-            }
+    for key in IN_META {
+        if let (None, Some(value)) = (map.get(key), meta.and_then(|meta| meta.value(key))) {
+            map.insert(key.into(), value.clone());
         }
     }
     Ok(map)
+}
+
+/// Keeps what stands under `other` under `kept`. The error is what stands there already, where that is something else.
+fn respell(map: &mut Map<String, Value>, kept: &str, other: &str) -> std::result::Result<(), String> {
+    let Some(value) = map.shift_remove(other) else { return Ok(()) };
+    match map.get(kept) {
+        Some(first) if !same(first, &value) => return Err(shown(Some(first))),
+        Some(_) => {}
+        None => drop(map.insert(kept.into(), value)),
+    }
+    Ok(())
 }
 
 fn merge(

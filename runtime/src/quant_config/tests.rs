@@ -146,6 +146,7 @@ fn what_is_no_plain_gptq_is_refused_by_name() {
         (json!({"dynamic": {"+:.*": {"format": "x"}}}), "format: expected bits, group_size, sym or desc_act"),
         (json!({"dynamic": {"+:(": {}}}), "expected a regular expression of module names"),
         (json!({"desc_act": 1}), "desc_act: expected true or false, got 1"),
+        (json!({"meta": 1u64 << 63}), "meta: expected an object, got 9223372036854775808"),
     ];
     for (change, expected) in cases {
         let mut json = json!({"bits": 4, "group_size": 128});
