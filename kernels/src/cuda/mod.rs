@@ -31,7 +31,7 @@ use compile::Program;
 pub(crate) use launch::{Arg, Launch};
 use memory::Pool;
 pub use order::CudaOrder;
-pub(crate) use order::{Layout, PANEL_ROWS};
+pub(crate) use order::{Layout, PANEL_ROWS, PANEL_TILE};
 pub use parked::CudaParked;
 pub(crate) use placed::Placed;
 pub use recording::CudaRecording;

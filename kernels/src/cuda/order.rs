@@ -9,10 +9,11 @@ use super::Cuda;
 use crate::Result;
 
 /// Rows that go into panels, for weights that can take them so.
-pub(crate) const PANEL_ROWS: RangeInclusive<usize> = 9..=128;
+pub(crate) const PANEL_ROWS: RangeInclusive<usize> = 9..=2048;
 
-/// Fewest tokens that a panel has room for, always a power of two.
-const PANEL_TOKENS: usize = 16;
+/// Tokens that one block of a product takes: a panel has room for so many, or for a multiple of the most, or for fewer
+/// by a power of two.
+pub(crate) const PANEL_TILE: RangeInclusive<usize> = 16..=128;
 
 /// How a weight wants its input: columns in an order of its own, and numbers of rows between few and many in panels
 /// of 64 columns. A clone is the same one; equal orders of different weights are not known to be.
@@ -79,7 +80,7 @@ impl CudaOrder {
         Layout {
             features: tables.map_or(0, |tables| card.address(&tables.features)),
             places: tables.map_or(0, |tables| card.address(&tables.places)),
-            panel_tokens: panels.map_or(0, |_| rows.next_power_of_two().max(PANEL_TOKENS)),
+            panel_tokens: panels.map_or(0, |_| panel_tokens(rows)),
             lane_shift: panels.map_or(1, |_| self.0.lane_shift),
         }
     }
@@ -94,6 +95,14 @@ impl Layout {
     pub fn of(card: &Cuda, order: Option<&CudaOrder>, rows: usize) -> Self {
         let plain = Self { features: 0, places: 0, panel_tokens: 0, lane_shift: 1 };
         order.map_or(plain, |order| order.layout(card, rows))
+    }
+}
+
+/// Tokens that panels of so many rows have room for.
+fn panel_tokens(rows: usize) -> usize {
+    match rows {
+        rows if rows <= *PANEL_TILE.end() => rows.next_power_of_two().max(*PANEL_TILE.start()),
+        rows => rows.next_multiple_of(*PANEL_TILE.end()),
     }
 }
 

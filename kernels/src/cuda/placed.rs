@@ -82,16 +82,16 @@ impl Placed {
         card.address(&self.numbers) + 4 * place as u64
     }
 
-    /// `struct Batch` of the attention kernels.
-    pub fn batch(&self, card: &Cuda, cached: bool) -> Arg {
+    /// `struct Batch` of the attention kernels, from sequence `first` on.
+    pub fn batch(&self, card: &Cuda, first: usize, cached: bool) -> Arg {
         let n = self.sequences;
         let table = self.at(card, 4 * n + self.rows + if self.paged { self.rows } else { 0 });
         Arg::Batch([
-            self.at(card, 0),
-            self.at(card, n),
-            self.at(card, 2 * n),
+            self.at(card, first),
+            self.at(card, n + first),
+            self.at(card, 2 * n + first),
             if cached { table } else { 0 },
-            self.at(card, 3 * n),
+            self.at(card, 3 * n + first),
         ])
     }
 

@@ -46,7 +46,7 @@ impl Cuda {
             graph,
             output,
             placed,
-            splits: self.inner.split_by_context.load(Ordering::Relaxed).then(|| splits(batch)),
+            splits: self.inner.split_by_context.load(Ordering::Relaxed).then(|| splits(&batch.sequences)),
             _shelf: shelf,
         }))
     }
@@ -73,7 +73,7 @@ impl Cuda {
 
     /// Runs a recorded step for another batch of the same shape; `None` where the shape differs.
     pub(super) fn replay_step(&self, recording: &CudaRecording, batch: &Batch) -> Result<Option<CudaTensor>> {
-        if recording.splits.is_some_and(|recorded| recorded != splits(batch))
+        if recording.splits.is_some_and(|recorded| recorded != splits(&batch.sequences))
             || !recording.placed.rewrite(self, batch)?
         {
             return Ok(None);

@@ -40,10 +40,12 @@ __device__ __forceinline__ void load_tile(real_t* tile, const real_t* source, co
 template <int D>
 __device__ void attend(real_t* y, const real_t* q, const real_t* k, const real_t* v, Batch batch, int heads,
                        int kv_heads, int window, float scale) {
+    // Keys and values of two tiles in turns. The queries lie where the second tile will be: more memory than this most
+    // cards do not give to a block.
+    static_assert(TILE_Q == 2 * TILE_KV, "");
     extern __shared__ real_t tiles[];
     real_t* q_tile = tiles;
-    real_t* k_tiles = q_tile + TILE_Q * (D + PAD);
-    real_t* v_tiles = k_tiles + 2 * TILE_KV * (D + PAD);
+    auto tile_of = [&](int stage) { return tiles + (stage ? 0 : TILE_Q * (D + PAD)); };
     int sequence = blockIdx.z, head = blockIdx.y, kv_head = head / (heads / kv_heads);
     int rows = batch.rows[sequence], context = batch.context[sequence];
     // Later tiles have more keys to see: they start first.
@@ -59,9 +61,13 @@ __device__ void attend(real_t* y, const real_t* q, const real_t* k, const real_t
     int length = min(context + rows, context + start + TILE_Q);
     int first_seen = window > 0 ? max(0, context + start + 1 - window) : 0;
     int kv_first = first_seen / TILE_KV, kv_last = (length - 1) / TILE_KV;
-    load_tile<D>(k_tiles, k, batch, sequence, kv_first * TILE_KV, length, kv_heads, kv_head);
-    load_tile<D>(v_tiles, v, batch, sequence, kv_first * TILE_KV, length, kv_heads, kv_head);
-    copy_commit();
+    auto load = [&](int kv) {
+        real_t* target = tile_of((kv - kv_first) % 2);
+        load_tile<D>(target, k, batch, sequence, kv * TILE_KV, length, kv_heads, kv_head);
+        load_tile<D>(target + TILE_KV * (D + PAD), v, batch, sequence, kv * TILE_KV, length, kv_heads, kv_head);
+        copy_commit();
+    };
+    load(kv_first);
     copy_wait<0>();
     __syncthreads();
 
@@ -69,6 +75,7 @@ __device__ void attend(real_t* y, const real_t* q, const real_t* k, const real_t
     u32 q_address = shared_address(q_tile + (warp * 16 + lane % 16) * (D + PAD) + lane / 16 * 8);
 #pragma unroll
     for (int s = 0; s < D / 16; s++) load_matrices(q_fragments[s], q_address + s * 32);
+    __syncthreads();
 
     float out[D / 8][4];
 #pragma unroll
@@ -81,15 +88,8 @@ __device__ void attend(real_t* y, const real_t* q, const real_t* k, const real_t
     float log2_scale = scale * 1.44269504f;
 
     for (int kv = kv_first; kv <= kv_last; kv++) {
-        int stage = (kv - kv_first) % 2;
-        real_t* k_tile = k_tiles + stage * TILE_KV * (D + PAD);
-        real_t* v_tile = v_tiles + stage * TILE_KV * (D + PAD);
-        if (kv < kv_last) {
-            int next = stage ^ 1, first = (kv + 1) * TILE_KV;
-            load_tile<D>(k_tiles + next * TILE_KV * (D + PAD), k, batch, sequence, first, length, kv_heads, kv_head);
-            load_tile<D>(v_tiles + next * TILE_KV * (D + PAD), v, batch, sequence, first, length, kv_heads, kv_head);
-            copy_commit();
-        }
+        real_t *k_tile = tile_of((kv - kv_first) % 2), *v_tile = k_tile + TILE_KV * (D + PAD);
+        if (kv < kv_last) load(kv + 1);
 
         float scores[TILE_KV / 8][4];
 #pragma unroll

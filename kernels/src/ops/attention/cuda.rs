@@ -1,7 +1,9 @@
+use std::ops::Range;
+
 use super::cuda_cache::CudaKvCache;
 use super::{Attention, AttentionShape, KvShape, check};
 use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch, Placed};
-use crate::{Batch, Device, Dtype, Error, Result, Rope, RopeShape};
+use crate::{Batch, Device, Dtype, Error, Result, Rope, RopeShape, SequenceRows};
 
 pub(crate) const SOURCE: &str = include_str!("attention.cu");
 pub(crate) const DECODE_SOURCE: &str = include_str!("decode.cu");
@@ -53,54 +55,7 @@ impl Attention for Cuda {
             Some(cache) => self.append(cache, [k, v], (batch, &placed), shape)?,
             None => [self.real(k)?, self.real(v)?],
         };
-        let y = self.new_tensor(dims[0])?;
-        let one_each = batch.sequences.iter().all(|s| s.rows == 1);
-        if cached && one_each && shape.head_dim <= DECODE_HEAD && shape.head_dim.is_multiple_of(8) {
-            self.attend_one_each(&y, q, [keys, values], (batch, &placed), shape)?;
-            return Ok(y);
-        }
-        let mut args = vec![
-            Arg::Address(self.real(&y)?),
-            Arg::Address(self.real(q)?),
-            Arg::Address(keys),
-            Arg::Address(values),
-            placed.batch(self, cached),
-            Arg::Int(shape.heads as i32),
-            Arg::Int(shape.kv_heads as i32),
-            Arg::Int(shape.window.map_or(0, |window| window as i32)),
-            Arg::Float(shape.scale),
-        ];
-        let longest = batch.sequences.iter().map(|s| s.rows).max().unwrap_or(0);
-        let grid = |rows: usize, threads| {
-            Launch::grid(longest.div_ceil(rows), shape.heads, batch.sequences.len(), threads)
-        };
-        let head = shape.head_dim;
-        let hopper = hopper_kernel(head).filter(|_| self.is_hopper() && longest >= HOPPER_ROWS / 2);
-        let tensor_cores = self.dtype() != Dtype::F32;
-        match hopper.or(tensor_core_kernel(head)).filter(|_| tensor_cores) {
-            Some(kernel) if hopper.is_some() => {
-                let shared = HOPPER_ALIGNMENT + HOPPER_TILES * head / 64 * HOPPER_PANEL;
-                self.launch(kernel, grid(HOPPER_ROWS, HOPPER_THREADS).shared(shared), &args)?;
-            }
-            Some(kernel) => {
-                let shared = 2 * (head + PAD) * (TILE_Q + 4 * TILE_KV);
-                self.launch(kernel, grid(TILE_Q, THREADS).shared(shared), &args)?;
-            }
-            None if head <= PLAIN_HEAD => {
-                args.push(Arg::Int(head as i32));
-                let shared = 4 * (PLAIN_TILE * (2 * head + 1) + PLAIN_ROWS * head);
-                let launch = grid(PLAIN_ROWS, 32 * PLAIN_ROWS as u32).shared(shared);
-                self.launch("attention_plain", launch, &args)?;
-            }
-            None => {
-                return Err(Error::shape(
-                    "attention head_dim on CUDA",
-                    format!("at most {PLAIN_HEAD}"),
-                    head,
-                ));
-            }
-        }
-        Ok(y)
+        self.attend(q, [keys, values], (batch, &placed), shape, cached)
     }
 
     fn rope_attention(
@@ -125,8 +80,28 @@ impl Attention for Cuda {
 }
 
 /// Blocks that share the keys of one sequence when each has one new token.
-pub(crate) fn splits(batch: &Batch) -> usize {
-    batch.sequences.iter().map(|s| s.context + 1).max().unwrap_or(0).div_ceil(SPLIT)
+pub(crate) fn splits(sequences: &[SequenceRows]) -> usize {
+    sequences.iter().map(|s| s.context + 1).max().unwrap_or(0).div_ceil(SPLIT)
+}
+
+/// What is attended to, and where the result goes.
+struct Call<'a> {
+    y: &'a CudaTensor,
+    q: &'a CudaTensor,
+    /// Addresses of the cache's rows, or of the batch's own.
+    keys: u64,
+    values: u64,
+    batch: &'a Batch,
+    placed: &'a Placed,
+    cached: bool,
+    shape: &'a AttentionShape,
+}
+
+/// Neighbouring sequences of a batch.
+struct Part {
+    sequences: Range<usize>,
+    /// The first one's first row.
+    row: usize,
 }
 
 fn hopper_kernel(head_dim: usize) -> Option<&'static str> {
@@ -150,30 +125,52 @@ fn tensor_core_kernel(head_dim: usize) -> Option<&'static str> {
 }
 
 impl Cuda {
-    /// One new token a sequence.
-    fn attend_one_each(
+    /// Attention of `q` to keys and values at two addresses: the batch's own, or a cache's, which has them already.
+    fn attend(
         &self,
-        y: &CudaTensor,
         q: &CudaTensor,
         [keys, values]: [u64; 2],
         (batch, placed): (&Batch, &Placed),
         shape: &AttentionShape,
-    ) -> Result<()> {
-        let (heads, head, count) = (shape.heads, shape.head_dim, batch.sequences.len());
-        let splits = splits(batch);
+        cached: bool,
+    ) -> Result<CudaTensor> {
+        let y = self.new_tensor(self.shape(q))?;
+        let call = Call { y: &y, q, keys, values, batch, placed, cached, shape };
+        let single = cached && shape.head_dim <= DECODE_HEAD && shape.head_dim.is_multiple_of(8);
+        let is_single = |s: &SequenceRows| single && s.rows == 1;
+        // Prompts and sequences that go on can share a step: each have a kernel for their kind.
+        let (mut sequence, mut row) = (0, 0);
+        for run in batch.sequences.chunk_by(|a, b| is_single(a) == is_single(b)) {
+            let part = Part { sequences: sequence..sequence + run.len(), row };
+            match is_single(&run[0]) {
+                true => self.attend_one_each(&call, part)?,
+                false => self.attend_many(&call, part)?,
+            }
+            sequence += run.len();
+            row += run.iter().map(|s| s.rows).sum::<usize>();
+        }
+        Ok(y)
+    }
+
+    /// One new token a sequence.
+    fn attend_one_each(&self, call: &Call, part: Part) -> Result<()> {
+        let AttentionShape { heads, head_dim: head, .. } = *call.shape;
+        let count = part.sequences.len();
+        let splits = splits(&call.batch.sequences[part.sequences.clone()]);
         self.depends_on_contexts();
         let parts = self.scratch(if splits > 1 { 4 * count * heads * splits * (head + 2) } else { 0 })?;
+        let first = (part.row * heads * head * self.dtype().size()) as u64;
         let args = [
-            Arg::Address(self.real(y)?),
+            Arg::Address(self.real(call.y)? + first),
             Arg::Address(self.arrived(&parts)?),
-            Arg::Address(self.real(q)?),
-            Arg::Address(keys),
-            Arg::Address(values),
-            placed.batch(self, true),
+            Arg::Address(self.real(call.q)? + first),
+            Arg::Address(call.keys),
+            Arg::Address(call.values),
+            call.placed.batch(self, part.sequences.start, true),
             Arg::Int(heads as i32),
-            Arg::Int(shape.kv_heads as i32),
-            Arg::Int(shape.window.map_or(0, |window| window as i32)),
-            Arg::Float(shape.scale),
+            Arg::Int(call.shape.kv_heads as i32),
+            Arg::Int(call.shape.window.map_or(0, |window| window as i32)),
+            Arg::Float(call.shape.scale),
             Arg::Int(head as i32),
         ];
         let per_read = 16 / self.dtype().size();
@@ -182,7 +179,7 @@ impl Cuda {
         self.launch("attention_decode", launch, &args)?;
         if splits > 1 {
             let args = [
-                Arg::Address(self.real(y)?),
+                Arg::Address(self.real(call.y)? + first),
                 Arg::Address(self.arrived(&parts)?),
                 Arg::Int(splits as i32),
                 Arg::Int(head as i32),
@@ -190,5 +187,45 @@ impl Cuda {
             self.launch("attention_join", Launch::blocks(count * heads, 128), &args)?;
         }
         Ok(())
+    }
+
+    /// Any number of new tokens a sequence.
+    fn attend_many(&self, call: &Call, part: Part) -> Result<()> {
+        let (shape, sequences) = (call.shape, &call.batch.sequences[part.sequences.clone()]);
+        let mut args = vec![
+            Arg::Address(self.real(call.y)?),
+            Arg::Address(self.real(call.q)?),
+            Arg::Address(call.keys),
+            Arg::Address(call.values),
+            call.placed.batch(self, part.sequences.start, call.cached),
+            Arg::Int(shape.heads as i32),
+            Arg::Int(shape.kv_heads as i32),
+            Arg::Int(shape.window.map_or(0, |window| window as i32)),
+            Arg::Float(shape.scale),
+        ];
+        let longest = sequences.iter().map(|s| s.rows).max().unwrap_or(0);
+        let grid = |rows: usize, threads| {
+            Launch::grid(longest.div_ceil(rows), shape.heads, sequences.len(), threads)
+        };
+        let head = shape.head_dim;
+        let hopper = hopper_kernel(head).filter(|_| self.is_hopper() && longest >= HOPPER_ROWS / 2);
+        let tensor_cores = self.dtype() != Dtype::F32;
+        match hopper.or(tensor_core_kernel(head)).filter(|_| tensor_cores) {
+            Some(kernel) if hopper.is_some() => {
+                let shared = HOPPER_ALIGNMENT + HOPPER_TILES * head / 64 * HOPPER_PANEL;
+                self.launch(kernel, grid(HOPPER_ROWS, HOPPER_THREADS).shared(shared), &args)
+            }
+            Some(kernel) => {
+                let shared = 2 * (head + PAD) * (TILE_Q + 2 * TILE_KV);
+                self.launch(kernel, grid(TILE_Q, THREADS).shared(shared), &args)
+            }
+            None if head <= PLAIN_HEAD => {
+                args.push(Arg::Int(head as i32));
+                let shared = 4 * (PLAIN_TILE * (2 * head + 1) + PLAIN_ROWS * head);
+                let launch = grid(PLAIN_ROWS, 32 * PLAIN_ROWS as u32).shared(shared);
+                self.launch("attention_plain", launch, &args)
+            }
+            None => Err(Error::shape("attention head_dim on CUDA", format!("at most {PLAIN_HEAD}"), head)),
+        }
     }
 }

@@ -117,7 +117,7 @@ impl Cuda {
             Arg::Address(keys),
             Arg::Address(values),
             codes.arg(self),
-            placed.batch(self, true),
+            placed.batch(self, 0, true),
             Arg::Int(shape.kv_heads as i32),
             Arg::Int(shape.head_dim as i32),
             Arg::Int(shape.window.map_or(0, |window| window as i32)),

@@ -97,7 +97,7 @@ impl Cuda {
             Kept::Codes(codes) => args.push(codes.arg(self)),
         }
         args.extend([
-            placed.batch(self, true),
+            placed.batch(self, 0, true),
             Arg::Address(self.wide(&rope.inv_freq)?),
             Arg::Address(q_norm),
             Arg::Address(k_norm),

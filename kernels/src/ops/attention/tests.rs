@@ -52,6 +52,7 @@ fn cases() -> Vec<Case> {
         Case { risk: "a head size without tensor cores", shape: shape(2, 1, 40, None), lengths: [33, 70] },
         Case { risk: "several tiles", shape: shape(2, 2, 128, None), lengths: [700, 389] },
         Case { risk: "grouped queries, wide heads", shape: shape(4, 1, 128, None), lengths: [300, 64] },
+        Case { risk: "few rows over several tiles", shape: shape(2, 1, 128, None), lengths: [180, 151] },
         Case { risk: "several tiles of narrow heads", shape: shape(2, 1, 64, None), lengths: [513, 257] },
         Case { risk: "a window over tiles", shape: shape(2, 2, 128, Some(150)), lengths: [650, 130] },
         Case { risk: "sliding window", shape: shape(4, 4, 16, Some(7)), lengths: [150, 6] },
@@ -96,10 +97,12 @@ fn conforms(device: &impl Attention, tolerance: f64) {
         assert_close(risk, &device.to_vec(&y).unwrap(), &expected, tolerance);
         let thirds: Cuts = |n| vec![0, n / 3, 2 * n / 3, n];
         let all_but_one: Cuts = |n| vec![0, n - 2, n - 1, n];
+        let one_of_both: Cuts =
+            |n| if n % 2 == 0 { vec![0, n - 2, n - 1, n] } else { vec![0, n / 3, n / 2, n] };
         for dtype in [KvDtype::Auto, KvDtype::Int8] {
             let seen = [&k, &v].map(|x| kept(x, shape.head_dim, dtype));
             let expected = references([&q, &seen[0], &seen[1]], lengths, &shape);
-            for cuts in [thirds, all_but_one] {
+            for cuts in [thirds, all_but_one, one_of_both] {
                 let fed = ([&q[..], &k, &v], lengths, cuts);
                 paged_steps_agree(device, risk, (&shape, dtype), fed, &expected, tolerance);
             }

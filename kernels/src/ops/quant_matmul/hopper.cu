@@ -1,5 +1,5 @@
-// The quantized product of 9 to 128 rows on Hopper. A block makes 64 outputs with each of its warp groups, for all
-// tokens. A ring of stages holds codes and activations on their way: each warp asks for the codes of its own tile, one
+// The quantized product of 9 and more rows on Hopper. A block makes 64 outputs with each of its warp groups, for up to
+// 128 tokens. A ring of stages holds codes and activations on their way: each warp asks for the codes of its own tile, one
 // warp more for the activations. The warp groups turn codes into the left factor of `wgmma`, in registers, while the
 // product before is running. Where there are few outputs, the blocks of a cluster divide the features among them and
 // add up what they found.
@@ -34,6 +34,7 @@ template <int BITS, int TOKENS>
 struct Stage {
     static constexpr int FEATURES = STAGE_CHUNKS * CHUNK_FEATURES(BITS), TILES = 4 * HOPPER_GROUPS;
     static constexpr int ACTIVATIONS = 2 * TOKENS * FEATURES, CODES = 512 * STAGE_CHUNKS;  // of 16 outputs
+    static constexpr int PANELS = FEATURES / 64, PANEL = 128 * TOKENS;
     static constexpr int BYTES = ACTIVATIONS + TILES * CODES;
 };
 
@@ -45,9 +46,9 @@ struct Weight {
 
 /// The warp that copies activations, and says what a stage waits for: of stages `begin` to `end` of the features, for
 /// the tiles of 16 outputs from `first` on. Each other warp copies the codes of its own tile.
-/// `before_input` is called while the kernels before this one may still run.
+/// A panel of all tokens has `panel_bytes`. `before_input` is called while the kernels before this one may still run.
 template <typename S, typename Before>
-__device__ void fill_ring(u32 ring, u32 full, u32 empty, const u8* panels, Weight weight, int first,
+__device__ void fill_ring(u32 ring, u32 full, u32 empty, const u8* panels, size_t panel_bytes, Weight weight, int first,
                           int begin, int end, Before before_input) {
     int lane = threadIdx.x % 32, tiles = min(S::TILES, weight.out / 16 - first);
     // Codes may have come before they are expected: a barrier counts below zero too.
@@ -55,8 +56,9 @@ __device__ void fill_ring(u32 ring, u32 full, u32 empty, const u8* panels, Weigh
         if (lane == 0) barrier_expect(full + 8 * slot, S::ACTIVATIONS + tiles * S::CODES);
     };
     auto ask = [&](int n, int slot) {
-        if (lane == 0)
-            copy_bulk(ring + slot * S::BYTES, panels + (size_t)n * S::ACTIVATIONS, S::ACTIVATIONS, full + 8 * slot);
+        if (lane < S::PANELS)
+            copy_bulk(ring + slot * S::BYTES + lane * S::PANEL, panels + (n * S::PANELS + lane) * panel_bytes, S::PANEL,
+                      full + 8 * slot);
     };
     int ahead = min(HOPPER_STAGES, end - begin), slot = 0, parity = 0;
     for (int i = 0; i < ahead; i++) expect(i);
@@ -182,10 +184,16 @@ __device__ void sum_up(float (&sum)[TOKENS / 2], const u8* ring, u32 full, u32 e
     wgmma_wait<0>();
 }
 
-/// y = x w^T (+ bias, + residual), or of gates and what they gate the products.
+/// y = x w^T (+ bias, + residual), or of gates and what they gate the products. x has room for `room` tokens.
 template <int BITS, int TOKENS, int GRIDS>
-__device__ void hopper_quant(real_t* y, const u8* panels, Weight weight, Ending ending, int rows) {
+__device__ void hopper_quant(real_t* y, const u8* panels, int room, Weight weight, Ending ending, int rows) {
     typedef Stage<BITS, TOKENS> S;
+    // From here on all of it is about the block's own tile of tokens.
+    int tile = blockIdx.z * TOKENS;
+    rows = min(TOKENS, rows - tile);
+    panels += (size_t)tile * 128;
+    y += (size_t)tile * (ending.panel_tokens ? 64 : ending.lane_shift ? weight.out / 2 : weight.out);
+    if (ending.residual) ending.residual += (size_t)tile * weight.out;
     constexpr int STRIDE = HOPPER_OUTPUTS + 4;
     extern __shared__ u8 hopper_memory[];
     __shared__ u64 barriers[2 * HOPPER_STAGES];
@@ -204,8 +212,8 @@ __device__ void hopper_quant(real_t* y, const u8* panels, Weight weight, Ending 
 
     float sum[TOKENS / 2] = {};
     if (warp == S::TILES) {
-        fill_ring<S>(shared_address(ring), full, empty, panels, weight, blockIdx.x * S::TILES, begin, end,
-                     [&]() { prefetch_residual(ending.residual, rows, weight.out, split, splits); });
+        fill_ring<S>(shared_address(ring), full, empty, panels, (size_t)room * 128, weight, blockIdx.x * S::TILES, begin,
+                     end, [&]() { prefetch_residual(ending.residual, rows, weight.out, split, splits); });
     } else {
         // Beyond the last output the last grids serve: nobody stores what comes of them.
         int wanted = blockIdx.x * S::TILES + warp, last = weight.out / 16 - 1;
@@ -258,8 +266,8 @@ __device__ void hopper_quant(real_t* y, const u8* panels, Weight weight, Ending 
 #define HOPPER_QUANT(BITS, TOKENS, GRIDS)                                                                               \
     extern "C" __global__ void __launch_bounds__(128 * HOPPER_GROUPS + 32, 1) hopper_quant_##BITS##_##TOKENS##_##GRIDS( \
         real_t* y, const u8* panels, const u8* codes, const u8* grids, const real_t* bias, const real_t* residual,      \
-        int lane_shift, int panel_tokens, int rows   , int in, int out, int groups, int group_shift) {                  \
-        hopper_quant<BITS, TOKENS, GRIDS>(y, panels, Weight{codes, grids, in, out, groups, group_shift},                \
+        int lane_shift, int panel_tokens, int room, int rows, int in, int out, int groups, int group_shift) {           \
+        hopper_quant<BITS, TOKENS, GRIDS>(y, panels, room, Weight{codes, grids, in, out, groups, group_shift},          \
                                           Ending{bias, residual, lane_shift, panel_tokens}, rows);                      \
     }
 #define HOPPER_QUANT_TOKENS(BITS, GRIDS)  \

@@ -1,7 +1,7 @@
-//! The product with 9 to 128 rows on Hopper, from fragments and panels of activations.
+//! The product with 9 and more rows on Hopper, from fragments and panels of activations.
 
 use super::fragments::{Around, Fragments, chunk};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Layout, PANEL_ROWS};
+use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Layout, PANEL_ROWS, PANEL_TILE};
 use crate::ops::add;
 use crate::{Device, Result};
 
@@ -14,8 +14,9 @@ const STAGES: usize = 4;
 const OUTPUTS: usize = 192;
 const THREADS: u32 = 416;
 
-/// The most that the kernel takes, with which it needs the most memory.
-const MOST_TOKENS: usize = *PANEL_ROWS.end();
+/// The most tokens of a block, with which it needs the most memory, and the most tiles of so many.
+const MOST_TOKENS: usize = *PANEL_TILE.end();
+const MOST_TILES: usize = PANEL_ROWS.end().div_ceil(MOST_TOKENS);
 
 /// What aligning a block's shared memory may cost.
 const ALIGNMENT: usize = 1024;
@@ -31,8 +32,8 @@ pub(super) struct Plan {
     grids: usize,
     /// Where a stage has one grid, `2^shift` stages share it.
     shift: i32,
-    /// Blocks that divide the features of the same outputs.
-    splits: usize,
+    /// Blocks that divide the features of the same outputs, for each number of tiles of tokens.
+    splits: [u8; MOST_TILES],
 }
 
 impl Plan {
@@ -54,28 +55,31 @@ impl Plan {
             _ => (1, (per_group / STAGE_CHUNKS).ilog2() as i32),
         };
         let kernel = kernel(bits, MOST_TOKENS, grids);
-        let at_once = |splits| card.clusters(kernel, &launch(bits, n, MOST_TOKENS, splits));
-        let splits = splits(n, k / (STAGE_CHUNKS * chunk(bits)), at_once)?;
+        let mut at_once = [0; MOST_SPLITS];
+        for (splits, at_once) in (1..).zip(&mut at_once) {
+            *at_once = card.clusters(kernel, &launch(bits, n, (MOST_TOKENS, 1), splits))?;
+        }
+        let splits =
+            std::array::from_fn(|i| splits(n, i + 1, k / (STAGE_CHUNKS * chunk(bits)), at_once) as u8);
         Ok(Some(Self { grids, shift, splits }))
     }
 }
 
-/// As many as make the busiest multiprocessor's work least.  at_once: clusters of so many blocks that run at a time
-fn splits(n: usize, stages: usize, at_once: impl Fn(usize) -> Result<usize>) -> Result<usize> {
-    let mut best = (usize::MAX, 1);
-    for splits in 1..=MOST_SPLITS {
-        let rounds = n.div_ceil(OUTPUTS).div_ceil(at_once(splits)?.max(1));
-        best = best.min((rounds * (stages.div_ceil(splits) + BESIDE + splits / 2), splits));
-    }
-    Ok(best.1)
+/// As many as make the busiest multiprocessor's work least.  at_once: clusters of 1, 2, ... blocks that run at a time
+fn splits(n: usize, tiles: usize, stages: usize, at_once: [usize; MOST_SPLITS]) -> usize {
+    let work = |(splits, at_once): (usize, usize)| {
+        let rounds = (n.div_ceil(OUTPUTS) * tiles).div_ceil(at_once.max(1));
+        (rounds * (stages.div_ceil(splits) + BESIDE + splits / 2), splits)
+    };
+    (1..).zip(at_once).map(work).min().map_or(1, |(_, splits)| splits)
 }
 
-/// The kernel's launch for `n` outputs and so many tokens.
-fn launch(bits: u32, n: usize, tokens: usize, splits: usize) -> Launch {
+/// The kernel's launch for `n` outputs and tiles of so many tokens.
+fn launch(bits: u32, n: usize, (tokens, tiles): (usize, usize), splits: usize) -> Launch {
     let activations = 2 * tokens * STAGE_CHUNKS * chunk(bits);
     let stage = activations + OUTPUTS / 16 * 512 * STAGE_CHUNKS;
     let sums = 4 * tokens * (OUTPUTS + 4);
-    Launch::grid(n.div_ceil(OUTPUTS), splits, 1, THREADS)
+    Launch::grid(n.div_ceil(OUTPUTS), splits, tiles, THREADS)
         .shared(ALIGNMENT + (STAGES * stage).max(sums))
         .early()
         .mostly_shared()
@@ -92,7 +96,8 @@ impl Fragments {
         plan: Plan,
     ) -> Result<CudaTensor> {
         let ((n, k), rows) = (self.dims, card.shape(x).0);
-        let tokens = Layout::of(card, x.order(), rows).panel_tokens;
+        let room = Layout::of(card, x.order(), rows).panel_tokens;
+        let (tokens, tiles) = (room.min(MOST_TOKENS), room.div_ceil(MOST_TOKENS));
         let (y, result) = card.new_tensor_in((rows, if self.gated { n / 2 } else { n }), around.order)?;
         if let Some(residual) = around.residual {
             add::check(card.shape(residual), card.shape(&y))?;
@@ -106,13 +111,14 @@ impl Fragments {
             Arg::Address(around.residual.map_or(Ok(0), |residual| card.real(residual))?),
             Arg::Int(if self.gated { result.lane_shift as i32 } else { 0 }),
             Arg::Int(result.panel_tokens as i32),
+            Arg::Int(room as i32),
             Arg::Int(rows as i32),
             Arg::Int(k as i32),
             Arg::Int(n as i32),
             Arg::Int(self.groups as i32),
             Arg::Int(plan.shift),
         ];
-        let launch = launch(self.bits, n, tokens, plan.splits);
+        let launch = launch(self.bits, n, (tokens, tiles), plan.splits[tiles - 1].into());
         card.launch(kernel(self.bits, tokens, plan.grids), launch, &args)?;
         Ok(y)
     }
@@ -148,14 +154,15 @@ mod tests {
     /// What an H200 says of clusters of one to eight blocks, and the counts that were the fastest of those tried on it.
     #[test]
     fn features_are_divided_only_where_that_is_faster() {
-        let at_once = |splits: usize| Ok([132, 66, 39, 30, 22, 17, 15, 15][splits - 1]);
+        let at_once = [132, 66, 39, 30, 22, 17, 15, 15];
         for (product, n, k, fastest) in [
             ("qkv", 12288, 4096, 2),
             ("o", 4096, 4096, 5),
             ("gate_up", 22016, 4096, 1),
             ("down", 4096, 11008, 5),
         ] {
-            assert_eq!(splits(n, k / (STAGE_CHUNKS * chunk(4)), at_once).unwrap(), fastest, "{product}");
+            assert_eq!(splits(n, 1, k / (STAGE_CHUNKS * chunk(4)), at_once), fastest, "{product}");
         }
+        assert_eq!(splits(4096, 4, 4096 / (STAGE_CHUNKS * chunk(4)), at_once), 1, "tiles fill the card");
     }
 }

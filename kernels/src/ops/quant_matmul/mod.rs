@@ -146,6 +146,10 @@ mod tests {
             ("few rows of a wide weight", 5, 12288, 4, scattered(512, 128)),
             ("panels of eight bits, two groups a stage", 64, 128, 8, scattered(576, 32)),
             ("panels of eight bits, all features one group", 31, 4096, 8, contiguous(512, 512)),
+            ("panels, a second tile of one token", 129, 224, 4, scattered(512, 128)),
+            ("panels, tiles and few outputs whose features are divided", 300, 64, 4, scattered(1024, 64)),
+            ("panels of eight bits, eight tiles", 1024, 224, 8, contiguous(256, 32)),
+            ("more rows than panels have", 2049, 64, 4, scattered(256, 32)),
         ] {
             let k = g_idx.len();
             for zero_offset in [0, 1] {
@@ -190,7 +194,9 @@ mod tests {
             ("the next weight alone takes panels", 12, 256, 4, scattered(576, 64), 32),
             ("panels of eight bits", 128, 768, 8, scattered(256, 64), 32),
             ("many rows", 70, 64, 4, scattered(512, 128), 32),
-            ("more rows than panels have", 130, 512, 4, scattered(512, 128), 32),
+            ("two tiles of panels for the next weight too", 130, 512, 4, scattered(512, 128), 32),
+            ("tiles of panels for the next weight alone", 257, 256, 4, scattered(576, 64), 32),
+            ("more rows than panels have", 2050, 512, 4, scattered(512, 128), 32),
             ("three bits", 2, 64, 3, scattered(256, 64), 32),
         ] {
             let k = g_idx.len();
