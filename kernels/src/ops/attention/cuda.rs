@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use super::cuda_cache::CudaKvCache;
+use super::cuda_cache::{CudaKvCache, Kept};
 use super::{Attention, AttentionShape, KvShape, check};
 use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch, Placed};
 use crate::{Batch, Device, Dtype, Error, Result, Rope, RopeShape, SequenceRows};
@@ -68,14 +68,22 @@ impl Attention for Cuda {
         order: Option<&CudaOrder>,
     ) -> Result<CudaTensor> {
         let kernel = cache.as_ref().and_then(|cache| self.step_kernel(batch, shape, cache.shape.dtype));
-        match (cache, kernel) {
+        let y = match (cache, kernel) {
             (Some(cache), Some(kernel)) => {
-                self.attention_step(kernel, qkv, batch, (rope, shape), cache, order)
+                return self.attention_step(kernel, qkv, batch, (rope, shape), cache, order);
             }
-            (cache, _) => {
-                self.in_order(&self.attention(&self.rope(qkv, batch, rope)?, batch, shape, cache)?, order)
+            // Keys and values go where they stay.
+            (Some(CudaKvCache { shape: kept_shape, kept: Kept::Real(kept), .. }), None) => {
+                let (wide, narrow) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+                let dims = [wide, narrow, narrow].map(|width| (batch.rows(), width));
+                check(dims, batch, shape, Some(kept_shape))?;
+                let (placed, kept) = (self.placed(batch)?, kept.addresses(self));
+                let q = self.rope_into(qkv, batch, rope, kept, placed.slots(self))?;
+                self.attend(&q, kept, (batch, &placed), shape, true)?
             }
-        }
+            (cache, _) => self.attention(&self.rope(qkv, batch, rope)?, batch, shape, cache)?,
+        };
+        self.in_order(&y, order)
     }
 }
 

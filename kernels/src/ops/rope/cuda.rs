@@ -11,11 +11,26 @@ impl Rope for Cuda {
         batch: &Batch,
         shape: &RopeShape<CudaTensor>,
     ) -> Result<[CudaTensor; 3]> {
+        let (rows, width) = (batch.rows(), shape.kv_heads * shape.head_dim);
+        let [k, v] = [self.new_tensor((rows, width))?, self.new_tensor((rows, width))?];
+        let q = self.rope_into(qkv, batch, shape, [self.real(&k)?, self.real(&v)?], Arg::Address(0))?;
+        Ok([q, k, v])
+    }
+}
+
+impl Cuda {
+    /// The queries; keys and values go to the two addresses, each token's to the row that `slots` says, or to its own.
+    pub(crate) fn rope_into(
+        &self,
+        qkv: &CudaTensor,
+        batch: &Batch,
+        shape: &RopeShape<CudaTensor>,
+        [k, v]: [u64; 2],
+        slots: Arg,
+    ) -> Result<CudaTensor> {
         check(self.shape(qkv), self.shape(&shape.inv_freq), batch, shape)?;
         let rows = batch.rows();
         let q = self.new_tensor((rows, shape.heads * shape.head_dim))?;
-        let k = self.new_tensor((rows, shape.kv_heads * shape.head_dim))?;
-        let v = self.new_tensor((rows, shape.kv_heads * shape.head_dim))?;
         let placed = self.placed(batch)?;
         let (q_norm, k_norm, eps) = match &shape.norms {
             Some(norms) => (self.real(&norms.q)?, self.real(&norms.k)?, norms.eps),
@@ -29,10 +44,11 @@ impl Rope for Cuda {
         };
         let args = [
             Arg::Address(self.real(&q)?),
-            Arg::Address(self.real(&k)?),
-            Arg::Address(self.real(&v)?),
+            Arg::Address(k),
+            Arg::Address(v),
             Arg::Address(self.real(qkv)?),
             placed.positions(self),
+            slots,
             Arg::Address(self.wide(&shape.inv_freq)?),
             Arg::Address(tables.as_ref().map_or(0, |tables| self.address(tables))),
             Arg::Address(q_norm),
@@ -42,7 +58,7 @@ impl Rope for Cuda {
             Arg::Int(shape.head_dim as i32),
             Arg::Float(eps),
         ];
-        self.launch("rope", Launch::blocks(rows, 256), &args)?;
-        Ok([q, k, v])
+        self.launch("rope", Launch::blocks(rows, 256).shared(4 * shape.head_dim), &args)?;
+        Ok(q)
     }
 }
