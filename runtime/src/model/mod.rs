@@ -71,8 +71,8 @@ impl<B: Backend> Model<B> {
             tracing::warn!(
                 matrices = slow,
                 of = projections.len(),
-                "dequantized for every product, which is slow: the fast kernels take 4 and 8 bits in f16 or bf16, with \
-                 scales that f16 holds"
+                "dequantized for every product, which is slow: the fast kernels compute in f16 or bf16, with scales that \
+                 f16 holds, groups of 16, 32, ... features, and widths of whole chunks of 64"
             );
         }
         let head = (!config.tie_word_embeddings).then(|| matrix(&backend, files, "lm_head.weight"));

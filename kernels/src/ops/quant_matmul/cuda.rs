@@ -37,7 +37,7 @@ pub struct CudaQuantWeight {
 enum Form {
     /// For few rows at the speed of memory.
     Fragments(Fragments),
-    /// Any other: 2 and 3 bits, odd shapes and groups, f32, scales that f16 does not hold. Dequantized for every product.
+    /// Any other: odd shapes and groups, f32, scales that f16 does not hold. Dequantized for every product.
     Stored(StoredWeight),
 }
 

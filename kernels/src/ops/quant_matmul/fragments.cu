@@ -1,5 +1,6 @@
 // Weights repacked once: for 16 outputs and a chunk of features, 16 bytes a lane, the codes in the order in which the
-// tensor cores' left factor wants them. Of a gate and what it gates, a tile takes eight outputs each.
+// tensor cores' left factor wants them. Of a gate and what it gates, a tile takes eight outputs each. Codes of 2 and 3 bits
+// become codes of 4.
 
 /// A lane's features of one chunk, and the chunk's: 16 of 64 with 4 bits, 8 of 32 with 8.
 #define LANE_FEATURES(BITS) (64 / (BITS))
@@ -14,10 +15,10 @@ __device__ __forceinline__ int output_of(int tile, int row, int out, int gated, 
 
 /// Codes in fragment order. One thread a word.
 extern "C" __global__ void repack_codes(
-    u32* fragments,      // [out / 16, in / chunk, 32 lanes, 4 words]
-    const u32* qweight,  // [in * bits / 32, out]
+    u32* fragments,      // [out / 16, in / chunk, 32 lanes, 4 words], codes of `bits`
+    const u32* qweight,  // [in * stored_bits / 32, out]
     const u32* order,    // [in]: feature at each place, groups in one run each
-    int in, int out, int bits, int gated,
+    int in, int out, int bits, int stored_bits, int gated,
     const u32* result) {     // [out / 2] or null: product at each place
     size_t index = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     int chunk_features = 256 / bits, chunks = in / chunk_features;
@@ -30,12 +31,12 @@ extern "C" __global__ void repack_codes(
         // Nibbles i and i + 4 are the two halves of register i: rows g, g + 8, g, g + 8, features in pairs.
         for (int i = 0; i < 8; i++) {
             int part = i % 4, k = first + word * 4 + part / 2 * 2 + i / 4;
-            packed |= code_at(qweight, out, rows[part % 2], order[k], bits) << (4 * i);
+            packed |= code_at(qweight, out, rows[part % 2], order[k], stored_bits) << (4 * i);
         }
     } else {
         for (int i = 0; i < 4; i++) {
             int k = first + word / 2 * 4 + word % 2 * 2 + i % 2;
-            packed |= code_at(qweight, out, rows[i / 2], order[k], bits) << (8 * i);
+            packed |= code_at(qweight, out, rows[i / 2], order[k], stored_bits) << (8 * i);
         }
     }
     fragments[index] = packed;

@@ -26,6 +26,7 @@ pub(crate) struct Fragments {
     pub(super) order: Option<CudaOrder>,
     /// In the order of the tiles' rows.
     pub(super) bias: Option<CudaTensor>,
+    /// Of a code here: codes of 2 and 3 bits take 4, so that every width has the kernels of these.
     pub(super) bits: u32,
     /// `(out, in)`
     pub(super) dims: (usize, usize),
@@ -69,12 +70,11 @@ impl Fragments {
         gates: Option<Gates>,
     ) -> Result<Option<Self>> {
         let order = order_of(&packed.g_idx);
-        let (groups, (n, k), bits) = (packed.groups(), stored.dims, stored.bits);
+        let (groups, (n, k), bits) = (packed.groups(), stored.dims, stored.bits.max(4));
         let group_size = k.div_ceil(groups.max(1));
         let regular =
             |(place, feature): (usize, &u32)| packed.g_idx[*feature as usize] as usize == place / group_size;
-        let fits = matches!(bits, 4 | 8)
-            && !stored.wide_scales
+        let fits = !stored.wide_scales
             && n.is_multiple_of(2 * FEW_ROWS_OUTPUTS)
             && k.is_multiple_of(chunk(bits))
             && super::few_rows::Plan::of(bits, k, groups, group_size).is_some()
@@ -94,6 +94,7 @@ impl Fragments {
             Arg::Int(k as i32),
             Arg::Int(n as i32),
             Arg::Int(bits as i32),
+            Arg::Int(stored.bits as i32),
             Arg::Int(gates.is_some() as i32),
             Arg::Address(result_features),
         ];
@@ -104,7 +105,7 @@ impl Fragments {
             Arg::Address(card.address(&stored.qzeros)),
             Arg::Int(groups as i32),
             Arg::Int(n as i32),
-            Arg::Int(bits as i32),
+            Arg::Int(stored.bits as i32),
             Arg::Int(stored.zero_offset as i32),
             Arg::Int(gates.is_some() as i32),
             Arg::Address(result_features),
