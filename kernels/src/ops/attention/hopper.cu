@@ -1,6 +1,7 @@
 // Attention for Hopper (Shah et al. 2024, FlashAttention-3, the part of it that needs no tensor maps): one warp
 // group copies keys and values, two multiply them with 64 query rows each by `wgmma`. While a group's product
-// of weights and values runs, it already makes the next tile's weights.
+// of weights and values runs, it already makes the next tile's weights. The two groups ask for products in turns, so that
+// one makes weights while the other multiplies.
 
 #if HOPPER && !F32
 
@@ -66,6 +67,10 @@ struct Copier {
     }
 };
 
+/// A group's turn to multiply comes when the other has asked for its products. Barrier 0 is that of the block.
+__device__ __forceinline__ void await_turn(int group) { asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(MULTIPLIERS) : "memory"); }
+__device__ __forceinline__ void give_turn(int group) { asm volatile("bar.arrive %0, %1;" ::"r"(1 + group), "n"(MULTIPLIERS) : "memory"); }
+
 struct Barriers {
     u32 q, full_k[STAGES], full_v[STAGES], empty_k[STAGES], empty_v[STAGES];
 };
@@ -116,9 +121,6 @@ __device__ void attend_hopper(real_t* y, const real_t* q, const real_t* k, const
         const u32* table = batch.table ? batch.table + batch.table_start[sequence] : 0;
         copier.copy(q_tile, q + (q_first * heads + head) * D, (size_t)heads * D, rows - start);
         copy_commit();
-        copy_wait<0>();
-        publish();
-        barrier_arrive(bars.q);
         // The last tile first: it has the diagonal, and all rows see something in it.
         for (int n = 0; n < count; n++) {
             int stage = n % STAGES, before = (n + STAGES - 1) % STAGES, first = (kv_first + count - 1 - n) * KEYS;
@@ -130,11 +132,9 @@ __device__ void attend_hopper(real_t* y, const real_t* q, const real_t* k, const
             barrier_wait(bars.empty_k[stage], parity);
             copy(k_tiles + stage * tile_bytes, k);
             copy_commit();
-            if (n > 0) {
-                copy_wait<1>();
-                publish();
-                barrier_arrive(bars.full_v[before]);
-            }
+            copy_wait<1>();
+            publish();
+            barrier_arrive(n > 0 ? bars.full_v[before] : bars.q);
             barrier_wait(bars.empty_v[stage], parity);
             copy(v_tiles + stage * tile_bytes, v);
             copy_commit();
@@ -223,13 +223,17 @@ __device__ void attend_hopper(real_t* y, const real_t* q, const real_t* k, const
     if (lane == 0) barrier_arrive(bars.empty_k[0]);
     soften(0, keep);
     pack();
+    if (group == 1 && count > 1) give_turn(0);
     for (int n = 1; n < count; n++) {
         int stage = n % STAGES, before = (n - 1) % STAGES;
         barrier_wait(bars.full_k[stage], n / STAGES % 2);
+        barrier_wait(bars.full_v[before], (n - 1) / STAGES % 2);
+        await_turn(group);
         wgmma_fence();
         ask_scores(stage);
-        barrier_wait(bars.full_v[before], (n - 1) / STAGES % 2);
         ask_values(before);
+        // After the second group's last turn there is none.
+        if (group == 0 || n + 1 < count) give_turn(1 - group);
         wgmma_wait<1>();
         if (lane == 0) barrier_arrive(bars.empty_k[stage]);
         soften(n, keep);
