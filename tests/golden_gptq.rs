@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use gptq_kernels::packing::{PackedLinear, pack_zeros};
-use gptq_kernels::{Backend, Cpu, Device, Dtype, Hessian, HostTensor, Quantized};
+use gptq_kernels::{Backend, Cpu, Device, Dtype, GridKind, Hessian, HostTensor, Quantized};
 use gptq_quantizer::gptq::{self, GptqParams, Method, StageWeights, solve};
+use gptq_quantizer::recipe::{Order, Recipe};
 use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -25,6 +26,12 @@ fn cases() -> Vec<Value> {
 
 fn params(case: &Value) -> GptqParams {
     let flag = |key: &str| case[key].as_bool().unwrap();
+    let grid = if flag("mse") { GridKind::Mse } else { GridKind::Absmax };
+    let order = match (flag("act_order"), flag("static_groups")) {
+        (true, true) => Order::StaticGroups,
+        (true, false) => Order::ActOrder,
+        (false, _) => Order::File,
+    };
     GptqParams {
         quant: QuantConfig {
             bits: case["bits"].as_u64().unwrap() as u32,
@@ -38,7 +45,7 @@ fn params(case: &Value) -> GptqParams {
             ..QuantConfig::default()
         },
         method: Method::Gptq,
-        mse: flag("mse"),
+        recipe: Recipe { order, grid },
         f16_scales: false,
     }
 }

@@ -13,9 +13,10 @@
 
 use std::time::Instant;
 
-use gptq_kernels::{Backend, Device, GridKind, GridSpec, HostTensor};
+use gptq_kernels::{Backend, Device, GridSpec, HostTensor};
 use gptq_runtime::quant_config::QuantConfig;
 
+use crate::recipe::Recipe;
 use crate::{Error, Result, order};
 
 /// How a linear is solved.
@@ -29,10 +30,10 @@ pub enum Method {
 /// Everything that decides the codes of a stage.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GptqParams {
+    /// What files say of it, with the recipe's order.
     pub quant: QuantConfig,
     pub method: Method,
-    /// Search each grid for the range with the least error.
-    pub mse: bool,
+    pub recipe: Recipe,
     /// Round scales to f16 as the file does; off only to compare with references that do not.
     pub f16_scales: bool,
 }
@@ -71,7 +72,7 @@ pub fn solve<B: Backend>(
     let mut watch = Stopwatch::start();
     let diagonal = hessian.map_or(Ok(vec![1.0; in_features]), |h| backend.diagonal(h))?;
     let dead: Vec<u32> = (0..).zip(&diagonal).filter(|(_, h)| **h == 0.0).map(|(i, _)| i).collect();
-    let grouping = order::grouping(&diagonal, quant.group_size, quant.act_order, quant.static_groups);
+    let grouping = order::grouping(&diagonal, quant.group_size, params.recipe.order);
     let (factor, damp_percent) = match hessian {
         Some(h) => {
             let (u, damp) = damped_factor(backend, h, &diagonal, &grouping.order, quant.damp_percent)?;
@@ -119,11 +120,16 @@ fn damped_factor<B: Backend>(
 }
 
 impl GptqParams {
+    /// The order of columns is the recipe's, whatever `quant` says of it. Scales are stored in f16.
+    pub fn new(quant: QuantConfig, method: Method, recipe: Recipe) -> Self {
+        Self { quant: recipe.order.of(quant), method, recipe, f16_scales: true }
+    }
+
     fn grid_spec(&self) -> GridSpec {
         GridSpec {
             bits: self.quant.bits,
             sym: self.quant.sym,
-            kind: if self.mse { GridKind::Mse } else { GridKind::Absmax },
+            kind: self.recipe.grid,
             min_zero: self.quant.format.zero_offset(),
             f16_scales: self.f16_scales,
         }

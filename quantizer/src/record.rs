@@ -6,6 +6,7 @@ use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::recipe::{Named, Recipe};
 use crate::sequential::Phases;
 use crate::{Error, Result};
 
@@ -29,7 +30,8 @@ pub struct QuantizeLog {
     pub act_order: bool,
     pub sym: bool,
     pub static_groups: bool,
-    pub mse: bool,
+    #[serde(default)]
+    pub recipe: RecipeRecord,
     /// As asked for; see each linear for what was used.
     pub damp_percent: f64,
     pub checkpoint_format: String,
@@ -47,6 +49,23 @@ pub struct QuantizeLog {
     /// Where the artifact was measured after it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<EvaluationRecord>,
+}
+
+/// How columns were solved, by the names of [`crate::recipe::Named`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+pub struct RecipeRecord {
+    /// `None` where single choices differ from every preset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
+    pub order: String,
+    pub grid: String,
+}
+
+impl From<&Recipe> for RecipeRecord {
+    fn from(recipe: &Recipe) -> Self {
+        let preset = recipe.preset().map(|preset| preset.name().into());
+        Self { preset, order: recipe.order.name().into(), grid: recipe.grid.name().into() }
+    }
 }
 
 /// Which tokens the Hessians saw.

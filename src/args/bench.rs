@@ -2,7 +2,10 @@
 
 use clap::{Args, Subcommand};
 
+use gptq_quantizer::recipe::{Named, Preset};
+
 use super::quantize::CalibrationArgs;
+use super::recipe::named;
 use super::values::{DeviceArgs, KvCacheArgs, KvDtypeArg};
 
 /// Measure this machine and how near the program comes to it
@@ -46,6 +49,10 @@ pub struct QuantizeBenchArgs {
     /// Branches of the card to make: main alone, or all six
     #[arg(long)]
     pub all_branches: bool,
+
+    /// How branches are solved
+    #[arg(long, value_parser = named::<Preset>(), default_value = Preset::default().name())]
+    pub preset: Preset,
 
     /// Keep the artifacts in this folder (default: a temporary one, removed at the end)
     #[arg(long, value_name = "DIR")]

@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use gptq_kernels::Backend;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::engines::{self, Facts, Place};
-use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::plan::{Branch, Plan};
 use gptq_quantizer::produce::{self, Job, Source};
 use gptq_quantizer::sequential::Tiles;
@@ -22,10 +21,7 @@ use crate::{output, stop};
 
 pub fn run(args: &BranchesArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
-    let plan = match &args.plan {
-        Some(path) => Plan::from_toml(path)?,
-        None => Plan::card(),
-    };
+    let plan = common::plan(&args.plan, args.preset)?;
     let measurement = match &args.eval_dataset {
         Some(spec) => Some(quantize::measurement(spec, &dir)?),
         None => None,
@@ -107,7 +103,7 @@ impl<B: Backend> Work<'_, B> {
     pub fn make_all(&self, plan: &Plan) -> Result<Vec<Row>> {
         let files = common::open_model(self.dir)?;
         for branch in &plan.branches {
-            produce::check_settings(&files, &params(branch))
+            produce::check_settings(&files, &branch.params())
                 .with_context(|| format!("branch {}", branch.name))?;
         }
         std::fs::create_dir_all(self.out).with_context(|| self.out.display().to_string())?;
@@ -141,7 +137,7 @@ impl<B: Backend> Work<'_, B> {
         tiles: Tiles<B>,
         measuring: Option<&Measuring<B>>,
     ) -> Result<()> {
-        let (out, params) = (self.out.join(&branch.name), params(branch));
+        let (out, params) = (self.out.join(&branch.name), branch.params());
         let job = Job {
             source,
             params: &params,
@@ -159,8 +155,4 @@ impl<B: Backend> Work<'_, B> {
             None => Ok(()),
         }
     }
-}
-
-fn params(branch: &Branch) -> GptqParams {
-    GptqParams { quant: branch.quant_config(), method: Method::Gptq, mse: branch.mse, f16_scales: true }
 }

@@ -10,6 +10,7 @@ use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::Cpu;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::plan::Plan;
+use gptq_quantizer::recipe::Preset;
 use gptq_quantizer::table;
 use gptq_runtime::generate::{GenerateParams, Session};
 use gptq_runtime::sampling::SamplingParams;
@@ -76,7 +77,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         device: device.clone(),
         stop: &AtomicBool::new(false),
     };
-    let rows = work.make_all(&Plan::card())?;
+    let rows = work.make_all(&Plan::card(Preset::default()))?;
     output::line(format_args!("{}", table::to_terminal(&rows)))?;
     if let Some(row) = rows.first() {
         let windows = measurement.protocol.max_windows.unwrap_or(0);

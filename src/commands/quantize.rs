@@ -30,7 +30,7 @@ const EVAL_CTX: usize = 2048;
 pub fn run(args: &QuantizeArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
     let files = common::open_model(&dir)?;
-    let params = params(args);
+    let params = params(args)?;
     produce::check_settings(&files, &params)?;
     let work = Quantize { args, dir: &dir, files: &files, params: &params };
     let log = common::on_device(args.output.device, &files.config, work).map_err(stop::advise)?;
@@ -183,33 +183,23 @@ pub fn measurement(spec: &str, model_dir: &Path) -> Result<Measurement> {
     Ok(Measurement { dataset, protocol: Protocol { join: JoinArg::Paper, ctx: EVAL_CTX, max_windows: None } })
 }
 
-fn params(args: &QuantizeArgs) -> GptqParams {
-    let act_order = !args.no_act_order && args.method == MethodArg::Gptq;
-    GptqParams {
-        quant: QuantConfig {
-            bits: args.bits,
-            group_size: args.group_size.0,
-            damp_percent: args.damp_percent,
-            act_order,
-            // In an order of its own, groups of the sweep would be scattered over the file, and some programs refuse
-            // that. Without it the groups lie in file order anyway, and grids found on the way are the better ones.
-            static_groups: args.static_groups
-                || (act_order && args.group_size.0.is_some() && !args.no_static_groups),
-            sym: !args.asym,
-            true_sequential: true,
-            format: match args.checkpoint_format {
-                FormatArg::Gptq => CheckpointFormat::Gptq,
-                FormatArg::GptqV2 => CheckpointFormat::GptqV2,
-            },
-            ..QuantConfig::default()
+fn params(args: &QuantizeArgs) -> Result<GptqParams> {
+    let quant = QuantConfig {
+        bits: args.bits,
+        group_size: args.group_size.0,
+        damp_percent: args.damp_percent,
+        sym: !args.asym,
+        true_sequential: true,
+        format: match args.checkpoint_format {
+            FormatArg::Gptq => CheckpointFormat::Gptq,
+            FormatArg::GptqV2 => CheckpointFormat::GptqV2,
         },
-        method: match args.method {
-            MethodArg::Gptq => Method::Gptq,
-            MethodArg::Rtn => Method::Rtn,
-        },
-        mse: args.mse,
-        f16_scales: true,
-    }
+        ..QuantConfig::default()
+    };
+    Ok(match args.method {
+        MethodArg::Gptq => GptqParams::new(quant, Method::Gptq, args.recipe.recipe()),
+        MethodArg::Rtn => GptqParams::new(quant, Method::Rtn, args.recipe.nearest()?),
+    })
 }
 
 /// Where the time went, and how much of the device's memory.

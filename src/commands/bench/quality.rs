@@ -7,7 +7,7 @@ use faer::{Mat, MatRef, Side};
 use gptq_kernels::packing::PackedLinear;
 use gptq_kernels::{Backend, Dtype, HostTensor};
 use gptq_quantizer::gptq::{GptqParams, Method, StageWeights, solve};
-use gptq_quantizer::plan::Plan;
+use gptq_quantizer::plan::Branch;
 use gptq_runtime::config::ModelConfig;
 use gptq_runtime::layout::{self, LinearSpec, Stage};
 use half::f16;
@@ -104,9 +104,7 @@ impl Measure<'_> {
             })
             .collect();
         let solved = |method| {
-            let quant = Plan::card().branches.first().map(|branch| branch.quant_config());
-            let quant = quant.ok_or_else(|| anyhow!("the plan is empty"))?;
-            let params = GptqParams { quant, method, mse: false, f16_scales: true };
+            let params = GptqParams { method, ..card() };
             let tensors = specs.iter().zip(&weights).map(|(linear, values)| {
                 let shape = vec![linear.out_features, linear.in_features];
                 HostTensor::new(Dtype::F16, shape, bytemuck::cast_slice(values))
@@ -135,6 +133,11 @@ impl Measure<'_> {
         }
         Ok(rows)
     }
+}
+
+/// Of the card's main branch, which the reference solves.
+fn card() -> GptqParams {
+    Branch::new("main".into(), 4, Some(GROUP)).params()
 }
 
 fn compare(

@@ -6,9 +6,9 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Result;
 use gptq_kernels::Backend;
 use gptq_quantizer::artifact::OutMode;
-use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::plan::{Branch, Plan};
 use gptq_quantizer::produce::{Job, Source};
+use gptq_quantizer::recipe::Named;
 use gptq_quantizer::record::{CalibrationRecord, QuantizeLog};
 use gptq_quantizer::sequential::Tiles;
 use gptq_runtime::config::ModelConfig;
@@ -60,12 +60,14 @@ impl OnDevice for Measure<'_> {
         let source = Source::check(args.model.as_deref().unwrap_or("demo4m"), dir, files)?;
         let tiles = Tiles::embed(&device, files, &calibration.sequences)?;
         let count = if args.all_branches { usize::MAX } else { 1 };
-        for branch in Plan::card().branches.iter().take(count) {
+        for branch in Plan::card(args.preset).branches.iter().take(count) {
             let log = make(&device, branch, &source, &calibration, tiles.clone(), &out.join(&branch.name))?;
             figures.extend(phases(branch, &log, config, &calibration.sequences, &ceilings));
         }
         let CalibrationRecord { samples, seq_len, .. } = calibration.record;
-        Ok((format!("{samples} x {seq_len} tokens, damp 0.1, act-order, on {}", device.name()), figures))
+        let title =
+            format!("{samples} x {seq_len} tokens, damp 0.1, act-order, preset {}", args.preset.name());
+        Ok((format!("{title}, on {}", device.name()), figures))
     }
 }
 
@@ -90,8 +92,7 @@ fn make<B: Backend>(
     tiles: Tiles<B>,
     out: &Path,
 ) -> Result<QuantizeLog> {
-    let params =
-        GptqParams { quant: branch.quant_config(), method: Method::Gptq, mse: branch.mse, f16_scales: true };
+    let params = branch.params();
     let job = Job {
         source,
         params: &params,
