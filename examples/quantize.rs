@@ -46,7 +46,7 @@ fn main() -> anyhow::Result<()> {
         max_shard_size: None,
         stop: &AtomicBool::new(false),
     };
-    let tiles = Tiles::embed(&device, &files, &sequences)?;
+    let tiles = Tiles::embed(&device, &files, &sequences, params.layout())?;
     let log = produce(&device, &job, tiles, &mut |_| {})?;
     println!("total loss {:.4} in {:.1} s", log.total_loss(), log.seconds);
 

@@ -59,6 +59,8 @@ fn parameters(log: &QuantizeLog) -> String {
         ("Symmetric", yes(log.sym)),
         ("Order of columns", log.recipe.order.clone()),
         ("Grids", log.recipe.grid.clone()),
+        ("Target", log.recipe.target.clone()),
+        ("Rounds of refinement", log.recipe.rounds.to_string()),
         ("Damp percent", log.damp_percent.to_string()),
         ("Checkpoint format", log.checkpoint_format.clone()),
     ];

@@ -65,9 +65,11 @@ impl Plan {
     /// group_size = 128        # -1 for one group a row
     /// damp_percent = 0.1      # between 0 and 1
     /// sym = true
-    /// preset = "fast"         # or "card"
+    /// preset = "best"         # or "fast", "card"
     /// order = "act-order"     # or "gar", "file", "static-groups"
     /// grid = "loop"           # or "absmax", "mse"
+    /// target = "residual"     # or "asymmetric", "none"
+    /// rounds = 2              # of refinement
     /// format = "gptq"         # or "gptq_v2"
     /// ```
     ///
@@ -169,6 +171,8 @@ struct BranchEntry {
     static_groups: Option<bool>,
     grid: Option<String>,
     mse: Option<bool>,
+    target: Option<String>,
+    rounds: Option<usize>,
 }
 
 fn default_group_size() -> i64 {
@@ -235,7 +239,8 @@ impl BranchEntry {
             (None, Some(true)) => GridKind::Mse,
             (None, _) => preset.grid,
         };
-        Ok(Recipe { order, grid })
+        let target = chosen("target", &self.target)?.unwrap_or(preset.target);
+        Ok(Recipe { order, grid, target, rounds: self.rounds.unwrap_or(preset.rounds) })
     }
 }
 
@@ -249,6 +254,7 @@ fn chosen<T: Named>(key: &str, name: &Option<String>) -> Result<Option<T>, Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::Target;
 
     fn parsed(text: &str) -> Result<Plan, String> {
         Plan::parse(text, Preset::Fast)
@@ -275,7 +281,7 @@ mod tests {
     fn a_plan_fills_in_the_defaults_of_the_card() {
         let plan =
             parsed("[[branch]]\nname = \"main\"\nbits = 4\n[[branch]]\nbits = 8\ngroup_size = -1\n").unwrap();
-        let card = Plan::card(Preset::default()).branches;
+        let card = Plan::card(Preset::Fast).branches;
         assert_eq!(plan.branches, [card[0].clone(), card[2].clone()]);
     }
 
@@ -285,6 +291,9 @@ mod tests {
             let branch = parsed(&format!("[[branch]]\nbits = 4\n{text}")).unwrap().branches.remove(0);
             (branch.recipe.order, branch.recipe.grid, branch.name.ends_with("True"))
         };
+        let best = "[[branch]]\nbits = 4\npreset = \"best\"\ntarget = \"asymmetric\"\nrounds = 3";
+        let best = parsed(best).unwrap().branches[0].recipe;
+        assert_eq!((best.target, best.rounds), (Target::Asymmetric, 3));
         assert_eq!(of(""), (Order::ActOrder, GridKind::Loop, true));
         assert_eq!(of("preset = \"card\""), (Order::ActOrder, GridKind::Absmax, true));
         assert_eq!(of("order = \"gar\"\ngrid = \"mse\""), (Order::Gar, GridKind::Mse, false));

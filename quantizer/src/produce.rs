@@ -18,7 +18,7 @@ use crate::card;
 use crate::engines;
 use crate::gptq::{self, GptqParams, Method};
 use crate::recipe::Preset;
-use crate::record::{CalibrationRecord, LOG_FILE, LayerRecord, QuantizeLog, RecipeRecord};
+use crate::record::{AgreementRecord, CalibrationRecord, LOG_FILE, LayerRecord, QuantizeLog, RecipeRecord};
 use crate::sequential::{Reader, SolvedLayer, Tiles, Walk};
 use crate::{Error, Result};
 use tensors::{artifact_specs, outer_tensors, restore, write_copy, write_norms, write_stage};
@@ -129,13 +129,17 @@ pub fn produce<B: Backend>(
         walk.skip_layer(layer, &restore(&writer, job, layer)?)?;
     }
     let (mut writer, records) = solve_and_write(backend, job, &mut walk, writer, records, on_event)?;
+    let agreement = walk.agreement()?;
     drop(walk);
     for spec in outer_tensors(job) {
         write_copy(&writer, job, &spec)?;
     }
     let seconds = started.elapsed().as_secs_f64();
     let peak = backend.memory()?.map(|memory| memory.peak);
-    let log = log(job, B::name(backend), records, &settings, (seconds, peak));
+    let log = QuantizeLog {
+        held_out: agreement.map(AgreementRecord::from),
+        ..log(job, B::name(backend), records, &settings, (seconds, peak))
+    };
     for (name, bytes) in &side_files {
         writer.add_file(name, bytes)?;
     }
@@ -146,6 +150,12 @@ pub fn produce<B: Backend>(
 }
 
 impl Job<'_> {
+    /// Sequences that stages are solved with.
+    fn solved_sequences(&self) -> usize {
+        let count = self.sequences.len();
+        count - self.params.layout().held_out(count)
+    }
+
     fn check_stop(&self, done: usize) -> Result<()> {
         let layers = self.source.files.config.num_hidden_layers;
         match self.stop.load(Ordering::Relaxed) && done < layers {
@@ -177,7 +187,7 @@ fn solve_and_write<B: Backend>(
             let on_stage = &mut |stage| on_event(Event::Solving { layer, stage });
             let mut solved = walk.solve_layer(layer, &reader, None, on_stage)?;
             solved.phases.wait += waited;
-            let sequences = job.sequences.len();
+            let sequences = job.solved_sequences();
             let loss = solved.stages.iter().map(|stage| gptq::loss(&stage.losses, sequences)).sum();
             on_event(Event::Done { layer, loss });
             let sending = Instant::now();
@@ -261,6 +271,7 @@ fn log(
         seconds,
         peak_memory,
         layers,
+        held_out: None,
         settings: settings.to_json(),
         evaluation: None,
     }

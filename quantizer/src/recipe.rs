@@ -1,4 +1,5 @@
-//! What GPTQ does beyond the bits and groups that a file has: the order of columns, and the search of grids.
+//! What GPTQ does beyond the bits and groups that a file has: the order of columns, the search of grids, the target, and what
+//! is done after the sweep.
 
 use gptq_kernels::GridKind;
 use gptq_runtime::quant_config::QuantConfig;
@@ -9,6 +10,20 @@ use serde_json::{Value, json};
 pub struct Recipe {
     pub order: Order,
     pub grid: GridKind,
+    pub target: Target,
+    /// Rounds of coordinate descent on the codes and refit of the scales, after the sweep.
+    pub rounds: usize,
+}
+
+/// What the quantized outputs shall be near to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// `W x`: the weights as they are, on the input that the quantized stages before make.
+    None,
+    /// `W x_f`: what the unquantized model has, whose input is x_f.
+    Asymmetric,
+    /// The same; where the output is added to the residual stream, the sum.
+    Residual,
 }
 
 /// In which order columns are solved, and which of them form a group.
@@ -28,8 +43,10 @@ pub enum Order {
 /// A recipe with a name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preset {
-    /// Less error at next to no cost, in files that every program loads.
+    /// The least error, in files that every program loads.
     #[default]
+    Best,
+    /// Less error at next to no cost, in files that every program loads.
     Fast,
     /// What AutoGPTQ 0.4.2 did, and published files were made with.
     Card,
@@ -63,22 +80,32 @@ impl Named for GridKind {
         &[(Self::Absmax, "absmax"), (Self::Mse, "mse"), (Self::Loop, "loop")];
 }
 
+impl Named for Target {
+    const NAMES: &'static [(Self, &'static str)] =
+        &[(Self::None, "none"), (Self::Asymmetric, "asymmetric"), (Self::Residual, "residual")];
+}
+
 impl Named for Preset {
-    const NAMES: &'static [(Self, &'static str)] = &[(Self::Fast, "fast"), (Self::Card, "card")];
+    const NAMES: &'static [(Self, &'static str)] =
+        &[(Self::Best, "best"), (Self::Fast, "fast"), (Self::Card, "card")];
 }
 
 impl Preset {
     pub fn recipe(self) -> Recipe {
         match self {
-            Self::Fast => Recipe { order: Order::Gar, grid: GridKind::Loop },
-            Self::Card => Recipe { order: Order::ActOrder, grid: GridKind::Absmax },
+            Self::Best => {
+                Recipe { order: Order::Gar, grid: GridKind::Loop, target: Target::Residual, rounds: 2 }
+            }
+            Self::Fast => Recipe { order: Order::Gar, grid: GridKind::Loop, ..Recipe::NEAREST },
+            Self::Card => Recipe { order: Order::ActOrder, ..Recipe::NEAREST },
         }
     }
 }
 
 impl Recipe {
     /// Rounding to nearest: no column makes up for another.
-    pub const NEAREST: Self = Self { order: Order::File, grid: GridKind::Absmax };
+    pub const NEAREST: Self =
+        Self { order: Order::File, grid: GridKind::Absmax, target: Target::None, rounds: 0 };
 
     /// The preset that this is, if it is one.
     pub fn preset(&self) -> Option<Preset> {
@@ -87,7 +114,12 @@ impl Recipe {
 
     /// All choices by name, to tell recipes apart.
     pub fn to_json(&self) -> Value {
-        json!({"order": self.order.name(), "grid": self.grid.name()})
+        json!({
+            "order": self.order.name(),
+            "grid": self.grid.name(),
+            "target": self.target.name(),
+            "rounds": self.rounds,
+        })
     }
 }
 
@@ -114,6 +146,7 @@ mod tests {
     fn choices_and_names_belong_together() {
         each_name_is_found::<Order>();
         each_name_is_found::<GridKind>();
+        each_name_is_found::<Target>();
         each_name_is_found::<Preset>();
     }
 

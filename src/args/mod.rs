@@ -13,7 +13,7 @@ use clap_complete::Shell;
 
 pub use bench::{
     AgreementBenchArgs, BenchArgs, BenchVerb, DecodeBenchArgs, LoadBenchArgs, MatmulBenchArgs,
-    PrefillBenchArgs, QualityBenchArgs, QuantizeBenchArgs, ServeBenchArgs,
+    PrefillBenchArgs, QualityBenchArgs, QuantizeBenchArgs, ReferenceBenchArgs, ServeBenchArgs,
 };
 pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};
 pub use serve::{OpenRouteArg, ServeArgs};

@@ -93,7 +93,8 @@ plan.toml:
   name = \"main\"
   bits = 4
   group_size = 128      # -1 for none
-  # damp_percent = 0.1, sym = true, format = \"gptq\", preset = \"fast\", order = \"act-order\", grid = \"loop\"")]
+  # damp_percent = 0.1, sym = true, format = \"gptq\", preset = \"best\", order = \"act-order\", grid = \"loop\",
+  # target = \"residual\", rounds = 2")]
 pub struct BranchesArgs {
     /// Model folder, hub id, or hub-id:branch
     pub model: String,
@@ -147,7 +148,7 @@ pub struct OutputArgs {
 }
 
 /// Which text the Hessians see.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct CalibrationArgs {
     /// A .parquet, .jsonl, .json or .txt file (the last three also as .gz or .zst), a folder of them, or
     /// wikitext2[:train|validation|test]

@@ -4,13 +4,14 @@ use anyhow::{Result, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use gptq_kernels::GridKind;
-use gptq_quantizer::recipe::{Named, Order, Preset, Recipe};
+use gptq_quantizer::recipe::{Named, Order, Preset, Recipe, Target};
 
 /// A preset, and single choices that differ from it.
 #[derive(Args, Clone, Debug)]
 pub struct RecipeArgs {
-    /// fast: groups in file order, scales with a sign, searched for. card: what AutoGPTQ 0.4.2 did, as published files
-    /// were made: act-order, scales from the largest weight [default: fast]
+    /// best: the least error. fast: the same order and grids, without the unquantized model's activations and refinement.
+    /// card: what AutoGPTQ 0.4.2 did, as published files were made: act-order, scales from the largest weight
+    /// [default: best]
     #[arg(long, value_parser = named::<Preset>())]
     pub preset: Option<Preset>,
 
@@ -45,6 +46,16 @@ pub struct RecipeArgs {
     /// --grid mse
     #[arg(long)]
     pub mse: bool,
+
+    /// What quantized outputs shall be near to: those of the same input (none), of the unquantized model (asymmetric), or,
+    /// where they are added to it, of its residual stream (residual). The latter two walk the unquantized model too
+    #[arg(long, value_parser = named::<Target>())]
+    pub target: Option<Target>,
+
+    /// Rounds of refinement after the sweep: coordinate descent on codes, then a refit of scales. Kept for those linears
+    /// alone where sequences say so that solving did not see, as is a target
+    #[arg(long, value_name = "N")]
+    pub rounds: Option<usize>,
 }
 
 impl RecipeArgs {
@@ -66,13 +77,20 @@ impl RecipeArgs {
     /// The preset with the choices that were made.
     pub fn recipe(&self) -> Recipe {
         let preset = self.preset.unwrap_or_default().recipe();
-        Recipe { order: self.order().unwrap_or(preset.order), grid: self.grid().unwrap_or(preset.grid) }
+        Recipe {
+            order: self.order().unwrap_or(preset.order),
+            grid: self.grid().unwrap_or(preset.grid),
+            target: self.target.unwrap_or(preset.target),
+            rounds: self.rounds.unwrap_or(preset.rounds),
+        }
     }
 
     /// The same for rounding to nearest, which solves nothing and has nothing to choose but grids.
     pub fn nearest(&self) -> Result<Recipe> {
-        if self.preset.is_some() || self.order().is_some() {
-            bail!("--method rtn: expected neither a preset nor an order of columns, which it has no use for");
+        let solving =
+            [self.preset.is_some(), self.order().is_some(), self.target.is_some(), self.rounds.is_some()];
+        if solving.contains(&true) {
+            bail!("--method rtn: expected no preset, order, target or rounds, which it has no use for");
         }
         Ok(Recipe { grid: self.grid().unwrap_or(Recipe::NEAREST.grid), ..Recipe::NEAREST })
     }

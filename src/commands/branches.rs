@@ -112,17 +112,18 @@ impl<B: Backend> Work<'_, B> {
             None => None,
         };
         let source = Source::check(self.model, self.dir, &files)?;
-        // All branches start from the same embedded tokens; a measurement in between needs the memory more.
-        let tiles = match measuring {
-            None => Some(Tiles::embed(&self.device, &files, &self.calibration.sequences)?),
-            Some(_) => None,
-        };
+        // Branches alike start from the same embedded tokens; a measurement in between needs the memory more.
+        let mut embedded: Option<Tiles<B>> = None;
         for (i, branch) in plan.branches.iter().enumerate() {
             let title = format!("[{}/{}] {}", i + 1, plan.branches.len(), branch.name);
-            let tiles = match &tiles {
-                Some(tiles) => tiles.clone(),
-                None => Tiles::embed(&self.device, &files, &self.calibration.sequences)?,
+            let layout = branch.params().layout();
+            let tiles = match embedded.take().filter(|tiles| tiles.layout() == layout) {
+                Some(tiles) => tiles,
+                None => Tiles::embed(&self.device, &files, &self.calibration.sequences, layout)?,
             };
+            if measuring.is_none() {
+                embedded = Some(tiles.clone());
+            }
             self.make(&title, branch, &source, tiles, measuring.as_ref())
                 .with_context(|| format!("branch {}", branch.name))?;
         }

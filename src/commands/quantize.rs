@@ -80,7 +80,7 @@ impl OnDevice for Quantize<'_> {
             max_shard_size: args.output.max_shard_size,
             stop: stop::on_signals()?,
         };
-        let tiles = Tiles::embed(&device, files, job.sequences)?;
+        let tiles = Tiles::embed(&device, files, job.sequences, params.layout())?;
         let mut log = make(&device, &job, tiles, "quantizing")?;
         if let Some(measuring) = measuring {
             measuring.complete("evaluating", &args.out, &mut log)?;
@@ -208,12 +208,14 @@ fn phase_line(log: &QuantizeLog) -> String {
         .peak_memory
         .map_or(String::new(), |bytes| format!(", at most {:.1} GB on the GPU", bytes as f64 / 1e9));
     format!(
-        "forward {:.1} s, Hessians {:.1} s, factors {:.1} s, sweeps {:.1} s, packing {:.1} s, waiting {:.1} s \
-         (reading {:.1} s and writing {:.1} s beside), in all {:.1} s{peak}",
+        "forward {:.1} s, Hessians {:.1} s, factors {:.1} s, targets {:.1} s, sweeps {:.1} s, refinement {:.1} s, \
+         packing {:.1} s, waiting {:.1} s (reading {:.1} s and writing {:.1} s beside), in all {:.1} s{peak}",
         log.seconds_of(|p| p.forward),
         log.seconds_of(|p| p.hessian),
         log.seconds_of(|p| p.factor),
+        log.seconds_of(|p| p.target),
         log.seconds_of(|p| p.sweep),
+        log.seconds_of(|p| p.refine),
         log.seconds_of(|p| p.pack),
         log.seconds_of(|p| p.wait),
         log.seconds_of(|p| p.read),
@@ -226,8 +228,12 @@ fn print_summary(log: &QuantizeLog, out: &Path) -> Result<()> {
     output::line(format_args!("{:>5}  {:<18} {:>14} {:>8}", "layer", "linear", "loss", "damp"))?;
     for layer in &log.layers {
         for linear in &layer.linears {
+            let kept = linear.held_out.as_ref().map_or(String::new(), |verdict| {
+                let kept = [(verdict.takes_target(), "target"), (verdict.takes_refinement(), "refined")];
+                kept.iter().filter(|(kept, _)| *kept).map(|(_, what)| format!("  {what}")).collect()
+            });
             output::line(format_args!(
-                "{:>5}  {:<18} {:>14.6} {:>8}",
+                "{:>5}  {:<18} {:>14.6} {:>8}{kept}",
                 layer.layer, linear.module, linear.loss, linear.damp_percent
             ))?;
         }
@@ -237,6 +243,16 @@ fn print_summary(log: &QuantizeLog, out: &Path) -> Result<()> {
         output::line(format_args!(
             "layer {layer}, {}: needed damp_percent {} instead of {}",
             linear.module, linear.damp_percent, log.damp_percent
+        ))?;
+    }
+    if let Some(held_out) = &log.held_out {
+        output::line(format_args!(
+            "KL divergence {:.5} nats a token from the checkpoint, top-1 agreement {:.2} %, on {} calibration sequences \
+             that were held out ({} tokens)",
+            held_out.kl_divergence,
+            100.0 * held_out.top1_agreement,
+            held_out.sequences,
+            held_out.tokens
         ))?;
     }
     if let Some(e) = &log.evaluation {

@@ -62,8 +62,10 @@ impl OnDevice for Measure<'_> {
         let params = Branch::new("main".into(), 4, Some(128)).params();
         produce::check_settings(files, &params)?;
         let cpu = Cpu::new();
-        let mut on_cpu = Walk::start(&cpu, files, &params, Tiles::embed(&cpu, files, sequences)?);
-        let mut on_device = Walk::start(&device, files, &params, Tiles::embed(&device, files, sequences)?);
+        let layout = params.layout();
+        let mut on_cpu = Walk::start(&cpu, files, &params, Tiles::embed(&cpu, files, sequences, layout)?);
+        let tiles = Tiles::embed(&device, files, sequences, layout)?;
+        let mut on_device = Walk::start(&device, files, &params, tiles);
         let layers = files.config.num_hidden_layers;
         let mut progress = Progress::start("comparing", layers as u64);
         let layers = std::thread::scope(|scope| {
