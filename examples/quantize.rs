@@ -12,6 +12,7 @@ use gptq_kernels::Cpu;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::produce::{Job, Source, produce};
+use gptq_quantizer::recipe::Preset;
 use gptq_quantizer::sequential::Tiles;
 use gptq_runtime::model::{Model, ModelFiles};
 use gptq_runtime::perplexity::{Baseline, evaluate};
@@ -31,14 +32,8 @@ fn main() -> anyhow::Result<()> {
     // Checkpoint to artifact.
     let device = Cpu::new();
     let files = ModelFiles::open(dir)?;
-    let quant = QuantConfig {
-        bits: 4,
-        group_size: Some(64),
-        act_order: true,
-        damp_percent: 0.1,
-        ..QuantConfig::default()
-    };
-    let params = GptqParams { quant, method: Method::Gptq, mse: false, f16_scales: true };
+    let quant = QuantConfig { bits: 4, group_size: Some(64), damp_percent: 0.1, ..QuantConfig::default() };
+    let params = GptqParams::new(quant, Method::Gptq, Preset::default().recipe());
     let source = Source::check(model, dir, &files)?;
     let job = Job {
         source: &source,
@@ -51,7 +46,7 @@ fn main() -> anyhow::Result<()> {
         max_shard_size: None,
         stop: &AtomicBool::new(false),
     };
-    let tiles = Tiles::embed(&device, &files, &sequences)?;
+    let tiles = Tiles::embed(&device, &files, &sequences, params.layout())?;
     let log = produce(&device, &job, tiles, &mut |_| {})?;
     println!("total loss {:.4} in {:.1} s", log.total_loss(), log.seconds);
 

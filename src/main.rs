@@ -55,6 +55,7 @@ fn run(verb: Option<Verb>) -> anyhow::Result<ExitCode> {
         Some(Verb::Bench(args)) => match args.what {
             BenchVerb::Quantize(args) => commands::bench::quantize::run(&args)?,
             BenchVerb::Quality(args) => commands::bench::quality::run(&args)?,
+            BenchVerb::Reference(args) => commands::bench::reference::run(&args)?,
             BenchVerb::Agreement(args) => commands::bench::agreement::run(&args)?,
             BenchVerb::Decode(args) => commands::bench::decode::run(&args)?,
             BenchVerb::Prefill(args) => commands::bench::prefill::run(&args)?,

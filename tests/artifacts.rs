@@ -32,32 +32,34 @@ const fn case(
     Case { options, plan, bits, group_size, offset }
 }
 
-const ACT_ORDER: Case = case("--no-static-groups", "bits = 4", 4, 128, 1);
-const PLAIN: &str = "--no-act-order";
+const ACT_ORDER: Case = case("--order act-order", "bits = 4", 4, 128, 1);
+const PLAIN: &str = "--order file";
 
 /// Cases that are one file with bias tensors, as `table` predicts them.
 const ONE_FILE: [Case; 6] = [
     ACT_ORDER,
     case(
-        "--no-static-groups --group-size 32 --asym --checkpoint-format gptq_v2",
+        "--order act-order --group-size 32 --asym --checkpoint-format gptq_v2",
         "bits = 4\ngroup_size = 32\nsym = false\nformat = \"gptq_v2\"",
         4,
         32,
         0,
     ),
-    case("--bits 8 --group-size -1", "bits = 8\ngroup_size = -1", 8, usize::MAX, 1),
+    case("--bits 8 --group-size -1", "bits = 8\norder = \"gar\"\ngroup_size = -1", 8, usize::MAX, 1),
     case(
-        "--no-static-groups --bits 3 --group-size 64 --asym",
+        "--order act-order --bits 3 --group-size 64 --asym",
         "bits = 3\ngroup_size = 64\nsym = false",
         3,
         64,
         1,
     ),
-    case("--no-static-groups --bits 2 --group-size 32", "bits = 2\ngroup_size = 32", 2, 32, 1),
-    case("--group-size 64", "bits = 4\nstatic_groups = true\ngroup_size = 64", 4, 64, 1),
+    case("--order act-order --bits 2 --group-size 32", "bits = 2\ngroup_size = 32", 2, 32, 1),
+    case("--group-size 64", "bits = 4\norder = \"gar\"\ngroup_size = 64", 4, 64, 1),
 ];
 
-const OTHERS: [Case; 3] = [
+const OTHERS: [Case; 5] = [
+    case("--order static-groups", "", 4, 128, 1),
+    case("--preset card --order gar", "", 4, 128, 1),
     case("--no-bias", "", 4, 128, 1),
     case("--max-shard-size 2MB", "", 4, 128, 1),
     case(PLAIN, "", 4, 128, 1),
@@ -163,7 +165,7 @@ fn an_independent_reader_of_the_format_gets_the_same_logits() {
 fn groups_and_zero_points_are_laid_out_as_other_readers_expect() {
     for case in ONE_FILE.iter().chain(&OTHERS) {
         let mut folder = ModelFolder::read(&artifact(case.options));
-        let contiguous = !case.options.contains("--no-static-groups");
+        let contiguous = !case.options.contains("--order act-order");
         // What the files say of the order is true, so that nobody refuses or misreads them.
         let own: Value =
             serde_json::from_slice(&fs::read(artifact(case.options).join("quantize_config.json")).unwrap())

@@ -124,10 +124,10 @@ fn inspect_tells_a_sound_artifact_from_a_damaged_one() {
     assert_eq!((&report["sound"], &report["tensors"]), (&json!(true), &json!(11 + 28 * 5)));
     let text = run(gptq("inspect").arg(artifact(""))).ok();
     assert!(
-        text.contains("static groups") && !text.contains("no, "),
+        text.contains("groups in file order") && !text.contains("no, "),
         "every program loads what is made by default"
     );
-    let text = run(gptq("inspect").arg(artifact("--no-static-groups"))).ok();
+    let text = run(gptq("inspect").arg(artifact("--order act-order"))).ok();
     assert!(text.contains("act-order") && text.contains("no, refuses desc_act with groups"), "{text}");
     assert_eq!(run(gptq("inspect").arg(demo()).arg("--json")).json()["quantization"], Value::Null);
     let unsound = |name: &str, tensor: &str, damage: &dyn Fn(&mut Vec<u8>)| {
@@ -265,7 +265,7 @@ fn branches_of_a_plan_are_made_measured_and_listed() {
         dataset::load(&demo_text("test").parse().unwrap(), &DatasetRoots::from_env().unwrap()).unwrap();
     fs::write(&text, &rows.join(Join::Raw).unwrap()[..12_000]).unwrap();
     let branches = "[[branch]]\nname = \"main\"\nbits = 4\n[[branch]]\nbits = 8\ngroup_size = -1\n\
-                    [[branch]]\nname = \"everybody\"\nbits = 4\nstatic_groups = true\n";
+                    [[branch]]\nname = \"everybody\"\nbits = 4\norder = \"gar\"\n";
     fs::write(&plan, branches).unwrap();
     let mut command = gptq("branches");
     command
@@ -285,7 +285,7 @@ fn branches_of_a_plan_are_made_measured_and_listed() {
         for key in ["branch", "size_bytes", "act_order", "engines"] {
             assert_eq!(row[key], predicted[key], "{key}");
         }
-        assert_eq!(row["act_order"], true, "as it was solved, whatever the files' desc_act says: {row}");
+        assert_eq!(row["act_order"], row["branch"] != "everybody", "as its columns were solved: {row}");
         assert!(row["perplexity"].as_f64().unwrap() > row["baseline_perplexity"].as_f64().unwrap(), "{row}");
     }
     assert!(
@@ -294,7 +294,7 @@ fn branches_of_a_plan_are_made_measured_and_listed() {
     );
     let alike = fs::read(out.join("main/model.safetensors")).unwrap();
     assert!(
-        alike == fs::read(artifact("--no-static-groups").join("model.safetensors")).unwrap(),
+        alike == fs::read(artifact("--order act-order").join("model.safetensors")).unwrap(),
         "as `quantize` makes it"
     );
     let mut again = gptq("branches");
@@ -306,8 +306,7 @@ fn branches_of_a_plan_are_made_measured_and_listed() {
         .arg(&plan)
         .args(["--dataset", &demo_text("train")]);
     let shown = run(again.args(words("--samples 4 --seq-len 128 --resume"))).ok();
-    let expected =
-        "not for vLLM 0.33, lmdeploy: refuses desc_act with groups; static_groups = true in a plan";
+    let expected = "not for vLLM 0.33, lmdeploy: refuses desc_act with groups; order = \"gar\" in a plan";
     assert!(shown.contains(expected) && shown.contains("(main)"), "{shown}");
 }
 
@@ -317,9 +316,9 @@ fn quantize_says_who_will_not_load_the_result_and_what_changes_it() {
     let shown = |name: &str, options: &str| run(&mut quantize(&demo(), &work.join(name), options)).ok();
     let all = shown("default", "--samples 2 --seq-len 64");
     assert!(!all.contains("not for"), "{all}");
-    let some = shown("act-order", "--samples 2 --seq-len 64 --no-static-groups");
+    let some = shown("act-order", "--samples 2 --seq-len 64 --order act-order");
     assert!(
-        some.contains("not for vLLM 0.33, lmdeploy: refuses desc_act with groups; --static-groups"),
+        some.contains("not for vLLM 0.33, lmdeploy: refuses desc_act with groups; --order gar"),
         "{some}"
     );
     let asymmetric = shown("asym", "--method rtn --asym");

@@ -23,7 +23,7 @@ struct Artifact {
 
 impl Artifact {
     fn new(name: &str) -> Self {
-        Self::of(name, &artifact("--group-size 64 --no-act-order"))
+        Self::of(name, &artifact("--group-size 64 --order file"))
     }
 
     fn of(name: &str, source: &Path) -> Self {
@@ -134,7 +134,7 @@ fn a_format_that_the_zero_points_contradict_is_refused() {
 /// One subtraction a word is how v1 has been written since 2024.
 #[test]
 fn asymmetric_zero_points_are_the_same_in_both_formats_whatever_borrows() {
-    let source = artifact("--group-size 64 --no-act-order --asym --checkpoint-format gptq_v2");
+    let source = artifact("--group-size 64 --order file --asym --checkpoint-format gptq_v2");
     let with_zeros = |name: &str| {
         Artifact::of(name, &source).change(".qzeros", |t| {
             // Every third zero point becomes 0.
@@ -153,7 +153,7 @@ fn asymmetric_zero_points_are_the_same_in_both_formats_whatever_borrows() {
 #[test]
 fn linears_that_are_dense_or_of_another_width_are_read_beside_the_others() {
     let (four, eight) =
-        (artifact("--group-size 64 --no-act-order"), artifact("--bits 8 --group-size 64 --no-act-order"));
+        (artifact("--group-size 64 --order file"), artifact("--bits 8 --group-size 64 --order file"));
     let wider = ModelFolder::read(&eight);
     let source = ModelFolder::read(&demo());
     let mut mixed = Artifact::of("mixed-widths", &four);

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use gptq_kernels::packing::{PackedLinear, pack_zeros};
-use gptq_kernels::{Backend, Cpu, Device, Dtype, Hessian, HostTensor, Quantized};
+use gptq_kernels::{Backend, Cpu, Device, Dtype, GridKind, Hessian, HostTensor, Quantized};
 use gptq_quantizer::gptq::{self, GptqParams, Method, StageWeights, solve};
+use gptq_quantizer::moments::Evidence;
+use gptq_quantizer::recipe::{Order, Preset, Recipe};
 use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -25,6 +27,12 @@ fn cases() -> Vec<Value> {
 
 fn params(case: &Value) -> GptqParams {
     let flag = |key: &str| case[key].as_bool().unwrap();
+    let grid = if flag("mse") { GridKind::Mse } else { GridKind::Absmax };
+    let order = match (flag("act_order"), flag("static_groups")) {
+        (true, true) => Order::StaticGroups,
+        (true, false) => Order::ActOrder,
+        (false, _) => Order::File,
+    };
     GptqParams {
         quant: QuantConfig {
             bits: case["bits"].as_u64().unwrap() as u32,
@@ -38,7 +46,7 @@ fn params(case: &Value) -> GptqParams {
             ..QuantConfig::default()
         },
         method: Method::Gptq,
-        mse: flag("mse"),
+        recipe: Recipe { order, grid, ..Preset::Card.recipe() },
         f16_scales: false,
     }
 }
@@ -49,9 +57,14 @@ struct OnHost {
     loss: f64,
 }
 
-fn solved<B: Backend>(backend: &B, weight: &HostTensor, hessian: &B::Matrix, params: &GptqParams) -> OnHost {
+fn solved<B: Backend>(
+    backend: &B,
+    weight: &HostTensor,
+    evidence: &Evidence<B>,
+    params: &GptqParams,
+) -> OnHost {
     let weights = StageWeights::read(backend, std::slice::from_ref(weight), &[]).unwrap();
-    let solved = solve(backend, weights, Some(hessian), params).unwrap();
+    let solved = solve(backend, &weights, Some(evidence), params).unwrap();
     OnHost { loss: gptq::loss(&solved.losses, 1), packed: backend.collect(solved.packed).unwrap() }
 }
 
@@ -76,6 +89,7 @@ fn codes_and_loss_agree_with_the_reference() {
     let cpu = Cpu::new();
     let mut hessian = cpu.hessian(IN).unwrap();
     cpu.accumulate(&mut hessian, &cpu.tensor(values.clone(), (TOKENS, IN)).unwrap()).unwrap();
+    let evidence = Evidence::of(hessian);
     let cases = cases();
     let compared: Vec<_> = cases.iter().filter(|case| comparable(case)).collect();
     assert_eq!(compared.len(), 14);
@@ -84,7 +98,7 @@ fn codes_and_loss_agree_with_the_reference() {
         let bytes = std::fs::read(support::golden(&format!("gptq/{name}.safetensors"))).unwrap();
         let expected = SafeTensors::deserialize(&bytes).unwrap();
         let params = params(case);
-        let solved = solved(&cpu, &weight, &hessian, &params);
+        let solved = solved(&cpu, &weight, &evidence, &params);
         let mut codes = expected.tensor("codes").unwrap().data().to_vec();
         let (loss, mut reference) = (solved.loss, case["loss"].as_f64().unwrap());
         if params.quant.sym {
@@ -132,6 +146,7 @@ fn a_card_finds_the_codes_of_the_cpu() {
     cpu.accumulate(&mut on_cpu, &cpu.tensor(input.clone(), (TOKENS, IN)).unwrap()).unwrap();
     let mut on_card = card.hessian(IN).unwrap();
     card.accumulate(&mut on_card, &card.tensor(input, (TOKENS, IN)).unwrap()).unwrap();
+    let (on_cpu, on_card) = (Evidence::of(on_cpu), Evidence::of(on_card));
     for case in cases() {
         for f16_scales in [false, true] {
             let name = case["case"].as_str().unwrap();

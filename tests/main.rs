@@ -16,6 +16,7 @@ mod on_a_card;
 mod paper;
 mod program;
 mod quality;
+mod recipe;
 mod refusals;
 mod serve;
 mod streams;

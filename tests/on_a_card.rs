@@ -178,7 +178,7 @@ fn logits_agree(card: &Cuda, artifact: &Path, sizes: (usize, usize), kv_dtype: K
 }
 
 /// Groups scattered over the inputs, as in published files.
-const ACT_ORDER: &str = "--no-static-groups";
+const ACT_ORDER: &str = "--order act-order";
 
 /// One number of rows for each way that a card has of multiplying, and one that fills up a recorded step.
 const SIZES: [(usize, usize); 5] = [(5, 1), (12, 8), (40, 12), (128, 64), (200, 100)];
@@ -188,7 +188,7 @@ const SIZES: [(usize, usize); 5] = [(5, 1), (12, 8), (40, 12), (128, 64), (200, 
 fn a_card_has_the_logits_of_the_cpu() {
     let card = Cuda::new(0, Dtype::F16, None).unwrap();
     for options in
-        [ACT_ORDER, "--group-size 32 --asym", "--no-act-order", "--bits 8 --group-size -1", "--bits 3"]
+        [ACT_ORDER, "--group-size 32 --asym", "--order file", "--bits 8 --group-size -1", "--bits 3"]
     {
         // As for every product in 16 bits.
         SIZES.iter().for_each(|sizes| logits_agree(&card, &artifact(options), *sizes, KvDtype::Auto, 5e-4));
@@ -253,7 +253,7 @@ fn gaps(model: &Model<Cpu>, ids: &[u32]) -> Vec<f32> {
 #[test]
 #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn a_card_chooses_the_tokens_of_the_cpu_where_the_choice_is_clear() {
-    for options in [ACT_ORDER, "--group-size 32 --no-act-order", "--bits 8 --group-size -1"] {
+    for options in [ACT_ORDER, "--group-size 32 --order file", "--bits 8 --group-size -1"] {
         let files = ModelFiles::open(&artifact(options)).unwrap();
         let on_cpu = Model::load(Cpu::new(), &files).unwrap();
         let on_card = Model::load(Cuda::new(0, Dtype::F16, None).unwrap(), &files).unwrap();

@@ -2,6 +2,7 @@
 
 use faer::linalg::solvers::DenseSolveCore;
 use faer::{Mat, Side};
+use gptq_kernels::GridKind;
 use gptq_quantizer::gptq::GptqParams;
 
 /// Which range a symmetric grid gets where all weights are positive.
@@ -82,7 +83,8 @@ impl<'a> Paper<'a> {
             let code = |w: f64| ((w / scale).round_ties_even() + middle).clamp(0.0, max_code);
             weights.iter().map(|w| ((code(*w) - middle) * scale - w).abs().powf(2.4)).sum::<f64>()
         };
-        let shrunk = (1..if self.params.mse { 80 } else { 1 }).map(|i| whole * (1.0 - i as f64 / 100.0));
+        let shrunk = (1..if self.params.recipe.grid == GridKind::Mse { 80 } else { 1 })
+            .map(|i| whole * (1.0 - i as f64 / 100.0));
         shrunk.fold((error(whole), whole), |best, s| if error(s) < best.0 { (error(s), s) } else { best }).1
     }
 }

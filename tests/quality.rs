@@ -16,7 +16,7 @@ fn gptq_loses_less_than_rounding_to_nearest() {
     let fp16 = perplexity(&demo());
     let rtn = perplexity(&artifact("--bits 3 --method rtn"));
     let gptq = perplexity(&artifact(calibration));
-    let in_order = perplexity(&artifact(&format!("{calibration} --no-act-order")));
+    let in_order = perplexity(&artifact(&format!("{calibration} --order file")));
     println!(
         "perplexity: fp16 {fp16:.3}, 3-bit rtn {rtn:.3}, gptq {gptq:.3}, without act-order {in_order:.3}"
     );
@@ -56,8 +56,7 @@ fn perplexity_on_wikitext_agrees_with_independent_implementations() {
     near("GPTQModel's artifact", measured(&gptqmodel), 29.38, 0.03);
     near("rounded to nearest", quantized("rtn", "--method rtn"), 30.74, 0.05);
     // The reference has 29.368 and 29.537; the rest is room for sums in another order.
-    below("act-order", quantized("act-order", "--no-static-groups"), 29.40);
-    // As it is by default; the reference has 29.414.
-    below("static groups", quantized("default", ""), 29.45);
-    below("without act-order", quantized("in-order", "--no-act-order"), 29.57);
+    below("act-order", quantized("act-order", "--preset card"), 29.40);
+    below("static groups", quantized("static", "--preset card --order static-groups"), 29.45);
+    below("without act-order", quantized("in-order", "--preset card --order file"), 29.57);
 }

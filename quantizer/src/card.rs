@@ -56,9 +56,11 @@ fn parameters(log: &QuantizeLog) -> String {
         ("Bits", log.bits.to_string()),
         ("Group size", group),
         ("Act order", yes(log.act_order)),
-        ("Static groups", yes(log.static_groups)),
         ("Symmetric", yes(log.sym)),
-        ("Grid search (mse)", yes(log.mse)),
+        ("Order of columns", log.recipe.order.clone()),
+        ("Grids", log.recipe.grid.clone()),
+        ("Target", log.recipe.target.clone()),
+        ("Rounds of refinement", log.recipe.rounds.to_string()),
         ("Damp percent", log.damp_percent.to_string()),
         ("Checkpoint format", log.checkpoint_format.clone()),
     ];
@@ -137,7 +139,8 @@ fn yes(flag: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{CalibrationRecord, Protocol};
+    use crate::recipe::Preset;
+    use crate::record::{CalibrationRecord, Protocol, RecipeRecord};
 
     #[test]
     fn a_card_names_parameters_calibration_and_the_protocol_of_its_figures() {
@@ -151,7 +154,7 @@ mod tests {
             act_order: true,
             sym: true,
             static_groups: false,
-            mse: false,
+            recipe: RecipeRecord::from(&Preset::Card.recipe()),
             damp_percent: 0.1,
             checkpoint_format: "gptq".into(),
             calibration: Some(CalibrationRecord {

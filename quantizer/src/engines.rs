@@ -44,7 +44,7 @@ pub struct Verdict {
 /// A setting of `quantize` or of a plan that lets more programs load the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Remedy {
-    StaticGroups,
+    FileGroups,
     Symmetric,
     FirstFormat,
     FourBits,
@@ -202,7 +202,7 @@ impl Engine {
         }
         match facts {
             f if f.desc_act && f.group_size.is_some() && !self.act_order => {
-                because("refuses desc_act with groups", Some(Remedy::StaticGroups))
+                because("refuses desc_act with groups", Some(Remedy::FileGroups))
             }
             f if !f.sym && !self.asymmetric => because("reads symmetric grids only", Some(Remedy::Symmetric)),
             f if f.format == CheckpointFormat::GptqV2 && !self.second_format => {
@@ -221,9 +221,9 @@ impl Engine {
 impl Remedy {
     fn advice(self, place: Place) -> &'static str {
         let (flags, plan) = match self {
-            Self::StaticGroups => (
-                "--static-groups writes groups in file order, with about the same accuracy",
-                "static_groups = true in a plan writes groups in file order, with about the same accuracy",
+            Self::FileGroups => (
+                "--order gar writes groups in file order, with the same accuracy",
+                "order = \"gar\" in a plan writes groups in file order, with the same accuracy",
             ),
             Self::Symmetric => ("--sym changes that", "sym = true in a plan changes that"),
             Self::FirstFormat => {

@@ -10,16 +10,20 @@ pub mod card;
 pub mod engines;
 mod error;
 pub mod gptq;
+pub mod guard;
 pub mod inspect;
+pub mod layer_loss;
+pub mod moments;
 mod order;
 pub mod plan;
 pub mod produce;
+pub mod recipe;
 pub mod record;
 pub mod sequential;
 pub mod table;
 
 /// Version of the arithmetic, to be raised by every change after which equal inputs may end in other bytes or figures. No
 /// run goes on with what another version began.
-pub const NUMERICS: u32 = 1;
+pub const NUMERICS: u32 = 2;
 
 pub use error::{Error, Result};

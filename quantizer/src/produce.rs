@@ -11,15 +11,20 @@ use std::time::Instant;
 use gptq_kernels::Backend;
 use gptq_runtime::layout::{self, Stage};
 use gptq_runtime::model::ModelFiles;
+use serde_json::{Value, json};
 
 use crate::artifact::{self, ArtifactLayout, ArtifactWriter, Begun, Fingerprint, OutMode};
 use crate::card;
 use crate::engines;
 use crate::gptq::{self, GptqParams, Method};
-use crate::record::{CalibrationRecord, LOG_FILE, LayerRecord, QuantizeLog};
+use crate::recipe::Preset;
+use crate::record::{AgreementRecord, CalibrationRecord, LOG_FILE, LayerRecord, QuantizeLog, RecipeRecord};
 use crate::sequential::{Reader, SolvedLayer, Tiles, Walk};
 use crate::{Error, Result};
 use tensors::{artifact_specs, outer_tensors, restore, write_copy, write_norms, write_stage};
+
+/// Name and version, as GPTQModel writes its own.
+const QUANTIZER: &str = concat!("gptq:", env!("CARGO_PKG_VERSION"));
 
 /// A checkpoint that can be quantized: nothing is missing, and every weight is a finite number.
 pub struct Source<'a> {
@@ -107,7 +112,8 @@ pub fn produce<B: Backend>(
     let layout =
         ArtifactLayout::new(artifact_specs(job), &artifact::metadata(&job.params.quant), job.max_shard_size);
     let written = engines::as_written(&files.config, &job.params.quant);
-    let side_files = artifact::side_files(job.source.dir, &files.config, &written, job.source.model)?;
+    let side_files =
+        artifact::side_files(job.source.dir, &files.config, &written, job.source.model, meta(job))?;
     let settings = settings::fingerprint(backend, job, &side_files)?;
     let (writer, records) = match artifact::begin(job.out, layout, &settings, job.mode)? {
         Begun::Writing(writer, records) => (*writer, records),
@@ -123,13 +129,17 @@ pub fn produce<B: Backend>(
         walk.skip_layer(layer, &restore(&writer, job, layer)?)?;
     }
     let (mut writer, records) = solve_and_write(backend, job, &mut walk, writer, records, on_event)?;
+    let agreement = walk.agreement()?;
     drop(walk);
     for spec in outer_tensors(job) {
         write_copy(&writer, job, &spec)?;
     }
     let seconds = started.elapsed().as_secs_f64();
     let peak = backend.memory()?.map(|memory| memory.peak);
-    let log = log(job, B::name(backend), records, &settings, (seconds, peak));
+    let log = QuantizeLog {
+        held_out: agreement.map(AgreementRecord::from),
+        ..log(job, B::name(backend), records, &settings, (seconds, peak))
+    };
     for (name, bytes) in &side_files {
         writer.add_file(name, bytes)?;
     }
@@ -140,6 +150,12 @@ pub fn produce<B: Backend>(
 }
 
 impl Job<'_> {
+    /// Sequences that stages are solved with.
+    fn solved_sequences(&self) -> usize {
+        let count = self.sequences.len();
+        count - self.params.layout().held_out(count)
+    }
+
     fn check_stop(&self, done: usize) -> Result<()> {
         let layers = self.source.files.config.num_hidden_layers;
         match self.stop.load(Ordering::Relaxed) && done < layers {
@@ -171,7 +187,7 @@ fn solve_and_write<B: Backend>(
             let on_stage = &mut |stage| on_event(Event::Solving { layer, stage });
             let mut solved = walk.solve_layer(layer, &reader, None, on_stage)?;
             solved.phases.wait += waited;
-            let sequences = job.sequences.len();
+            let sequences = job.solved_sequences();
             let loss = solved.stages.iter().map(|stage| gptq::loss(&stage.losses, sequences)).sum();
             on_event(Event::Done { layer, loss });
             let sending = Instant::now();
@@ -210,6 +226,14 @@ fn write_all<B: Backend>(
     Ok((writer, records))
 }
 
+/// How the codes were found, in the place that GPTQModel has for it. Published files of the card have none, and AutoGPTQ
+/// 0.4.2 refuses keys that it does not know.
+fn meta(job: &Job) -> Option<Value> {
+    let GptqParams { method, recipe, .. } = job.params;
+    let meta = || json!({"quantizer": [QUANTIZER], "recipe": recipe.to_json()});
+    (*method == Method::Gptq && recipe.preset() != Some(Preset::Card)).then(meta)
+}
+
 /// The output must not hold the source, which replacing it would delete.
 fn refuse_source(job: &Job) -> Result<()> {
     let whole = |path: &Path| path.canonicalize().ok();
@@ -229,7 +253,7 @@ fn log(
     settings: &Fingerprint,
     (seconds, peak_memory): (f64, Option<usize>),
 ) -> QuantizeLog {
-    let GptqParams { quant, method, mse, .. } = job.params;
+    let GptqParams { quant, method, recipe, .. } = job.params;
     QuantizeLog {
         made_by: concat!("gptq ", env!("CARGO_PKG_VERSION")).into(),
         model: job.source.model.into(),
@@ -240,13 +264,14 @@ fn log(
         act_order: quant.act_order,
         sym: quant.sym,
         static_groups: quant.static_groups,
-        mse: *mse,
+        recipe: RecipeRecord::from(recipe),
         damp_percent: quant.damp_percent,
         checkpoint_format: quant.format.name().into(),
         calibration: job.calibration.cloned(),
         seconds,
         peak_memory,
         layers,
+        held_out: None,
         settings: settings.to_json(),
         evaluation: None,
     }

@@ -6,7 +6,9 @@ use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::sequential::Phases;
+use crate::guard::Verdict;
+use crate::recipe::{Named, Recipe};
+use crate::sequential::{Agreement, Phases};
 use crate::{Error, Result};
 
 /// The log's file name.
@@ -29,7 +31,8 @@ pub struct QuantizeLog {
     pub act_order: bool,
     pub sym: bool,
     pub static_groups: bool,
-    pub mse: bool,
+    #[serde(default)]
+    pub recipe: RecipeRecord,
     /// As asked for; see each linear for what was used.
     pub damp_percent: f64,
     pub checkpoint_format: String,
@@ -41,12 +44,42 @@ pub struct QuantizeLog {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_memory: Option<usize>,
     pub layers: Vec<LayerRecord>,
+    /// `None` where the recipe has no use for the unquantized model's activations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<AgreementRecord>,
     /// Everything that decides the artifact's bytes: a later run with the same settings makes the same.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub settings: Value,
     /// Where the artifact was measured after it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<EvaluationRecord>,
+}
+
+/// How columns were solved, by the names of [`crate::recipe::Named`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+pub struct RecipeRecord {
+    /// `None` where single choices differ from every preset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
+    pub order: String,
+    pub grid: String,
+    #[serde(default)]
+    pub target: String,
+    #[serde(default)]
+    pub rounds: usize,
+}
+
+impl From<&Recipe> for RecipeRecord {
+    fn from(recipe: &Recipe) -> Self {
+        let preset = recipe.preset().map(|preset| preset.name().into());
+        Self {
+            preset,
+            order: recipe.order.name().into(),
+            grid: recipe.grid.name().into(),
+            target: recipe.target.name().into(),
+            rounds: recipe.rounds,
+        }
+    }
 }
 
 /// Which tokens the Hessians saw.
@@ -74,10 +107,30 @@ pub struct LayerRecord {
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct LinearRecord {
     pub module: String,
-    /// Damped objective, `sum ((w - q) / U_ii)^2 / 2` with H = 2 / sequences * X X^T.
+    /// Damped objective, `sum ((w - q) / U_ii)^2 / 2` with H = 2 / sequences * X X^T, as the sweep left it.
     pub loss: f64,
     /// What the factorization needed: as asked for, or more.
     pub damp_percent: f64,
+    /// What tokens said that solving did not see, where some were held out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<Verdict>,
+}
+
+/// How near the quantized model is to its checkpoint, for calibration sequences that solving did not see.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct AgreementRecord {
+    pub sequences: usize,
+    pub tokens: usize,
+    /// From the checkpoint, nats a token.
+    pub kl_divergence: f64,
+    pub top1_agreement: f64,
+}
+
+impl From<Agreement> for AgreementRecord {
+    fn from(agreement: Agreement) -> Self {
+        let Agreement { sequences, tokens, kl_divergence, top1_agreement } = agreement;
+        Self { sequences, tokens, kl_divergence, top1_agreement }
+    }
 }
 
 /// A measurement with its protocol.

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::artifact::{ArtifactLayout, metadata};
 use crate::engines::{self, Facts, Verdict};
 use crate::plan::Plan;
+use crate::recipe::Preset;
 use crate::record::{EvaluationRecord, QuantizeLog};
 use crate::{Error, Result};
 
@@ -61,7 +62,7 @@ pub fn predict(config: &ModelConfig, plan: &Plan, dataset: &str, seq_len: usize)
 }
 
 /// The table of the artifacts in a folder: each is a folder with a quantization config. Branches of the card
-/// come in the card's order, others after them by name.
+/// come in the card's order, then the portable ones, others after them by name.
 pub fn measure(dir: &Path) -> Result<Vec<Row>> {
     let entries = fs::read_dir(dir).map_err(Error::io(dir))?;
     let mut rows = Vec::new();
@@ -81,9 +82,9 @@ pub fn measure(dir: &Path) -> Result<Vec<Row>> {
             problem: "expected folders of artifacts, got none".into(),
         });
     }
-    let card = Plan::card();
-    let place =
-        |row: &Row| card.branches.iter().position(|b| b.name == row.branch).unwrap_or(card.branches.len());
+    let plans = [Plan::card(Preset::default()), Plan::portable(Preset::default())];
+    let known: Vec<_> = plans.iter().flat_map(|plan| &plan.branches).map(|branch| &branch.name).collect();
+    let place = |row: &Row| known.iter().position(|name| **name == row.branch).unwrap_or(known.len());
     rows.sort_by_key(|row| (place(row), row.branch.clone()));
     Ok(rows)
 }
@@ -305,7 +306,7 @@ mod tests {
     #[test]
     fn the_published_sizes_are_reproduced() {
         let config = ModelConfig::preset("causallm-7b").unwrap();
-        let rows = predict(&config, &Plan::card(), "wikitext", 8192).unwrap();
+        let rows = predict(&config, &Plan::card(Preset::default()), "wikitext", 8192).unwrap();
         let sizes: Vec<_> = rows.iter().map(|row| human_size(row.size_bytes)).collect();
         assert_eq!(sizes, ["5.86 GB", "6.24 GB", "8.98 GB", "9.13 GB", "9.58 GB", "5.99 GB"]);
         assert_eq!((rows[0].elements, rows[0].tensors), (2_113_843_200, 1187));
@@ -316,7 +317,7 @@ mod tests {
     #[test]
     fn markdown_has_the_card_s_columns_and_a_row_a_branch() {
         let config = ModelConfig::preset("causallm-7b").unwrap();
-        let text = to_markdown(&predict(&config, &Plan::card(), "wikitext", 8192).unwrap());
+        let text = to_markdown(&predict(&config, &Plan::card(Preset::default()), "wikitext", 8192).unwrap());
         let lines: Vec<_> = text.lines().collect();
         let loads = lines.iter().position(|line| line.is_empty()).unwrap();
         assert_eq!(loads, 8);
@@ -334,7 +335,7 @@ mod tests {
     #[test]
     fn a_bar_in_a_dataset_s_name_does_not_add_a_column() {
         let config = ModelConfig::preset("causallm-7b").unwrap();
-        let text = to_markdown(&predict(&config, &Plan::card(), "a|b", 8192).unwrap());
+        let text = to_markdown(&predict(&config, &Plan::card(Preset::default()), "a|b", 8192).unwrap());
         assert!(text.contains("| a\\|b |"), "{text}");
     }
 }

@@ -2,8 +2,13 @@
 
 use clap::{Args, Subcommand};
 
+use gptq_quantizer::recipe::{Named, Preset};
+
 use super::quantize::CalibrationArgs;
-use super::values::{DeviceArgs, KvCacheArgs, KvDtypeArg};
+use super::recipe::named;
+use super::values::{
+    DeviceArgs, GroupSize, JoinArg, KvCacheArgs, KvDtypeArg, parse_bits, parse_damp, parse_group_size,
+};
 
 /// Measure this machine and how near the program comes to it
 ///
@@ -12,7 +17,8 @@ use super::values::{DeviceArgs, KvCacheArgs, KvDtypeArg};
 #[command(after_help = "Examples:
   gptq bench quantize
   gptq bench quantize ./model --dataset wikitext2:validation --samples 64 --seq-len 1024
-  gptq bench quality causallm-7b
+  gptq bench quality ./model --seeds 3 --max-windows 64
+  gptq bench reference causallm-7b
   gptq bench agreement ./model --device cuda --dtype f32
   gptq bench decode ./Llama-2-7B-GPTQ --batch 1,8,64 --context 128
   gptq bench prefill ./Llama-2-7B-GPTQ --tokens 512,8192
@@ -29,6 +35,7 @@ pub struct BenchArgs {
 pub enum BenchVerb {
     Quantize(QuantizeBenchArgs),
     Quality(QualityBenchArgs),
+    Reference(ReferenceBenchArgs),
     Agreement(AgreementBenchArgs),
     Decode(DecodeBenchArgs),
     Prefill(PrefillBenchArgs),
@@ -46,6 +53,10 @@ pub struct QuantizeBenchArgs {
     /// Branches of the card to make: main alone, or all six
     #[arg(long)]
     pub all_branches: bool,
+
+    /// How branches are solved
+    #[arg(long, value_parser = named::<Preset>(), default_value = Preset::default().name())]
+    pub preset: Preset,
 
     /// Keep the artifacts in this folder (default: a temporary one, removed at the end)
     #[arg(long, value_name = "DIR")]
@@ -66,12 +77,69 @@ pub struct QuantizeBenchArgs {
     pub json: bool,
 }
 
+/// Presets against one another: perplexity, KL divergence, top-1 agreement, outputs of single stages, seconds
+///
+/// Every preset quantizes the model with the calibration of every seed; all are measured on the same windows of a text that
+/// none of them saw. The loss of a stage is the squared error of its outputs against those of the checkpoint's, each with
+/// its own inputs, as a share of their squares; the mean over all stages. Means over seeds, with sample deviations.
+#[derive(Args)]
+pub struct QualityBenchArgs {
+    /// Model folder or hub id (default: the built-in model and its texts)
+    pub model: Option<String>,
+
+    /// Presets to compare
+    #[arg(long, value_delimiter = ',', value_parser = named::<Preset>(), default_value = "best,fast,card")]
+    pub presets: Vec<Preset>,
+
+    /// Calibrations to make, from --seed on
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub seeds: u32,
+
+    /// Bits of a code: 2, 3, 4 or 8
+    #[arg(long, default_value_t = 4, value_parser = parse_bits)]
+    pub bits: u32,
+
+    /// Input features that share a scale; -1 for one scale per output row
+    #[arg(long, default_value = "128", allow_hyphen_values = true, value_parser = parse_group_size)]
+    pub group_size: GroupSize,
+
+    /// Share of the mean Hessian diagonal that is added to it
+    #[arg(long, default_value_t = 0.1, value_parser = parse_damp)]
+    pub damp_percent: f64,
+
+    /// Text to measure on, as --dataset
+    #[arg(long, value_name = "SPEC", default_value = "wikitext2:test")]
+    pub eval_dataset: String,
+
+    /// How its rows become one text
+    #[arg(long, value_enum, default_value_t = JoinArg::Paper)]
+    pub eval_join: JoinArg,
+
+    /// Tokens of a window
+    #[arg(long, default_value_t = 1024)]
+    pub ctx: usize,
+
+    /// Use the first windows only
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub max_windows: usize,
+
+    #[command(flatten)]
+    pub calibration: CalibrationArgs,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    /// Print the figures of every run as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// GPTQ's loss against round-to-nearest and an f64 reference, on layers of a real shape
 ///
 /// Weights are random, inputs correlated as trained models' are; the objective `(w - q) H (w - q)^T` is
 /// computed in f64 for a sample of rows of every linear.
 #[derive(Args)]
-pub struct QualityBenchArgs {
+pub struct ReferenceBenchArgs {
     /// causallm-7b, causallm-14b, llama2-7b, tinyllama-1.1b, or a config.json
     pub arch: String,
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod quantize;
+mod recipe;
 mod serve;
 mod values;
 
@@ -12,15 +13,15 @@ use clap_complete::Shell;
 
 pub use bench::{
     AgreementBenchArgs, BenchArgs, BenchVerb, DecodeBenchArgs, LoadBenchArgs, MatmulBenchArgs,
-    PrefillBenchArgs, QualityBenchArgs, QuantizeBenchArgs, ServeBenchArgs,
+    PrefillBenchArgs, QualityBenchArgs, QuantizeBenchArgs, ReferenceBenchArgs, ServeBenchArgs,
 };
 pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};
 pub use serve::{OpenRouteArg, ServeArgs};
 pub use values::{
     ComputeArg, DeviceArg, DeviceArgs, DtypeArg, FormatArg, JoinArg, KvCacheArgs, KvDtypeArg, MethodArg,
-    SamplingArg,
+    PlanArg, SamplingArg,
 };
-use values::{parse_size, parse_top_k};
+use values::{parse_plan, parse_size, parse_top_k};
 
 /// Quantize Llama-family checkpoints with GPTQ, measure what each branch costs, and run the result.
 ///
@@ -83,9 +84,9 @@ pub struct TableArgs {
     #[arg(long, value_name = "DIR")]
     pub artifacts: Option<PathBuf>,
 
-    /// Branches to list instead of the card's six
-    #[arg(long, value_name = "FILE.toml")]
-    pub plan: Option<PathBuf>,
+    /// Branches to list: card, portable, or those of a file
+    #[arg(long, value_name = "PLAN", default_value = "card", value_parser = parse_plan)]
+    pub plan: PlanArg,
 
     /// Data set named in the table
     #[arg(long, default_value = "wikitext")]
@@ -335,6 +336,7 @@ pub struct ManArgs {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use gptq_quantizer::recipe::Order;
 
     #[test]
     fn the_definition_is_consistent_and_every_verb_shows_an_example() {
@@ -354,10 +356,17 @@ mod tests {
                 _ => panic!("not a quantize command"),
             }
         };
-        assert!(!parse(&[]).no_act_order && !parse(&[]).asym);
-        assert!(parse(&["--no-act-order", "--asym"]).no_act_order);
-        assert!(!parse(&["--no-act-order", "--act-order"]).no_act_order);
-        assert!(!parse(&["--no-static-groups", "--static-groups"]).no_static_groups);
-        assert!(!parse(&["--static-groups", "--no-static-groups"]).static_groups);
+        let order = |flags: &[&str]| parse(flags).recipe.order();
+        assert!(order(&[]).is_none() && !parse(&[]).asym && parse(&["--asym"]).asym);
+        for (flags, expected) in [
+            (&["--no-act-order"][..], Order::File),
+            (&["--no-act-order", "--act-order"], Order::ActOrder),
+            (&["--no-static-groups", "--static-groups"], Order::StaticGroups),
+            (&["--static-groups", "--no-static-groups"], Order::ActOrder),
+            (&["--act-order", "--static-groups"], Order::StaticGroups),
+            (&["--order", "gar"], Order::Gar),
+        ] {
+            assert_eq!(order(flags), Some(expected), "{flags:?}");
+        }
     }
 }

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use gptq_quantizer::recipe::{Named, Preset};
+
+use super::recipe::{RecipeArgs, named};
 use super::values::{
-    DeviceArgs, FormatArg, GroupSize, JoinArg, MethodArg, SamplingArg, parse_bits, parse_damp,
-    parse_group_size, parse_size,
+    DeviceArgs, FormatArg, GroupSize, JoinArg, MethodArg, PlanArg, SamplingArg, parse_bits, parse_damp,
+    parse_group_size, parse_plan, parse_size,
 };
 
 /// Quantize one checkpoint into one artifact
@@ -17,7 +20,7 @@ use super::values::{
 #[command(after_help = "Examples:
   gptq quantize ./Llama-2-7b --out ./Llama-2-7B-GPTQ
   gptq quantize ./model --out ./q8 --bits 8 --group-size -1 --dataset my-texts.jsonl
-  gptq quantize ./model --out ./as-published --no-static-groups --dataset wikitext2:test --join raw \
+  gptq quantize ./model --out ./as-published --preset card --dataset wikitext2:test --join raw \
     --samples 128 --seq-len 8192 --seed 0
   gptq quantize ./model --out ./q4 --resume        # goes on after an interruption")]
 pub struct QuantizeArgs {
@@ -36,14 +39,6 @@ pub struct QuantizeArgs {
     #[arg(long, default_value = "128", allow_hyphen_values = true, value_parser = parse_group_size)]
     pub group_size: GroupSize,
 
-    /// Solve columns by descending Hessian diagonal (default for gptq)
-    #[arg(long, overrides_with = "no_act_order")]
-    pub act_order: bool,
-
-    /// Solve columns in their own order
-    #[arg(long)]
-    pub no_act_order: bool,
-
     /// Share of the mean Hessian diagonal that is added to it
     #[arg(long, default_value_t = 0.1, value_parser = parse_damp)]
     pub damp_percent: f64,
@@ -56,19 +51,8 @@ pub struct QuantizeArgs {
     #[arg(long)]
     pub asym: bool,
 
-    /// Take the grids from the original weights, groups in file order (default with act-order): vLLM 0.33 and
-    /// lmdeploy read the result, too
-    #[arg(long, overrides_with = "no_static_groups")]
-    pub static_groups: bool,
-
-    /// Find each grid when its group is reached. With act-order, groups are then scattered over the inputs, as in
-    /// published files, and the file says desc_act: true
-    #[arg(long)]
-    pub no_static_groups: bool,
-
-    /// Search each grid for the range with the least error (slower)
-    #[arg(long)]
-    pub mse: bool,
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
 
     /// gptq, or rtn: round to nearest, without calibration
     #[arg(long, value_enum, default_value_t = MethodArg::Gptq)]
@@ -96,11 +80,12 @@ pub struct QuantizeArgs {
 /// Quantize every branch of a plan, one folder each, and print their table
 ///
 /// Without a plan: the six branches of the usual card, 4-bit 128g (main), 32g and 64g, 8-bit without groups,
-/// 128g and 32g, all with act-order and damp 0.1. Five of them are act-order files with groups, as published;
-/// static_groups = true in a plan makes files that every program loads.
+/// 128g and 32g, all with act-order and damp 0.1. Five of them are act-order files with groups, as published.
+/// --plan portable makes files that every program loads: 4-bit 128g (main), 32g and 64g, groups in file order.
 #[derive(Args)]
 #[command(after_help = "Examples:
   gptq branches ./Llama-2-7b --out ./branches
+  gptq branches ./model --out ./portable --plan portable
   gptq branches ./model --out ./branches --plan plan.toml --dataset wikitext2:test
 
 plan.toml:
@@ -108,7 +93,8 @@ plan.toml:
   name = \"main\"
   bits = 4
   group_size = 128      # -1 for none
-  # act_order = true, damp_percent = 0.1, sym = true, static_groups = false, mse = false, format = \"gptq\"")]
+  # damp_percent = 0.1, sym = true, format = \"gptq\", preset = \"best\", order = \"act-order\", grid = \"loop\",
+  # target = \"residual\", rounds = 2")]
 pub struct BranchesArgs {
     /// Model folder, hub id, or hub-id:branch
     pub model: String,
@@ -117,9 +103,13 @@ pub struct BranchesArgs {
     #[arg(long)]
     pub out: PathBuf,
 
-    /// Branches to make instead of the card's six
-    #[arg(long, value_name = "FILE.toml")]
-    pub plan: Option<PathBuf>,
+    /// Branches to make: card, portable, or those of a file
+    #[arg(long, value_name = "PLAN", default_value = "card", value_parser = parse_plan)]
+    pub plan: PlanArg,
+
+    /// How branches are solved whose plan does not say it, as with quantize; their orders stay
+    #[arg(long, value_parser = named::<Preset>(), default_value = Preset::default().name())]
+    pub preset: Preset,
 
     #[command(flatten)]
     pub output: OutputArgs,
@@ -158,7 +148,7 @@ pub struct OutputArgs {
 }
 
 /// Which text the Hessians see.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct CalibrationArgs {
     /// A .parquet, .jsonl, .json or .txt file (the last three also as .gz or .zst), a folder of them, or
     /// wikitext2[:train|validation|test]

@@ -1,5 +1,7 @@
 //! Values of options, and how they are read.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 
 /// `None` is one group a row, -1 on the command line.
@@ -13,6 +15,15 @@ pub enum DeviceArg {
     Auto,
     Cpu,
     Cuda(usize),
+}
+
+/// Which branches are made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PlanArg {
+    Card,
+    Portable,
+    /// A plan of one's own.
+    File(PathBuf),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -104,6 +115,15 @@ pub struct DeviceArgs {
     /// Act as if the GPU had no more memory than this, e.g. 24GB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_gpu_memory: Option<u64>,
+}
+
+/// A file that is called like a plan is `./card`.
+pub fn parse_plan(text: &str) -> Result<PlanArg, String> {
+    Ok(match text {
+        "card" => PlanArg::Card,
+        "portable" => PlanArg::Portable,
+        path => PlanArg::File(path.into()),
+    })
 }
 
 pub fn parse_bits(text: &str) -> Result<u32, String> {

@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use gptq_kernels::Backend;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::engines::{self, Facts, Place};
-use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::plan::{Branch, Plan};
 use gptq_quantizer::produce::{self, Job, Source};
 use gptq_quantizer::sequential::Tiles;
@@ -22,10 +21,7 @@ use crate::{output, stop};
 
 pub fn run(args: &BranchesArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
-    let plan = match &args.plan {
-        Some(path) => Plan::from_toml(path)?,
-        None => Plan::card(),
-    };
+    let plan = common::plan(&args.plan, args.preset)?;
     let measurement = match &args.eval_dataset {
         Some(spec) => Some(quantize::measurement(spec, &dir)?),
         None => None,
@@ -107,7 +103,7 @@ impl<B: Backend> Work<'_, B> {
     pub fn make_all(&self, plan: &Plan) -> Result<Vec<Row>> {
         let files = common::open_model(self.dir)?;
         for branch in &plan.branches {
-            produce::check_settings(&files, &params(branch))
+            produce::check_settings(&files, &branch.params())
                 .with_context(|| format!("branch {}", branch.name))?;
         }
         std::fs::create_dir_all(self.out).with_context(|| self.out.display().to_string())?;
@@ -116,17 +112,18 @@ impl<B: Backend> Work<'_, B> {
             None => None,
         };
         let source = Source::check(self.model, self.dir, &files)?;
-        // All branches start from the same embedded tokens; a measurement in between needs the memory more.
-        let tiles = match measuring {
-            None => Some(Tiles::embed(&self.device, &files, &self.calibration.sequences)?),
-            Some(_) => None,
-        };
+        // Branches alike start from the same embedded tokens; a measurement in between needs the memory more.
+        let mut embedded: Option<Tiles<B>> = None;
         for (i, branch) in plan.branches.iter().enumerate() {
             let title = format!("[{}/{}] {}", i + 1, plan.branches.len(), branch.name);
-            let tiles = match &tiles {
-                Some(tiles) => tiles.clone(),
-                None => Tiles::embed(&self.device, &files, &self.calibration.sequences)?,
+            let layout = branch.params().layout();
+            let tiles = match embedded.take().filter(|tiles| tiles.layout() == layout) {
+                Some(tiles) => tiles,
+                None => Tiles::embed(&self.device, &files, &self.calibration.sequences, layout)?,
             };
+            if measuring.is_none() {
+                embedded = Some(tiles.clone());
+            }
             self.make(&title, branch, &source, tiles, measuring.as_ref())
                 .with_context(|| format!("branch {}", branch.name))?;
         }
@@ -141,7 +138,7 @@ impl<B: Backend> Work<'_, B> {
         tiles: Tiles<B>,
         measuring: Option<&Measuring<B>>,
     ) -> Result<()> {
-        let (out, params) = (self.out.join(&branch.name), params(branch));
+        let (out, params) = (self.out.join(&branch.name), branch.params());
         let job = Job {
             source,
             params: &params,
@@ -159,8 +156,4 @@ impl<B: Backend> Work<'_, B> {
             None => Ok(()),
         }
     }
-}
-
-fn params(branch: &Branch) -> GptqParams {
-    GptqParams { quant: branch.quant_config(), method: Method::Gptq, mse: branch.mse, f16_scales: true }
 }

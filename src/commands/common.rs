@@ -10,13 +10,17 @@ use gptq_calibration::hub::{HubCache, ModelRef};
 use gptq_calibration::sampling::{SampleRequest, Sampling};
 use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::{Backend, Cpu, Cuda, Dtype, KvDtype};
+use gptq_quantizer::plan::Plan;
+use gptq_quantizer::recipe::Preset;
 use gptq_quantizer::record::CalibrationRecord;
 use gptq_runtime::config::ModelConfig;
 use gptq_runtime::model::ModelFiles;
 use gptq_runtime::soundness::summary;
 use serde_json::Value;
 
-use crate::args::{CalibrationArgs, ComputeArg, DeviceArg, DeviceArgs, JoinArg, KvDtypeArg, SamplingArg};
+use crate::args::{
+    CalibrationArgs, ComputeArg, DeviceArg, DeviceArgs, JoinArg, KvDtypeArg, PlanArg, SamplingArg,
+};
 
 /// The folder of a model given as folder, hub id or hub-id:branch.
 pub fn model_dir(model: &str) -> Result<PathBuf> {
@@ -26,6 +30,15 @@ pub fn model_dir(model: &str) -> Result<PathBuf> {
 /// What the model in a folder says of itself.
 pub fn model_config(dir: &Path) -> Result<ModelConfig> {
     Ok(ModelConfig::from_file(&dir.join("config.json"))?)
+}
+
+/// The branches of a plan; `preset` is that of those that name none.
+pub fn plan(plan: &PlanArg, preset: Preset) -> Result<Plan> {
+    Ok(match plan {
+        PlanArg::Card => Plan::card(preset),
+        PlanArg::Portable => Plan::portable(preset),
+        PlanArg::File(path) => Plan::from_toml(path, preset)?,
+    })
 }
 
 /// Opens a model folder; what is amiss with it without making a number wrong goes to stderr.

@@ -10,6 +10,7 @@ use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::Cpu;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::plan::Plan;
+use gptq_quantizer::recipe::Preset;
 use gptq_quantizer::table;
 use gptq_runtime::generate::{GenerateParams, Session};
 use gptq_runtime::sampling::SamplingParams;
@@ -40,12 +41,12 @@ const MODEL_FOLDER: &str = "demo4m";
 const DEFAULT_OUT: &str = "gptq-demo";
 const PROMPT: &str = "The city";
 
-/// Long enough for stable Hessians of a model of this size, short enough for a minute on two cores.
+/// Long enough for stable Hessians of a model of this size, short enough for a quarter of a minute on two cores.
 pub const CALIBRATION: CalibrationArgs = CalibrationArgs {
     dataset: String::new(),
     text_field: None,
     join: JoinArg::Raw,
-    samples: Some(64),
+    samples: Some(16),
     seq_len: Some(512),
     seed: 0,
     sampling: SamplingArg::Random,
@@ -58,11 +59,11 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let model = out.join(MODEL_FOLDER);
     write_model(&model)?;
     note!("Six GPTQ branches of a built-in Llama (4.4 million parameters), in {}", out.display());
-    let train = Dataset::from_parquet_bytes("demo4m-text:train", TRAIN);
+    let train = train_text();
     let calibration = Calibration::from_dataset(&CALIBRATION, &train, &model, DeviceKind::Cpu)?;
     let measurement = Measurement {
-        dataset: Dataset::from_parquet_bytes("demo4m-text:test", TEST),
-        protocol: Protocol { join: JoinArg::Raw, ctx: 512, max_windows: Some(16) },
+        dataset: test_text(),
+        protocol: Protocol { join: JoinArg::Raw, ctx: 512, max_windows: Some(8) },
     };
     let device = Cpu::new();
     let work = Work {
@@ -76,7 +77,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         device: device.clone(),
         stop: &AtomicBool::new(false),
     };
-    let rows = work.make_all(&Plan::card())?;
+    let rows = work.make_all(&Plan::card(Preset::default()))?;
     output::line(format_args!("{}", table::to_terminal(&rows)))?;
     if let Some(row) = rows.first() {
         let windows = measurement.protocol.max_windows.unwrap_or(0);
@@ -121,6 +122,11 @@ pub fn write_model(dir: &Path) -> Result<()> {
 /// The built-in calibration text.
 pub fn train_text() -> Dataset {
     Dataset::from_parquet_bytes("demo4m-text:train", TRAIN)
+}
+
+/// The built-in text that calibration does not see.
+pub fn test_text() -> Dataset {
+    Dataset::from_parquet_bytes("demo4m-text:test", TEST)
 }
 
 fn sample_text(device: &Cpu, dir: &Path) -> Result<String> {

@@ -30,7 +30,7 @@ const EVAL_CTX: usize = 2048;
 pub fn run(args: &QuantizeArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
     let files = common::open_model(&dir)?;
-    let params = params(args);
+    let params = params(args)?;
     produce::check_settings(&files, &params)?;
     let work = Quantize { args, dir: &dir, files: &files, params: &params };
     let log = common::on_device(args.output.device, &files.config, work).map_err(stop::advise)?;
@@ -80,7 +80,7 @@ impl OnDevice for Quantize<'_> {
             max_shard_size: args.output.max_shard_size,
             stop: stop::on_signals()?,
         };
-        let tiles = Tiles::embed(&device, files, job.sequences)?;
+        let tiles = Tiles::embed(&device, files, job.sequences, params.layout())?;
         let mut log = make(&device, &job, tiles, "quantizing")?;
         if let Some(measuring) = measuring {
             measuring.complete("evaluating", &args.out, &mut log)?;
@@ -183,33 +183,23 @@ pub fn measurement(spec: &str, model_dir: &Path) -> Result<Measurement> {
     Ok(Measurement { dataset, protocol: Protocol { join: JoinArg::Paper, ctx: EVAL_CTX, max_windows: None } })
 }
 
-fn params(args: &QuantizeArgs) -> GptqParams {
-    let act_order = !args.no_act_order && args.method == MethodArg::Gptq;
-    GptqParams {
-        quant: QuantConfig {
-            bits: args.bits,
-            group_size: args.group_size.0,
-            damp_percent: args.damp_percent,
-            act_order,
-            // In an order of its own, groups of the sweep would be scattered over the file, and some programs refuse
-            // that. Without it the groups lie in file order anyway, and grids found on the way are the better ones.
-            static_groups: args.static_groups
-                || (act_order && args.group_size.0.is_some() && !args.no_static_groups),
-            sym: !args.asym,
-            true_sequential: true,
-            format: match args.checkpoint_format {
-                FormatArg::Gptq => CheckpointFormat::Gptq,
-                FormatArg::GptqV2 => CheckpointFormat::GptqV2,
-            },
-            ..QuantConfig::default()
+fn params(args: &QuantizeArgs) -> Result<GptqParams> {
+    let quant = QuantConfig {
+        bits: args.bits,
+        group_size: args.group_size.0,
+        damp_percent: args.damp_percent,
+        sym: !args.asym,
+        true_sequential: true,
+        format: match args.checkpoint_format {
+            FormatArg::Gptq => CheckpointFormat::Gptq,
+            FormatArg::GptqV2 => CheckpointFormat::GptqV2,
         },
-        method: match args.method {
-            MethodArg::Gptq => Method::Gptq,
-            MethodArg::Rtn => Method::Rtn,
-        },
-        mse: args.mse,
-        f16_scales: true,
-    }
+        ..QuantConfig::default()
+    };
+    Ok(match args.method {
+        MethodArg::Gptq => GptqParams::new(quant, Method::Gptq, args.recipe.recipe()),
+        MethodArg::Rtn => GptqParams::new(quant, Method::Rtn, args.recipe.nearest()?),
+    })
 }
 
 /// Where the time went, and how much of the device's memory.
@@ -218,12 +208,14 @@ fn phase_line(log: &QuantizeLog) -> String {
         .peak_memory
         .map_or(String::new(), |bytes| format!(", at most {:.1} GB on the GPU", bytes as f64 / 1e9));
     format!(
-        "forward {:.1} s, Hessians {:.1} s, factors {:.1} s, sweeps {:.1} s, packing {:.1} s, waiting {:.1} s \
-         (reading {:.1} s and writing {:.1} s beside), in all {:.1} s{peak}",
+        "forward {:.1} s, Hessians {:.1} s, factors {:.1} s, targets {:.1} s, sweeps {:.1} s, refinement {:.1} s, \
+         packing {:.1} s, waiting {:.1} s (reading {:.1} s and writing {:.1} s beside), in all {:.1} s{peak}",
         log.seconds_of(|p| p.forward),
         log.seconds_of(|p| p.hessian),
         log.seconds_of(|p| p.factor),
+        log.seconds_of(|p| p.target),
         log.seconds_of(|p| p.sweep),
+        log.seconds_of(|p| p.refine),
         log.seconds_of(|p| p.pack),
         log.seconds_of(|p| p.wait),
         log.seconds_of(|p| p.read),
@@ -236,8 +228,12 @@ fn print_summary(log: &QuantizeLog, out: &Path) -> Result<()> {
     output::line(format_args!("{:>5}  {:<18} {:>14} {:>8}", "layer", "linear", "loss", "damp"))?;
     for layer in &log.layers {
         for linear in &layer.linears {
+            let kept = linear.held_out.as_ref().map_or(String::new(), |verdict| {
+                let kept = [(verdict.takes_target(), "target"), (verdict.takes_refinement(), "refined")];
+                kept.iter().filter(|(kept, _)| *kept).map(|(_, what)| format!("  {what}")).collect()
+            });
             output::line(format_args!(
-                "{:>5}  {:<18} {:>14.6} {:>8}",
+                "{:>5}  {:<18} {:>14.6} {:>8}{kept}",
                 layer.layer, linear.module, linear.loss, linear.damp_percent
             ))?;
         }
@@ -247,6 +243,16 @@ fn print_summary(log: &QuantizeLog, out: &Path) -> Result<()> {
         output::line(format_args!(
             "layer {layer}, {}: needed damp_percent {} instead of {}",
             linear.module, linear.damp_percent, log.damp_percent
+        ))?;
+    }
+    if let Some(held_out) = &log.held_out {
+        output::line(format_args!(
+            "KL divergence {:.5} nats a token from the checkpoint, top-1 agreement {:.2} %, on {} calibration sequences \
+             that were held out ({} tokens)",
+            held_out.kl_divergence,
+            100.0 * held_out.top1_agreement,
+            held_out.sequences,
+            held_out.tokens
         ))?;
     }
     if let Some(e) = &log.evaluation {

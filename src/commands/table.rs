@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use gptq_quantizer::plan::Plan;
+use gptq_quantizer::recipe::Preset;
 use gptq_quantizer::table;
 use gptq_runtime::config::{ModelConfig, PRESETS};
 
@@ -15,10 +15,7 @@ pub fn run(args: &TableArgs) -> Result<()> {
     let rows = match &args.artifacts {
         Some(dir) => table::measure(dir)?,
         None => {
-            let plan = match &args.plan {
-                Some(path) => Plan::from_toml(path)?,
-                None => Plan::card(),
-            };
+            let plan = common::plan(&args.plan, Preset::default())?;
             table::predict(&config(&args.model)?, &plan, &args.dataset, args.seq_len)?
         }
     };

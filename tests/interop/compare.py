@@ -26,15 +26,16 @@ REFUSED = "4-bit 32g, asymmetric, v1"
 
 # Name and options of `quantize`.
 ARTIFACTS = [
-    ("4-bit 128g, as by default (static groups)", ""),
-    ("4-bit 128g, act-order", "--no-static-groups"),
-    (REFUSED, "--group-size 32 --asym --no-static-groups"),
+    ("4-bit 128g, as by default", ""),
+    ("4-bit 128g, act-order", "--order act-order"),
+    (REFUSED, "--group-size 32 --asym --order act-order"),
     ("4-bit 32g, asymmetric, gptq_v2", "--group-size 32 --asym --checkpoint-format gptq_v2"),
     ("8-bit, one group a row", "--bits 8 --group-size -1"),
-    ("8-bit 128g, act-order", "--bits 8 --no-static-groups"),
+    ("8-bit 128g, act-order", "--bits 8 --order act-order"),
     ("3-bit 128g", "--bits 3"),
-    ("2-bit 32g, act-order", "--bits 2 --group-size 32 --no-static-groups"),
-    ("4-bit 64g, in file order", "--group-size 64 --no-act-order"),
+    ("2-bit 32g, act-order", "--bits 2 --group-size 32 --order act-order"),
+    ("4-bit 64g, in file order", "--group-size 64 --order file"),
+    ("4-bit 128g, grids of the original weights", "--order static-groups"),
     ("4-bit 128g, no bias tensors", "--no-bias"),
 ]
 

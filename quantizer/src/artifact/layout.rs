@@ -118,6 +118,7 @@ fn split(specs: Vec<TensorSpec>, max_shard_size: u64) -> Vec<Vec<TensorSpec>> {
 mod tests {
     use super::*;
     use crate::plan::Plan;
+    use crate::recipe::Preset;
     use gptq_runtime::config::ModelConfig;
     use gptq_runtime::layout::{StoredDtype, artifact_tensors};
     use safetensors::SafeTensors;
@@ -125,7 +126,7 @@ mod tests {
     #[test]
     fn the_six_published_files_have_these_lengths() {
         let config = ModelConfig::preset("causallm-7b").unwrap();
-        let lengths = Plan::card().branches.into_iter().map(|branch| {
+        let lengths = Plan::card(Preset::default()).branches.into_iter().map(|branch| {
             let quant = branch.quant_config();
             ArtifactLayout::new(artifact_tensors(&config, &quant, true), &metadata(&quant), None).length()
         });

@@ -26,16 +26,21 @@ const COPIED: [&str; 9] = [
 const LICENCES: [&str; 5] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING"];
 
 /// Names and contents: both configs, and the source's tokenizer and licence files. `quant` is what the configs
-/// shall say, see [`crate::engines::as_written`].
+/// shall say, see [`crate::engines::as_written`]; `meta` is what quantize_config.json says beside it.
 pub fn side_files(
     source: &Path,
     model_config: &ModelConfig,
     quant: &QuantConfig,
     model: &str,
+    meta: Option<Value>,
 ) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut own = quant.to_quantize_config_json(model);
+    if let Some(meta) = meta {
+        own["meta"] = meta;
+    }
     let mut files = vec![
         ("config.json".into(), config(&source.join("config.json"), model_config, quant)?),
-        ("quantize_config.json".into(), pretty(&quant.to_quantize_config_json(model))),
+        ("quantize_config.json".into(), pretty(&own)),
     ];
     for entry in fs::read_dir(source).map_err(Error::io(source))? {
         let entry = entry.map_err(Error::io(source))?;
@@ -90,9 +95,12 @@ mod tests {
         )
         .unwrap();
         let model = ModelConfig::preset("llama2-7b").unwrap();
-        let files = side_files(dir.path(), &model, &QuantConfig::default(), "m").unwrap();
+        let files =
+            side_files(dir.path(), &model, &QuantConfig::default(), "m", Some(json!({"a": 1}))).unwrap();
         let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["LICENSE.txt", "config.json", "quantize_config.json", "tokenizer.json"]);
+        let own: Value = serde_json::from_slice(&files[2].1).unwrap();
+        assert_eq!((&own["meta"], &own["desc_act"]), (&json!({"a": 1}), &json!(false)));
         let config: Value = serde_json::from_slice(&files[1].1).unwrap();
         let keys: Vec<_> = config.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(keys, ["zeta", "tie_word_embeddings", "architectures", "quantization_config"]);

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::plan::Plan;
+use crate::recipe::Preset;
 
 fn config() -> ModelConfig {
     ModelConfig::preset("causallm-7b").unwrap()
@@ -51,9 +52,21 @@ fn each_branch_of_the_card_is_loaded_by_those_that_can() {
         ("gptq-8bit-32g-actorder_True", &["vLLM 0.33", "ExLlama", "lmdeploy"]),
         ("gptq-4bit-64g-actorder_True", &["vLLM 0.33", "lmdeploy"]),
     ];
-    for (branch, (name, engines)) in Plan::card().branches.iter().zip(expected) {
+    for (branch, (name, engines)) in Plan::card(Preset::default()).branches.iter().zip(expected) {
         assert_eq!(branch.name, name);
         assert_eq!(refusing(&Facts::of_settings(&config(), &branch.quant_config())), engines, "{name}");
+    }
+}
+
+#[test]
+fn every_program_loads_every_portable_branch() {
+    for branch in Plan::portable(Preset::default()).branches {
+        assert_eq!(
+            refusing(&Facts::of_settings(&config(), &branch.quant_config())),
+            [""; 0],
+            "{}",
+            branch.name
+        );
     }
 }
 
@@ -117,7 +130,7 @@ fn every_remedy_removes_its_reason() {
             let verdicts = verdicts(&Facts::of_settings(&config(), &quant));
             let Some(refused) = verdicts.iter().find(|verdict| !verdict.loads) else { break };
             match refused.remedy.unwrap() {
-                Remedy::StaticGroups => quant.static_groups = true,
+                Remedy::FileGroups => (quant.act_order, quant.static_groups) = (false, false),
                 Remedy::Symmetric => quant.sym = true,
                 Remedy::FirstFormat => quant.format = CheckpointFormat::Gptq,
                 Remedy::FourBits | Remedy::FourOrEightBits => quant.bits = 4,
@@ -135,8 +148,8 @@ fn engines_with_one_reason_share_a_line() {
     assert_eq!(lines.len(), 1);
     assert!(
         lines[0].starts_with("not for vLLM 0.33, lmdeploy: refuses desc_act")
-            && lines[0].contains("static-groups")
+            && lines[0].contains("--order gar")
     );
     let plan = advice(&Facts::of_settings(&config(), &quant), Place::Plan);
-    assert!(plan[0].contains("static_groups = true"), "{plan:?}");
+    assert!(plan[0].contains("order = \"gar\""), "{plan:?}");
 }

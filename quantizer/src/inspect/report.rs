@@ -102,8 +102,8 @@ impl Quantization {
         let kind = if self.sym { "symmetric" } else { "asymmetric" };
         let order = match (self.act_order, self.static_groups) {
             (true, _) => "act-order",
-            (false, true) => "static groups",
-            (false, false) => "no act-order",
+            (false, true) => "static groups in file order",
+            (false, false) => "groups in file order",
         };
         let g_idx = match self.g_idx {
             GroupIndex::Absent => "absent, groups are contiguous",

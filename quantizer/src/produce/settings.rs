@@ -24,7 +24,7 @@ pub(super) fn fingerprint<B: Backend>(
     print.insert("quantization", quant.to_quantization_config_json());
     print.insert("desc_act", engines::needs_desc_act(&job.source.files.config, quant));
     print.insert("method", job.params.method.name());
-    print.insert("mse", job.params.mse);
+    print.insert("recipe", job.params.recipe.to_json());
     print.insert("f16_scales", job.params.f16_scales);
     print.insert("zero_bias", job.zero_bias);
     print.insert("max_shard_size", job.max_shard_size);

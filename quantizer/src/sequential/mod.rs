@@ -3,25 +3,30 @@
 //! One forward pass serves everything: while the tiles of tokens advance through a solved stage, the next
 //! stage's Hessian grows from what they become. That is `true_sequential` at one pass instead of five.
 
+mod agreement;
 mod phases;
 mod reader;
 mod tiles;
 
+pub use agreement::Agreement;
 pub use phases::Phases;
 pub use reader::Reader;
-pub use tiles::{Placement, Tiles};
+pub use tiles::{Layout, Placement, Tiles};
 
-use gptq_kernels::Backend;
 use gptq_kernels::packing::PackedLinear;
+use gptq_kernels::{Backend, Batch};
 use gptq_runtime::layout::Stage;
 use gptq_runtime::model::{self, Layer, ModelFiles, Projection, State};
 
 use crate::gptq::{self, GptqParams, Method, Solved};
+use crate::moments::{Evidence, Moments, Reaching};
+use crate::recipe::Target;
 use crate::{Error, Result};
 use phases::Clock;
-use tiles::{Parts, Reads};
+use tiles::{Parts, Pass, Touched};
 
-/// A walk that stands before some layer.
+/// A walk that stands before some layer. One stream of activations goes through what is quantized; where the target asks for
+/// it, a second one goes the same way through the weights as they were.
 pub struct Walk<'a, B: Backend> {
     backend: &'a B,
     files: &'a ModelFiles,
@@ -36,13 +41,14 @@ pub struct SolvedLayer<B: Backend> {
 }
 
 impl<'a, B: Backend> Walk<'a, B> {
-    /// A walk before layer 0. Rounding to nearest needs no tokens; GPTQ needs at least one.
+    /// A walk before layer 0, over tiles of [`GptqParams::layout`]. Rounding to nearest needs no tokens; GPTQ needs at
+    /// least one.
     pub fn start(backend: &'a B, files: &'a ModelFiles, params: &'a GptqParams, tiles: Tiles<B>) -> Self {
         Self { backend, files, params, tiles }
     }
 
     /// Solves layer `index`, whose weights `reader` gives next, and moves behind it; `on_stage` is told of
-    /// each stage before it is solved. The activations go through what was solved, or `through` the stages of
+    /// each stage before it is solved. The quantized stream goes through what was solved, or `through` the stages of
     /// another solution, to compare with it from equal inputs.
     pub fn solve_layer(
         &mut self,
@@ -52,21 +58,31 @@ impl<'a, B: Backend> Walk<'a, B> {
         on_stage: &mut dyn FnMut(Stage),
     ) -> Result<SolvedLayer<B>> {
         let mut clock = Clock::new();
-        let mut layer = Layer::without_linears(self.backend, self.files, index)?;
-        let mut hessian = self.enter(&layer, &mut clock)?;
+        let mut layers = self.layers(index)?;
+        let mut evidence = self.enter(&layers, &mut clock)?;
         let mut stages = Vec::with_capacity(Stage::ALL.len());
         for stage in Stage::ALL {
             on_stage(stage);
-            let solved = self.solve_stage(hessian.take(), reader, &mut clock);
+            let (weights, read) = reader.next()?;
+            clock.lap(|phases| &mut phases.wait);
+            let solved = gptq::solve(self.backend, &weights, evidence.take().as_ref(), self.params);
             let solved = solved.map_err(|error| error.at(index, stage))?;
+            clock.skip();
+            clock.phases += solved.phases;
+            clock.phases.read += read;
+            let of_quantized = || match through {
+                Some(stages) => self.backend.dense_weight(&stages[stage as usize]),
+                None => self.backend.packed_weight(&solved.packed),
+            };
+            // Nobody looks behind the last stage but who compares both streams.
             let last = self.is_last(index) && stage == Stage::Down;
-            if !last {
-                let weight = match through {
-                    Some(stages) => self.backend.dense_weight(&stages[stage as usize])?,
-                    None => self.backend.packed_weight(&solved.packed)?,
-                };
-                layer.replace(stage, Projection::Dense(weight));
-                hessian = self.advance(&layer, stage, &mut clock)?;
+            if !last || layers.len() > 1 {
+                for (stream, layer) in layers.iter_mut().enumerate() {
+                    let weight =
+                        if stream == 0 { of_quantized()? } else { weights.original(self.backend)? };
+                    layer.replace(stage, Projection::Dense(weight));
+                }
+                evidence = self.advance(&layers, stage, last, &mut clock)?;
             }
             stages.push(solved);
         }
@@ -75,95 +91,143 @@ impl<'a, B: Backend> Walk<'a, B> {
 
     /// Moves behind layer `index`, which an earlier run solved: `stages` are its stages' linears, stacked.
     pub fn skip_layer(&mut self, index: usize, stages: &[PackedLinear; 4]) -> Result<()> {
-        let mut layer = Layer::without_linears(self.backend, self.files, index)?;
+        let mut layers = self.layers(index)?;
         for stage in Stage::ALL {
-            layer.replace(stage, Projection::dequantized(self.backend, &stages[stage as usize])?);
+            for (stream, layer) in layers.iter_mut().enumerate() {
+                let projection = match stream {
+                    0 => Projection::dequantized(self.backend, &stages[stage as usize])?,
+                    _ => {
+                        let weights = reader::read(self.backend, self.files, index, stage)?;
+                        Projection::Dense(weights.original(self.backend)?)
+                    }
+                };
+                layer.replace(stage, projection);
+            }
         }
-        self.tiles.each(self.backend, Reads::Hidden, &mut |batch, parts| {
-            let hidden = parts.hidden.map(|hidden| layer.forward(self.backend, hidden, batch, None));
+        let whole = Pass { reads: Touched::Hidden, writes: Touched::Hidden, held_out_only: false };
+        self.tiles.each(self.backend, whole, &mut |tile, streams| {
+            let forward = |(layer, parts): (&Layer<B>, Parts<B::Tensor>)| {
+                let hidden = parts.hidden.map(|hidden| layer.forward(self.backend, hidden, tile.batch, None));
+                Ok(Parts { hidden: hidden.transpose()?, input: None })
+            };
+            let moved = layers.iter().zip(streams).map(forward).collect();
             self.backend.synchronize()?;
-            Ok(Parts { hidden: hidden.transpose()?, input: None })
+            moved
         })
+    }
+
+    /// How near the quantized stream is to the other one behind the last layer, for the tokens held out; `None` where
+    /// there is no other one.
+    pub fn agreement(&mut self) -> Result<Option<Agreement>> {
+        agreement::measure(self.backend, self.files, &mut self.tiles)
+    }
+
+    /// Layer `index` without linears, for each stream.
+    fn layers(&self, index: usize) -> Result<Vec<Layer<B>>> {
+        let layer = |_| Ok(Layer::without_linears(self.backend, self.files, index)?);
+        (0..self.tiles.layout().streams).map(layer).collect()
     }
 
     fn is_last(&self, index: usize) -> bool {
         index + 1 == self.files.config.num_hidden_layers
     }
 
-    /// Makes all tiles' inputs of the first stage, and its Hessian.
-    fn enter(&mut self, layer: &Layer<B>, clock: &mut Clock) -> Result<Option<B::Matrix>> {
-        let mut hessian = self.hessian(Stage::Qkv)?;
-        self.tiles.each(self.backend, Reads::Hidden, &mut |_, parts| {
-            let input = parts.hidden.map(|hidden| layer.enter(self.backend, hidden)).transpose()?;
-            let input = input.map(|state| state.input);
-            accumulate(self.backend, &mut hessian, input.as_ref(), clock)?;
-            Ok(Parts { hidden: None, input })
-        })?;
-        Ok(hessian)
-    }
-
-    /// Moves all tiles behind `stage`, while the next stage's Hessian grows.
-    fn advance(&mut self, layer: &Layer<B>, stage: Stage, clock: &mut Clock) -> Result<Option<B::Matrix>> {
-        let next = Stage::ALL.get(stage as usize + 1);
-        let mut hessian = next.map_or(Ok(None), |next| self.hessian(*next))?;
-        let reads = if stage.ends_block() { Reads::Both } else { Reads::Input };
-        self.tiles.each(self.backend, reads, &mut |batch, parts| {
-            let parts = match (parts.hidden, parts.input) {
-                (None, Some(input)) => {
-                    let input = layer.follow(self.backend, stage, &input, batch)?;
-                    Parts { hidden: None, input: Some(input) }
-                }
-                (Some(hidden), Some(input)) => {
-                    let State { hidden, input } = layer.rejoin(self.backend, stage, &input, &hidden)?;
-                    Parts { hidden: Some(hidden), input: next.map(|_| input) }
-                }
-                (hidden, None) => Parts { hidden, input: None },
+    /// Makes all tiles' inputs of the first stage, and what is known of them.
+    fn enter(&mut self, layers: &[Layer<B>], clock: &mut Clock) -> Result<Option<Evidence<B>>> {
+        let mut evidence = self.evidence(Stage::Qkv)?;
+        let pass = Pass { reads: Touched::Hidden, writes: Touched::Input, held_out_only: false };
+        self.tiles.each(self.backend, pass, &mut |tile, streams| {
+            let enter = |(layer, parts): (&Layer<B>, Parts<B::Tensor>)| {
+                let state = parts.hidden.map(|hidden| layer.enter(self.backend, hidden)).transpose()?;
+                Ok(Parts { hidden: None, input: state.map(|state| state.input) })
             };
-            accumulate(self.backend, &mut hessian, parts.input.as_ref(), clock)?;
-            Ok(parts)
+            let moved = layers.iter().zip(streams).map(enter).collect::<Result<Vec<_>>>()?;
+            add(self.backend, &mut evidence, tile.held_out, &moved, clock)?;
+            Ok(moved)
         })?;
-        Ok(hessian)
+        Ok(evidence)
     }
 
-    /// An empty Hessian for the inputs of `stage`; none where rounding to nearest needs none.
-    fn hessian(&self, stage: Stage) -> Result<Option<B::Matrix>> {
-        let width = model::stage_linears(self.files, stage).first().map_or(0, |linear| linear.in_features);
-        Ok(match self.params.method {
-            Method::Gptq => Some(self.backend.hessian(width)?),
-            Method::Rtn => None,
-        })
-    }
-
-    /// Solves the linears of one stage in one sweep, since they share Hessian and order.
-    fn solve_stage(
-        &self,
-        hessian: Option<B::Matrix>,
-        reader: &Reader<B>,
+    /// Moves all tiles behind `stage`, or those held out alone, while what is known of the next stage's inputs grows.
+    fn advance(
+        &mut self,
+        layers: &[Layer<B>],
+        stage: Stage,
+        held_out_only: bool,
         clock: &mut Clock,
-    ) -> Result<Solved<B>> {
-        let (weights, read) = reader.next()?;
-        clock.lap(|phases| &mut phases.wait);
-        let solved = gptq::solve(self.backend, weights, hessian.as_ref(), self.params)?;
-        clock.skip();
-        let [factor, sweep, pack] = solved.seconds;
-        let phases = &mut clock.phases;
-        (phases.read, phases.factor) = (phases.read + read, phases.factor + factor);
-        (phases.sweep, phases.pack) = (phases.sweep + sweep, phases.pack + pack);
-        Ok(solved)
+    ) -> Result<Option<Evidence<B>>> {
+        let next = Stage::ALL.get(stage as usize + 1);
+        let mut evidence = next.map_or(Ok(None), |next| self.evidence(*next))?;
+        let residual = self.params.recipe.target == Target::Residual;
+        let pass = Pass {
+            reads: if stage.ends_block() || residual { Touched::Both } else { Touched::Input },
+            writes: match (stage.ends_block(), next) {
+                (false, _) => Touched::Input,
+                (true, Some(_)) => Touched::Both,
+                (true, None) => Touched::Hidden,
+            },
+            held_out_only,
+        };
+        self.tiles.each(self.backend, pass, &mut |tile, streams| {
+            let moved = |(layer, parts)| behind(self.backend, layer, stage, parts, tile.batch);
+            let moved = layers.iter().zip(streams).map(moved).collect::<Result<Vec<_>>>()?;
+            add(self.backend, &mut evidence, tile.held_out, &moved, clock)?;
+            Ok(moved)
+        })?;
+        Ok(evidence)
+    }
+
+    /// Nothing yet known of the inputs of `stage`; `None` where rounding to nearest needs none.
+    fn evidence(&self, stage: Stage) -> Result<Option<Evidence<B>>> {
+        if self.params.method == Method::Rtn {
+            return Ok(None);
+        }
+        let linears = model::stage_linears(self.files, stage);
+        let width = linears.first().map_or(0, |linear| linear.in_features);
+        let dims = (linears.iter().map(|linear| linear.out_features).sum(), width);
+        let empty = || Moments::new(self.backend, dims, stage.ends_block(), self.params.recipe.target);
+        let held_out = self.tiles.layout().holds_out.then(empty).transpose()?;
+        Ok(Some(Evidence { solving: empty()?, held_out }))
     }
 }
 
-/// Waits for the tile's activations, then adds them to the Hessian, each in its phase.
-fn accumulate<B: Backend>(
+/// What a stage makes of a tile.
+fn behind<B: Backend>(
     backend: &B,
-    hessian: &mut Option<B::Matrix>,
-    input: Option<&B::Tensor>,
+    layer: &Layer<B>,
+    stage: Stage,
+    parts: Parts<B::Tensor>,
+    batch: &Batch,
+) -> Result<Parts<B::Tensor>> {
+    Ok(match (parts.hidden, parts.input) {
+        (Some(hidden), Some(input)) if stage.ends_block() => {
+            let State { hidden, input } = layer.rejoin(backend, stage, &input, &hidden)?;
+            Parts { hidden: Some(hidden), input: Some(input) }
+        }
+        (hidden, Some(input)) => Parts { hidden, input: Some(layer.follow(backend, stage, &input, batch)?) },
+        (hidden, None) => Parts { hidden, input: None },
+    })
+}
+
+/// Waits for the tile's activations, then adds them to what is known, each in its phase.
+fn add<B: Backend>(
+    backend: &B,
+    evidence: &mut Option<Evidence<B>>,
+    held_out: bool,
+    streams: &[Parts<B::Tensor>],
     clock: &mut Clock,
 ) -> Result<()> {
     backend.synchronize()?;
     clock.lap(|phases| &mut phases.forward);
-    if let (Some(hessian), Some(input)) = (hessian, input) {
-        backend.accumulate(hessian, input)?;
+    fn reaching<T>(parts: &Parts<T>) -> Option<Reaching<'_, T>> {
+        Some(Reaching { input: parts.input.as_ref()?, hidden: parts.hidden.as_ref() })
+    }
+    let moments = evidence.as_mut().and_then(|evidence| match held_out {
+        true => evidence.held_out.as_mut(),
+        false => Some(&mut evidence.solving),
+    });
+    if let (Some(moments), Some(quantized)) = (moments, streams.first().and_then(reaching)) {
+        moments.add(backend, &quantized, streams.get(1).and_then(reaching).as_ref())?;
         backend.synchronize()?;
         clock.lap(|phases| &mut phases.hessian);
     }

@@ -1,5 +1,6 @@
 //! Where the time of a layer goes.
 
+use std::ops::AddAssign;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -13,9 +14,15 @@ pub struct Phases {
     pub hessian: f64,
     #[serde(rename = "factor_seconds")]
     pub factor: f64,
+    /// The target of a sweep that makes up for errors in its input.
+    #[serde(rename = "target_seconds", default)]
+    pub target: f64,
     /// Grids and codes.
     #[serde(rename = "sweep_seconds")]
     pub sweep: f64,
+    /// Coordinate descent and refit.
+    #[serde(rename = "refine_seconds", default)]
+    pub refine: f64,
     #[serde(rename = "pack_seconds")]
     pub pack: f64,
     /// Waiting for weights, or for the writer to take a layer.
@@ -27,6 +34,21 @@ pub struct Phases {
     /// Collecting and writing the layer, beside.
     #[serde(rename = "write_seconds")]
     pub write: f64,
+}
+
+impl AddAssign for Phases {
+    fn add_assign(&mut self, other: Self) {
+        self.forward += other.forward;
+        self.hessian += other.hessian;
+        self.factor += other.factor;
+        self.target += other.target;
+        self.sweep += other.sweep;
+        self.refine += other.refine;
+        self.pack += other.pack;
+        self.wait += other.wait;
+        self.read += other.read;
+        self.write += other.write;
+    }
 }
 
 /// Splits the time of a layer into phases.

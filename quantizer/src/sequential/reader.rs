@@ -42,7 +42,9 @@ impl<B: Backend> Reader<B> {
 fn read_all<B: Backend>(backend: &B, files: &ModelFiles, first: usize, send: &SyncSender<Result<Read<B>>>) {
     for layer in first..files.config.num_hidden_layers {
         for stage in Stage::ALL {
+            let started = Instant::now();
             let weights = read(backend, files, layer, stage);
+            let weights = weights.map(|weights| (weights, started.elapsed().as_secs_f64()));
             let failed = weights.is_err();
             if send.send(weights).is_err() || failed {
                 return;
@@ -51,10 +53,14 @@ fn read_all<B: Backend>(backend: &B, files: &ModelFiles, first: usize, send: &Sy
     }
 }
 
-fn read<B: Backend>(backend: &B, files: &ModelFiles, layer: usize, stage: Stage) -> Result<Read<B>> {
-    let started = Instant::now();
+/// The weights of one stage.
+pub(super) fn read<B: Backend>(
+    backend: &B,
+    files: &ModelFiles,
+    layer: usize,
+    stage: Stage,
+) -> Result<StageWeights<B>> {
     let linears = model::stage_linears(files, stage);
     let (weights, biases) = model::dense_parts(files, layer, &linears)?;
-    let weights = StageWeights::read(backend, &weights, &biases)?;
-    Ok((weights, started.elapsed().as_secs_f64()))
+    StageWeights::read(backend, &weights, &biases)
 }

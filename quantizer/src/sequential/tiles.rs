@@ -5,10 +5,13 @@ use gptq_runtime::config::ModelConfig;
 use gptq_runtime::layout::{self, Stage};
 use gptq_runtime::model::{self, ModelFiles};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Tokens of one tile, if sequences are shorter.
 const TILE_TOKENS: usize = 2048;
+
+/// One sequence in so many is held out.
+const HELD_OUT: usize = 8;
 
 /// A tensor on the device or out of its way.
 pub(super) enum Held<B: Backend> {
@@ -46,6 +49,14 @@ struct Tile<B: Backend> {
     batch: Batch,
     /// On the device, all the time.
     stays: bool,
+    /// Kept out of what stages are solved with.
+    held_out: bool,
+    /// Of each stream.
+    streams: Vec<Activations<B>>,
+}
+
+/// A tile's part of one stream: what one model has made of its tokens so far.
+struct Activations<B: Backend> {
     /// `[tokens, hidden]`, the residual stream.
     hidden: Held<B>,
     /// `[tokens, in]` of the next stage.
@@ -54,8 +65,9 @@ struct Tile<B: Backend> {
 
 impl<B: Backend> Clone for Tile<B> {
     fn clone(&self) -> Self {
-        let (hidden, input) = (self.hidden.clone(), self.input.clone());
-        Self { batch: self.batch.clone(), stays: self.stays, hidden, input }
+        let streams = self.streams.iter();
+        let clone = |a: &Activations<B>| Activations { hidden: a.hidden.clone(), input: a.input.clone() };
+        Self { batch: self.batch.clone(), streams: streams.map(clone).collect(), ..*self }
     }
 }
 
@@ -63,7 +75,7 @@ impl<B: Backend> Clone for Tile<B> {
 /// several branches start from the same embedded tokens.
 pub struct Tiles<B: Backend> {
     tiles: Vec<Tile<B>>,
-    sequences: usize,
+    layout: Layout,
     placement: Placement,
 }
 
@@ -71,6 +83,15 @@ impl<B: Backend> Clone for Tiles<B> {
     fn clone(&self) -> Self {
         Self { tiles: self.tiles.clone(), ..*self }
     }
+}
+
+/// What a walk wants of its tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The quantized stream, and perhaps the unquantized one after it.
+    pub streams: usize,
+    /// Sequences to judge by, in tiles of their own after the others.
+    pub holds_out: bool,
 }
 
 /// Where the activations are.
@@ -83,48 +104,102 @@ pub struct Placement {
     pub bytes: usize,
 }
 
-/// A tile's tensors on the device, as far as a step reads or writes them.
+/// A tile's tensors of one stream on the device, as far as a pass reads or writes them.
 pub(super) struct Parts<T> {
     pub hidden: Option<T>,
-    /// A step that returns `hidden` alone leaves a tile whose input is its hidden state.
     pub input: Option<T>,
 }
 
-/// What happens to a tile.
-type Step<'a, T> = dyn FnMut(&Batch, Parts<T>) -> Result<Parts<T>> + 'a;
+/// A tile on its way through a pass.
+pub(super) struct Passing<'a> {
+    pub batch: &'a Batch,
+    pub held_out: bool,
+}
 
-/// Which of them a step reads.
+/// What happens to a tile: of each stream, what is read becomes what is written.
+type Step<'a, T> = dyn FnMut(Passing, Vec<Parts<T>>) -> Result<Vec<Parts<T>>> + 'a;
+
+/// What a pass does to the activations.
+#[derive(Clone, Copy)]
+pub(super) struct Pass {
+    pub reads: Touched,
+    /// Where the hidden state alone is written, it is the input too.
+    pub writes: Touched,
+    /// Leaves all others where they are.
+    pub held_out_only: bool,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reads {
+pub(super) enum Touched {
     Hidden,
     Input,
     Both,
 }
 
+impl Touched {
+    fn hidden(self) -> bool {
+        self != Self::Input
+    }
+
+    fn input(self) -> bool {
+        self != Self::Hidden
+    }
+}
+
+impl Layout {
+    /// Sequences that solving does not see, of `count`: every eighth, or the last where there are fewer.
+    pub fn held_out(&self, count: usize) -> usize {
+        (0..count).filter(|i| self.is_held_out(*i, count)).count()
+    }
+
+    fn is_held_out(&self, i: usize, count: usize) -> bool {
+        self.holds_out && (i % HELD_OUT == HELD_OUT - 1 || count < HELD_OUT && i + 1 == count)
+    }
+}
+
 impl<B: Backend> Tiles<B> {
     /// The embedded tokens, before layer 0.
-    pub fn embed(backend: &B, files: &ModelFiles, sequences: &[Vec<u32>]) -> Result<Self> {
+    ///
+    /// # Errors
+    /// A single sequence where some are to be held out.
+    pub fn embed(backend: &B, files: &ModelFiles, sequences: &[Vec<u32>], layout: Layout) -> Result<Self> {
+        if layout.holds_out && sequences.len() == 1 {
+            let problem = "expected two sequences or more, of which one is held out to judge by, got 1 \
+                           (--target none --rounds 0 need none)";
+            return Err(Error::Invalid { place: "calibration".into(), problem: problem.into() });
+        }
         let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
-        let groups: Vec<_> = sequences.chunks((TILE_TOKENS / longest.max(1)).max(1)).collect();
-        let rows = groups.iter().map(|group| group.iter().map(Vec::len).sum()).max().unwrap_or(0);
+        let together = (TILE_TOKENS / longest.max(1)).max(1);
+        let parts = [false, true].map(|wanted| {
+            let of = |(i, ids)| (layout.is_held_out(i, sequences.len()) == wanted).then_some(ids);
+            (wanted, sequences.iter().enumerate().filter_map(of).collect::<Vec<&Vec<u32>>>())
+        });
+        let groups: Vec<(bool, &[&Vec<u32>])> = parts
+            .iter()
+            .flat_map(|(held_out, part)| part.chunks(together).map(|group| (*held_out, group)))
+            .collect();
+        let rows = groups.iter().map(|(_, group)| group.iter().map(|ids| ids.len()).sum()).max().unwrap_or(0);
         let size = backend.element_size();
-        let placement = Placement::choose(backend.memory()?, &files.config, (groups.len(), rows), size);
+        let placement =
+            Placement::choose(backend.memory()?, &files.config, (groups.len(), rows), size, layout);
         let mut tiles = Vec::with_capacity(groups.len());
         if !groups.is_empty() {
             let embedding = model::embedding(backend, files)?;
-            for (i, group) in groups.iter().enumerate() {
+            for (i, (held_out, group)) in groups.iter().enumerate() {
                 let stays = i < placement.on_device;
-                let hidden = backend.embedding(&embedding, &group.concat())?;
-                let hidden = Held::keep(backend, hidden, stays)?;
-                let batch = Batch::fresh(group.iter().map(Vec::len));
-                tiles.push(Tile { batch, stays, input: hidden.clone(), hidden });
+                let ids: Vec<u32> = group.iter().flat_map(|ids| ids.iter()).copied().collect();
+                let hidden = Held::keep(backend, backend.embedding(&embedding, &ids)?, stays)?;
+                let one = || Activations { hidden: hidden.clone(), input: hidden.clone() };
+                let streams = (0..layout.streams).map(|_| one()).collect();
+                let batch = Batch::fresh(group.iter().map(|ids| ids.len()));
+                tiles.push(Tile { batch, stays, held_out: *held_out, streams });
             }
         }
-        Ok(Self { tiles, sequences: sequences.len(), placement })
+        Ok(Self { tiles, layout, placement })
     }
 
-    pub fn sequences(&self) -> usize {
-        self.sequences
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     pub fn placement(&self) -> Placement {
@@ -132,41 +207,44 @@ impl<B: Backend> Tiles<B> {
     }
 
     /// Takes every tile through `step`; meanwhile the next one is on its way to the device.
-    pub(super) fn each(&mut self, backend: &B, reads: Reads, step: &mut Step<B::Tensor>) -> Result<()> {
-        let bring = |tile: Option<&Tile<B>>| tile.map(|tile| tile.bring(backend, reads)).transpose();
-        let mut coming = bring(self.tiles.first())?;
-        for i in 0..self.tiles.len() {
+    pub(super) fn each(&mut self, backend: &B, pass: Pass, step: &mut Step<B::Tensor>) -> Result<()> {
+        let mut tiles: Vec<_> =
+            self.tiles.iter_mut().filter(|tile| tile.held_out || !pass.held_out_only).collect();
+        let mut coming = tiles.first().map(|tile| tile.bring(backend, pass.reads)).transpose()?;
+        for i in 0..tiles.len() {
             let Some(parts) = coming else { break };
-            coming = bring(self.tiles.get(i + 1))?;
-            let tile = &mut self.tiles[i];
-            let Parts { hidden, input } = step(&tile.batch, parts)?;
-            match (hidden, input) {
-                (None, None) => {}
-                (None, Some(input)) => tile.input = Held::keep(backend, input, tile.stays)?,
-                (Some(hidden), None) => {
-                    tile.hidden = Held::keep(backend, hidden, tile.stays)?;
-                    tile.input = tile.hidden.clone();
-                }
-                (Some(hidden), Some(input)) => {
-                    tile.hidden = Held::keep(backend, hidden, tile.stays)?;
-                    tile.input = Held::keep(backend, input, tile.stays)?;
-                }
-            }
+            coming = tiles.get(i + 1).map(|tile| tile.bring(backend, pass.reads)).transpose()?;
+            let passing = Passing { batch: &tiles[i].batch, held_out: tiles[i].held_out };
+            let written = step(passing, parts)?;
+            tiles[i].keep(backend, pass.writes, written)?;
         }
         Ok(())
     }
 }
 
 impl<B: Backend> Tile<B> {
-    fn bring(&self, backend: &B, reads: Reads) -> Result<Parts<B::Tensor>> {
-        let wanted = |held: &Held<B>, wanted| match wanted {
-            true => held.bring(backend).map(Some),
-            false => Ok(None),
+    fn bring(&self, backend: &B, reads: Touched) -> Result<Vec<Parts<B::Tensor>>> {
+        let wanted = |held: &Held<B>, wanted: bool| wanted.then(|| held.bring(backend)).transpose();
+        let parts = |activations: &Activations<B>| {
+            Ok(Parts {
+                hidden: wanted(&activations.hidden, reads.hidden())?,
+                input: wanted(&activations.input, reads.input())?,
+            })
         };
-        Ok(Parts {
-            hidden: wanted(&self.hidden, reads != Reads::Input)?,
-            input: wanted(&self.input, reads != Reads::Hidden)?,
-        })
+        self.streams.iter().map(parts).collect()
+    }
+
+    fn keep(&mut self, backend: &B, writes: Touched, parts: Vec<Parts<B::Tensor>>) -> Result<()> {
+        for (activations, parts) in self.streams.iter_mut().zip(parts) {
+            if let (true, Some(hidden)) = (writes.hidden(), parts.hidden) {
+                activations.hidden = Held::keep(backend, hidden, self.stays)?;
+                activations.input = activations.hidden.clone();
+            }
+            if let (true, Some(input)) = (writes.input(), parts.input) {
+                activations.input = Held::keep(backend, input, self.stays)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -178,21 +256,22 @@ impl Placement {
         config: &ModelConfig,
         (tiles, rows): (usize, usize),
         size: usize,
+        layout: Layout,
     ) -> Self {
         let linears = layout::linears(config);
         let widest = linears.iter().map(|linear| linear.in_features).max().unwrap_or(0);
-        let tile = rows * size * (config.hidden_size + widest);
+        let tile = rows * size * (config.hidden_size + widest) * layout.streams;
         let bytes = tiles * tile;
         let Some(memory) = memory else {
             return Self { tiles, on_device: tiles, bytes };
         };
-        let left = memory.available.saturating_sub(memory.used + working_set(config, rows, size));
+        let left = memory.available.saturating_sub(memory.used + working_set(config, rows, size, layout));
         Self { tiles, on_device: tiles.min(left / tile.max(1)), bytes }
     }
 }
 
 /// Bytes that one layer needs while it is solved, beside the activations that wait: an upper bound.
-fn working_set(config: &ModelConfig, rows: usize, size: usize) -> usize {
+fn working_set(config: &ModelConfig, rows: usize, size: usize, layout: Layout) -> usize {
     let linears = layout::linears(config);
     let weights = |stage: Stage| -> usize {
         linears.iter().filter(|l| l.stage == stage).map(|l| l.out_features * l.in_features).sum()
@@ -205,12 +284,17 @@ fn working_set(config: &ModelConfig, rows: usize, size: usize) -> usize {
     let widest_output = stages.map(outputs).max().unwrap_or(0);
     let widest = linears.iter().map(|linear| linear.in_features).max().unwrap_or(0);
     // The product and what follows it, with the tiles before and after, coming and leaving.
-    let moving = rows * size * (2 * widest_output + 4 * (config.hidden_size + widest));
-    // A Hessian, its reversal, the factor, and what inverting takes.
-    let solver = 4 * 4 * widest * widest;
-    // f32 weights, codes in two orders, and two stages read ahead; f32 errors of 128 columns.
+    let moving = rows * size * (2 * widest_output + 4 * (config.hidden_size + widest)) * layout.streams;
+    let (apart, judged) = ((layout.streams - 1) * 4, layout.holds_out as usize * 4);
+    // A Hessian, its reversal, the factor, and what inverting takes; the damped Hessian and one of the tokens held out, as
+    // it was and in the sweep's order; with a second stream the differences of both, and one in the sweep's order.
+    let solver = widest * widest * (4 * 4 + 3 * judged + 3 * apart);
+    // f32 weights, codes in two orders, and two stages read ahead; f32 errors of 128 columns. What is judged and refined:
+    // the weights as they were, a copy of the sweep, differences and their product; with a second stream the target, and
+    // what pulls towards it for both sets of tokens, with the half of the product.
     let sweep = largest * (4 + 2) + 2 * 4 * largest + 4 * 128 * widest_output;
+    let sweep = sweep + largest * (judged * 5 + apart * 4);
     // The layer dequantized, and packed layers on their way to the writer.
-    let layer = all * size + 3 * all;
+    let layer = all * size * layout.streams + 3 * all;
     (moving + solver + sweep + layer) * 11 / 10
 }

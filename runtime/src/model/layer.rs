@@ -120,6 +120,11 @@ impl<B: Backend> Layer<B> {
         })
     }
 
+    /// What the linears of a stage make of its input, side by side.
+    pub fn product(&self, backend: &B, stage: Stage, input: &B::Tensor) -> Result<B::Tensor> {
+        self.projection(stage)?.forward(backend, input)
+    }
+
     fn projection(&self, stage: Stage) -> Result<&Projection<B>> {
         self.projections[stage as usize].as_ref().ok_or_else(|| Error::Unsound {
             tensor: format!("stage {}", stage.name()),

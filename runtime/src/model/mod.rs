@@ -1,6 +1,7 @@
 //! The one Llama: inference composes its stages, the quantizer walks them.
 
 mod files;
+mod head;
 mod layer;
 mod projection;
 mod rope;
@@ -9,6 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 pub use files::ModelFiles;
+pub use head::Head;
 pub use layer::{Layer, State, attention_shape};
 pub use projection::{HostProjection, Projection, dense_parts, stage_linears};
 
@@ -111,10 +113,15 @@ impl<B: Backend> Model<B> {
         Ok(KvCaches { layers: self.backend.kv_caches(self.layers.len(), shape)?, spare: blocks as u32 })
     }
 
+    /// Hidden states of tokens before the first layer, `[tokens, hidden]`.
+    pub fn embed(&self, ids: &[u32]) -> Result<B::Tensor> {
+        Ok(self.backend.embedding(&self.embedding, ids)?)
+    }
+
     /// The last hidden states `[tokens, hidden]`, normed and ready for [`Self::logits`]. Without caches every token sees
     /// exact keys and values, whatever [`Self::kv_dtype`] is.
     pub fn forward(&self, ids: &[u32], batch: &Batch, caches: Option<&mut KvCaches<B>>) -> Result<B::Tensor> {
-        self.through_layers(self.backend.embedding(&self.embedding, ids)?, batch, caches)
+        self.through_layers(self.embed(ids)?, batch, caches)
     }
 
     fn through_layers(

@@ -3,8 +3,8 @@
 use anyhow::{Result, anyhow};
 use gptq_kernels::packing::PackedLinear;
 use gptq_kernels::{Backend, Cpu};
-use gptq_quantizer::gptq::{self, GptqParams, Method};
-use gptq_quantizer::plan::Plan;
+use gptq_quantizer::gptq;
+use gptq_quantizer::plan::Branch;
 use gptq_quantizer::produce;
 use gptq_quantizer::sequential::{Reader, SolvedLayer, Tiles, Walk};
 use gptq_runtime::model::ModelFiles;
@@ -59,13 +59,13 @@ impl OnDevice for Measure<'_> {
 
     fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<Self::Output> {
         let Self { files, sequences } = self;
-        let quant = Plan::card().branches.first().map(|branch| branch.quant_config());
-        let quant = quant.ok_or_else(|| anyhow!("the plan is empty"))?;
-        let params = GptqParams { quant, method: Method::Gptq, mse: false, f16_scales: true };
+        let params = Branch::new("main".into(), 4, Some(128)).params();
         produce::check_settings(files, &params)?;
         let cpu = Cpu::new();
-        let mut on_cpu = Walk::start(&cpu, files, &params, Tiles::embed(&cpu, files, sequences)?);
-        let mut on_device = Walk::start(&device, files, &params, Tiles::embed(&device, files, sequences)?);
+        let layout = params.layout();
+        let mut on_cpu = Walk::start(&cpu, files, &params, Tiles::embed(&cpu, files, sequences, layout)?);
+        let tiles = Tiles::embed(&device, files, sequences, layout)?;
+        let mut on_device = Walk::start(&device, files, &params, tiles);
         let layers = files.config.num_hidden_layers;
         let mut progress = Progress::start("comparing", layers as u64);
         let layers = std::thread::scope(|scope| {

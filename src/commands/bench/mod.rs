@@ -7,6 +7,7 @@ pub mod matmul;
 pub mod prefill;
 pub mod quality;
 pub mod quantize;
+pub mod reference;
 pub mod serve;
 
 mod ceilings;

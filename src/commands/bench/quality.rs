@@ -1,261 +1,246 @@
-//! `gptq bench quality`: what the error that GPTQ leaves comes to at real shapes, against rounding to nearest and
-//! against the same algorithm written plainly in f64.
+//! `gptq bench quality`: what presets are worth, on text that they did not see, over several calibration seeds.
 
-use anyhow::{Result, anyhow};
-use faer::linalg::solvers::DenseSolveCore;
-use faer::{Mat, MatRef, Side};
-use gptq_kernels::packing::PackedLinear;
-use gptq_kernels::{Backend, Dtype, HostTensor};
-use gptq_quantizer::gptq::{GptqParams, Method, StageWeights, solve};
-use gptq_quantizer::plan::Plan;
-use gptq_runtime::config::ModelConfig;
-use gptq_runtime::layout::{self, LinearSpec, Stage};
-use half::f16;
-use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result, bail};
+use gptq_calibration::dataset::Dataset;
+use gptq_kernels::Backend;
+use gptq_quantizer::artifact::OutMode;
+use gptq_quantizer::gptq::{GptqParams, Method};
+use gptq_quantizer::layer_loss::stage_losses;
+use gptq_quantizer::produce::{Job, Source, check_settings};
+use gptq_quantizer::recipe::{Named, Preset};
+use gptq_quantizer::sequential::Tiles;
+use gptq_runtime::model::{Model, ModelFiles};
+use gptq_runtime::perplexity::Baseline;
+use gptq_runtime::quant_config::QuantConfig;
 use serde::Serialize;
 
-use crate::args::QualityBenchArgs;
-use crate::commands::common::{self, DeviceKind, OnDevice};
-use crate::commands::table;
+use super::Workspace;
+use crate::args::{CalibrationArgs, QualityBenchArgs, SamplingArg};
+use crate::commands::common::{self, Calibration, DeviceKind, OnDevice};
+use crate::commands::eval::{self, Protocol};
+use crate::commands::{demo, quantize};
 use crate::output;
-use crate::progress::Progress;
 
-/// Directions that the inputs mostly lie in, of all their features.
-const RANK: usize = 256;
-
-/// Tokens whose inputs exist at once.
-const TILE: usize = 4096;
+/// Windows of the evaluation text over which outputs of single stages are compared.
+const LOSS_WINDOWS: usize = 4;
 
 pub fn run(args: &QualityBenchArgs) -> Result<()> {
-    let config = table::config(&args.arch)?;
-    let (device, rows) = common::on_device(args.device, &config, Measure { args, config: &config })?;
-    if args.json {
-        return Ok(output::json(&rows)?);
+    if args.seeds > 1 && args.calibration.sampling == SamplingArg::Consecutive {
+        bail!(
+            "--seeds {}: expected --sampling random, consecutive windows are the same for every seed",
+            args.seeds
+        );
     }
-    output::line(format_args!(
-        "{} layers of {}, 4-bit 128g act-order, {} correlated inputs, on {device}\n",
-        args.layers, args.arch, args.tokens
-    ))?;
-    output::line(format_args!(
-        "{:>5}  {:<18} {:>16} {:>18} {:>14}",
-        "layer", "linear", "GPTQ / RTN", "GPTQ / f64 GPTQ", "codes equal"
-    ))?;
-    for row in &rows {
-        output::line(format_args!(
-            "{:>5}  {:<18} {:>16.4} {:>18.5} {:>12.2} %",
-            row.layer,
-            row.linear,
-            row.against_rtn,
-            row.against_f64,
-            100.0 * row.codes_equal
-        ))?;
+    let work = Workspace::new()?;
+    let dir = match &args.model {
+        Some(model) => common::model_dir(model)?,
+        None => {
+            let dir = work.path().join("demo4m");
+            demo::write_model(&dir)?;
+            dir
+        }
+    };
+    let files = common::open_model(&dir)?;
+    let measure = Measure { args, dir: &dir, files: &files, out: &work.path().join("artifact") };
+    let report = common::on_device(args.device, &files.config, measure)?;
+    match args.json {
+        true => Ok(output::json(&report)?),
+        false => report.print(),
     }
-    Ok(())
 }
 
-/// One linear: objectives `sum (w - q) H (w - q)^T` of the sampled rows, as ratios.
+/// Everything that was found.
 #[derive(Serialize)]
-struct Row {
-    layer: usize,
-    linear: &'static str,
-    against_rtn: f64,
-    against_f64: f64,
-    /// Share of codes that the f64 reference finds too.
-    codes_equal: f64,
+struct Report {
+    device: String,
+    protocol: String,
+    baseline_perplexity: f64,
+    presets: Vec<Found>,
 }
+
+/// One preset over all seeds; means and sample deviations by figure.
+#[derive(Serialize)]
+struct Found {
+    preset: &'static str,
+    mean: BTreeMap<&'static str, f64>,
+    deviation: BTreeMap<&'static str, f64>,
+    runs: Vec<Run>,
+}
+
+#[derive(Serialize)]
+struct Run {
+    seed: u64,
+    figures: BTreeMap<&'static str, f64>,
+}
+
+/// Figures with their headings and digits, in the order of the table.
+const FIGURES: [(&str, &str, usize); 5] = [
+    ("perplexity", "Perplexity", 3),
+    ("kl_divergence", "KL div", 5),
+    ("top1_percent", "Top-1 %", 2),
+    ("stage_loss_percent", "Stage loss %", 3),
+    ("seconds", "Seconds", 1),
+];
 
 /// The part that needs a device.
 struct Measure<'a> {
     args: &'a QualityBenchArgs,
-    config: &'a ModelConfig,
+    dir: &'a Path,
+    files: &'a ModelFiles,
+    out: &'a Path,
 }
 
 impl OnDevice for Measure<'_> {
-    type Output = (String, Vec<Row>);
+    type Output = Report;
 
-    fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<Self::Output> {
-        let mut rows = Vec::new();
-        let mut progress = Progress::start("solving", (self.args.layers * Stage::ALL.len()) as u64);
-        for layer in 0..self.args.layers {
-            for stage in Stage::ALL {
-                progress.message(&format!("layer {layer}, {}", stage.name()));
-                rows.extend(self.stage(&device, layer, stage)?);
-                progress.advance(1);
+    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<Report> {
+        let Self { args, dir, files, .. } = self;
+        let (train, test) = self.texts()?;
+        let protocol = Protocol { join: args.eval_join, ctx: args.ctx, max_windows: Some(args.max_windows) };
+        let windows = protocol.windows(&test, dir)?.ids;
+        let source = Source::check(args.model.as_deref().unwrap_or("demo4m"), dir, files)?;
+        let original = Model::load(device.clone(), files)?;
+        let mut found: Vec<Found> = args.presets.iter().map(|preset| Found::of(*preset)).collect();
+        let mut baseline_perplexity = f64::NAN;
+        for seed in (args.calibration.seed..).take(args.seeds as usize) {
+            let with_seed = CalibrationArgs { seed, ..args.calibration.clone() };
+            let calibration = Calibration::from_dataset(&with_seed, &train, dir, kind)?;
+            for (found, preset) in found.iter_mut().zip(&args.presets) {
+                let title = format!("{}, seed {seed}", preset.name());
+                let seconds = self.make(&device, &title, *preset, &source, &calibration)?;
+                let quantized = eval::load(&device, self.out)?;
+                let measured =
+                    eval::measure(&title, &quantized, Some(Baseline::Beside(&original)), &windows)?;
+                let comparison = measured.comparison.context("a baseline was given")?;
+                let few = &windows[..windows.len().min(LOSS_WINDOWS)];
+                let losses = stage_losses(&original, &quantized, few)?;
+                let loss = losses.iter().map(|stage| stage.loss).sum::<f64>() / losses.len().max(1) as f64;
+                baseline_perplexity = comparison.baseline_perplexity;
+                let values = [
+                    measured.perplexity,
+                    comparison.kl_divergence,
+                    100.0 * comparison.top1_agreement,
+                    100.0 * loss,
+                    seconds,
+                ];
+                let figures = FIGURES.iter().map(|figure| figure.0).zip(values).collect();
+                found.runs.push(Run { seed, figures });
             }
         }
-        Ok((device.name(), rows))
+        found.iter_mut().for_each(Found::summarize);
+        let protocol = format!(
+            "{} bits, groups of {}; {} windows of {} tokens of {}, rows joined {}; stage loss over {} of them",
+            args.bits,
+            args.group_size.0.map_or("a row".into(), |size| size.to_string()),
+            windows.len(),
+            args.ctx,
+            test.name,
+            gptq_calibration::dataset::Join::from(args.eval_join).name(),
+            windows.len().min(LOSS_WINDOWS),
+        );
+        Ok(Report { device: device.name(), protocol, baseline_perplexity, presets: found })
     }
 }
 
 impl Measure<'_> {
-    fn stage<B: Backend>(&self, device: &B, layer: usize, stage: Stage) -> Result<Vec<Row>> {
-        let specs: Vec<LinearSpec> =
-            layout::linears(self.config).into_iter().filter(|linear| linear.stage == stage).collect();
-        let width = specs.first().map_or(0, |linear| linear.in_features);
-        let seed = (layer * Stage::ALL.len() + stage as usize) as u64 * 1000;
-        let mut hessian = device.hessian(width)?;
-        accumulate_inputs(device, &mut hessian, width, self.args.tokens, seed)?;
-        let weights: Vec<Vec<f16>> = specs
-            .iter()
-            .zip(seed + 10..)
-            .map(|(linear, seed)| {
-                let values = normal(seed, linear.out_features * linear.in_features);
-                values.into_par_iter().map(|x| f16::from_f32(0.02 * x)).collect()
-            })
-            .collect();
-        let solved = |method| {
-            let quant = Plan::card().branches.first().map(|branch| branch.quant_config());
-            let quant = quant.ok_or_else(|| anyhow!("the plan is empty"))?;
-            let params = GptqParams { quant, method, mse: false, f16_scales: true };
-            let tensors = specs.iter().zip(&weights).map(|(linear, values)| {
-                let shape = vec![linear.out_features, linear.in_features];
-                HostTensor::new(Dtype::F16, shape, bytemuck::cast_slice(values))
-            });
-            let weights = StageWeights::read(device, &tensors.collect::<Result<Vec<_>, _>>()?, &[])?;
-            let hessian = (method == Method::Gptq).then_some(&hessian);
-            let solved = solve(device, weights, hessian, &params)?;
-            anyhow::Ok(device.collect(solved.packed)?)
+    /// To calibrate with, and to measure on.
+    fn texts(&self) -> Result<(Dataset, Dataset)> {
+        let (calibration, dir) = (&self.args.calibration, self.dir);
+        if self.args.model.is_none() {
+            return Ok((demo::train_text(), demo::test_text()));
+        }
+        let load = |spec: &str| {
+            common::dataset(spec, calibration.text_field.as_deref(), dir)
+                .with_context(|| format!("data set {spec}"))
         };
-        let (gptq, rtn) = (solved(Method::Gptq)?, solved(Method::Rtn)?);
-        let reference = Reference::new(&device.matrix_to_vec(&hessian)?, width, 0.1)?;
-        let mut first = 0;
-        let mut rows = Vec::new();
-        for (linear, weights) in specs.iter().zip(&weights) {
-            let sample = first..first + self.args.rows.next_multiple_of(8).min(linear.out_features);
-            let weights: Vec<f64> =
-                weights[..sample.len() * width].iter().map(|w| w.to_f32() as f64).collect();
-            rows.push(compare(
-                layer,
-                linear,
-                &weights,
-                [&gptq.rows(sample.clone())?, &rtn.rows(sample)?],
-                &reference,
-            ));
-            first += linear.out_features;
+        Ok((load(&calibration.dataset)?, load(&self.args.eval_dataset)?))
+    }
+
+    /// Makes the artifact and returns how long that took.
+    fn make<B: Backend>(
+        &self,
+        device: &B,
+        title: &str,
+        preset: Preset,
+        source: &Source,
+        calibration: &Calibration,
+    ) -> Result<f64> {
+        let quant = QuantConfig {
+            bits: self.args.bits,
+            group_size: self.args.group_size.0,
+            damp_percent: self.args.damp_percent,
+            ..QuantConfig::default()
+        };
+        let params = GptqParams::new(quant, Method::Gptq, preset.recipe());
+        check_settings(self.files, &params)?;
+        let job = Job {
+            source,
+            params: &params,
+            zero_bias: true,
+            sequences: &calibration.sequences,
+            calibration: Some(&calibration.record),
+            out: self.out,
+            mode: OutMode::Force,
+            max_shard_size: None,
+            stop: &AtomicBool::new(false),
+        };
+        let tiles = Tiles::embed(device, self.files, job.sequences, params.layout())?;
+        Ok(quantize::make(device, &job, tiles, title)?.seconds)
+    }
+}
+
+impl Found {
+    fn of(preset: Preset) -> Self {
+        Self { preset: preset.name(), mean: BTreeMap::new(), deviation: BTreeMap::new(), runs: Vec::new() }
+    }
+
+    fn summarize(&mut self) {
+        for (name, ..) in FIGURES {
+            let values: Vec<f64> = self.runs.iter().map(|run| run.figures[name]).collect();
+            let (mean, deviation) = spread(&values);
+            self.mean.insert(name, mean);
+            self.deviation.insert(name, deviation);
         }
-        Ok(rows)
     }
 }
 
-fn compare(
-    layer: usize,
-    linear: &LinearSpec,
-    weights: &[f64],
-    [gptq, rtn]: [&PackedLinear; 2],
-    reference: &Reference,
-) -> Row {
-    let values = |packed: &PackedLinear| packed.dequantized().into_iter().map(f64::from).collect::<Vec<_>>();
-    let solved: Vec<_> = weights.par_chunks(linear.in_features).map(|row| reference.solve(row)).collect();
-    let (codes, exact): (Vec<Vec<u8>>, Vec<Vec<f64>>) = solved.into_iter().unzip();
-    let loss = |values: &[f64]| reference.objective(weights, values);
-    let own = loss(&values(gptq));
-    let codes = codes.concat();
-    let equal = gptq.codes().iter().zip(&codes).filter(|(a, b)| a == b).count();
-    Row {
-        layer,
-        linear: linear.module,
-        against_rtn: own / loss(&values(rtn)),
-        against_f64: own / loss(&exact.concat()),
-        codes_equal: equal as f64 / codes.len() as f64,
-    }
+/// Mean and sample standard deviation; the latter of one value is 0.
+fn spread(values: &[f64]) -> (f64, f64) {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (mean, (squares / (count - 1.0).max(1.0)).sqrt())
 }
 
-/// Adds inputs that mostly lie in few directions, with features of very different size, as in trained models.
-fn accumulate_inputs<B: Backend>(
-    device: &B,
-    hessian: &mut B::Matrix,
-    width: usize,
-    tokens: usize,
-    seed: u64,
-) -> Result<()> {
-    let sizes: Vec<f32> = normal(seed, width).into_iter().map(|x| (0.7 * x).exp()).collect();
-    let mixing = normal(seed + 1, width * RANK);
-    let mixing =
-        mixing.chunks(RANK).zip(&sizes).flat_map(|(row, size)| row.iter().map(move |x| x * size / 16.0));
-    let mixing = device.weight_from_f32(mixing.collect(), (width, RANK), None)?;
-    for (start, seed) in (0..tokens).step_by(TILE).zip((seed + 100)..) {
-        let rows = TILE.min(tokens - start);
-        let shared = device.tensor(normal(2 * seed, rows * RANK), (rows, RANK))?;
-        let mut own = normal(2 * seed + 1, rows * width);
-        own.par_chunks_mut(width)
-            .for_each(|row| row.iter_mut().zip(&sizes).for_each(|(x, size)| *x *= 0.3 * size));
-        let own = device.tensor(own, (rows, width))?;
-        device.accumulate(hessian, &device.add(&device.matmul(&shared, &mixing)?, &own)?)?;
-    }
-    Ok(())
-}
-
-/// About normally distributed values: the sum of four uniform ones, scaled to variance 1.
-fn normal(seed: u64, count: usize) -> Vec<f32> {
-    let uniform = |i: u64| {
-        let mut x = (i + 1).wrapping_add(seed << 40).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        x ^ (x >> 31)
-    };
-    let value = |i: usize| {
-        let bits = uniform(i as u64);
-        let sum: f32 = (0..4).map(|part| (bits >> (16 * part) & 0xFFFF) as f32 / 65535.0 - 0.5).sum();
-        sum * 3f32.sqrt()
-    };
-    (0..count).into_par_iter().map(value).collect()
-}
-
-/// The paper's algorithm, column by column in f64: 4 bits, symmetric grids of 128 columns, act-order.
-struct Reference {
-    hessian: Mat<f64>,
-    order: Vec<usize>,
-    /// `U^T` for the upper triangular U with `U^T U = (H + damp)^-1`, in sweep order: a row of U lies in one piece.
-    turned: Mat<f64>,
-}
-
-const GROUP: usize = 128;
-
-impl Reference {
-    /// `lower` holds at least the lower triangle of the Hessian, row-major.
-    fn new(lower: &[f32], size: usize, damp_percent: f64) -> Result<Self> {
-        let at = |i: usize, j: usize| lower[i.max(j) * size + i.min(j)] as f64;
-        let hessian = Mat::from_fn(size, size, at);
-        let mut order: Vec<usize> = (0..size).collect();
-        order.sort_by(|a, b| at(*b, *b).total_cmp(&at(*a, *a)));
-        let damp = damp_percent * (0..size).map(|i| at(i, i)).sum::<f64>() / size as f64;
-        let damped =
-            Mat::from_fn(size, size, |i, j| at(order[i], order[j]) + if i == j { damp } else { 0.0 });
-        let failed = |_| anyhow!("the f64 Hessian is not positive definite");
-        let inverse = damped.llt(Side::Lower).map_err(failed)?.inverse();
-        let turned = inverse.llt(Side::Lower).map_err(failed)?.L().to_owned();
-        Ok(Self { hessian, order, turned })
-    }
-
-    /// Codes and values of one row, input features in the checkpoint's order.
-    fn solve(&self, row: &[f64]) -> (Vec<u8>, Vec<f64>) {
-        let size = self.order.len();
-        let mut w: Vec<f64> = self.order.iter().map(|i| row[*i]).collect();
-        let (mut codes, mut values, mut scale) = (vec![0; size], vec![0.0; size], 0.0);
-        for i in 0..size {
-            if i % GROUP == 0 {
-                let group = &w[i..(i + GROUP).min(size)];
-                let largest = group.iter().fold(0.0, |top: f64, w| top.max(w.abs()));
-                scale = f16::from_f64(2.0 * largest / 15.0).to_f64();
-            }
-            let code = ((w[i] / scale).round_ties_even() + 8.0).clamp(0.0, 15.0);
-            let value = (code - 8.0) * scale;
-            let u = &self.turned.col_as_slice(i)[i..];
-            let error = (w[i] - value) / u[0];
-            for (w, u) in w[i + 1..].iter_mut().zip(&u[1..]) {
-                *w -= error * u;
-            }
-            (codes[self.order[i]], values[self.order[i]]) = (code as u8, value);
+impl Report {
+    fn print(&self) -> Result<()> {
+        output::line(format_args!("{}, on {}", self.protocol, self.device))?;
+        output::line(format_args!("perplexity of the checkpoint {:.3}\n", self.baseline_perplexity))?;
+        let headings: String = FIGURES.iter().map(|(_, heading, _)| format!("  {heading:>20}")).collect();
+        output::line(format_args!("{:<6}{headings}", "Preset"))?;
+        for found in &self.presets {
+            let cell = |(name, _, digits): &(&str, &str, usize)| {
+                let (mean, deviation) = (found.mean[name], found.deviation[name]);
+                format!("  {:>20}", format!("{mean:.digits$} +- {deviation:.digits$}"))
+            };
+            let cells: String = FIGURES.iter().map(cell).collect();
+            output::line(format_args!("{:<6}{cells}", found.preset))?;
         }
-        (codes, values)
+        Ok(())
     }
+}
 
-    /// `sum (w - q) H (w - q)^T` over the rows.
-    fn objective(&self, weights: &[f64], values: &[f64]) -> f64 {
-        let size = self.order.len();
-        let difference: Vec<f64> = weights.iter().zip(values).map(|(w, q)| w - q).collect();
-        let rows = MatRef::from_row_major_slice(&difference, difference.len() / size, size);
-        let product = rows * &self.hessian;
-        (0..rows.nrows()).map(|i| (0..size).map(|j| product[(i, j)] * rows[(i, j)]).sum::<f64>()).sum()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deviations_are_those_of_a_sample() {
+        assert_eq!(spread(&[1.0, 2.0, 6.0]), (3.0, 7f64.sqrt()));
+        assert_eq!(spread(&[4.0]), (4.0, 0.0));
     }
 }

@@ -6,9 +6,9 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Result;
 use gptq_kernels::Backend;
 use gptq_quantizer::artifact::OutMode;
-use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::plan::{Branch, Plan};
 use gptq_quantizer::produce::{Job, Source};
+use gptq_quantizer::recipe::Named;
 use gptq_quantizer::record::{CalibrationRecord, QuantizeLog};
 use gptq_quantizer::sequential::Tiles;
 use gptq_runtime::config::ModelConfig;
@@ -58,14 +58,15 @@ impl OnDevice for Measure<'_> {
         let mut figures = ceilings.figures();
         figures.extend(ceilings::operations(&device, config, calibration.record.seq_len, &ceilings)?);
         let source = Source::check(args.model.as_deref().unwrap_or("demo4m"), dir, files)?;
-        let tiles = Tiles::embed(&device, files, &calibration.sequences)?;
         let count = if args.all_branches { usize::MAX } else { 1 };
-        for branch in Plan::card().branches.iter().take(count) {
-            let log = make(&device, branch, &source, &calibration, tiles.clone(), &out.join(&branch.name))?;
+        for branch in Plan::card(args.preset).branches.iter().take(count) {
+            let log = make(&device, branch, &source, &calibration, &out.join(&branch.name))?;
             figures.extend(phases(branch, &log, config, &calibration.sequences, &ceilings));
         }
         let CalibrationRecord { samples, seq_len, .. } = calibration.record;
-        Ok((format!("{samples} x {seq_len} tokens, damp 0.1, act-order, on {}", device.name()), figures))
+        let title =
+            format!("{samples} x {seq_len} tokens, damp 0.1, act-order, preset {}", args.preset.name());
+        Ok((format!("{title}, on {}", device.name()), figures))
     }
 }
 
@@ -87,11 +88,10 @@ fn make<B: Backend>(
     branch: &Branch,
     source: &Source,
     calibration: &Calibration,
-    tiles: Tiles<B>,
     out: &Path,
 ) -> Result<QuantizeLog> {
-    let params =
-        GptqParams { quant: branch.quant_config(), method: Method::Gptq, mse: branch.mse, f16_scales: true };
+    let params = branch.params();
+    let tiles = Tiles::embed(device, source.files(), &calibration.sequences, params.layout())?;
     let job = Job {
         source,
         params: &params,
@@ -114,8 +114,9 @@ fn phases(
     sequences: &[Vec<u32>],
     ceilings: &Ceilings,
 ) -> Vec<Figure> {
-    let work = Work::of(config, sequences);
+    let work = Work::of(config, sequences, branch.params().layout().streams as f64);
     let quant = branch.quant_config();
+    let hessians = if work.streams > 1.0 { "Hessians (half) and differences" } else { "Hessians (half)" };
     let branch = &branch.name;
     let tera = |what: &str, seconds: f64, flops: f64| {
         Figure::new(format!("{branch}: {what}"), seconds, "s").rate(flops / 1e12, "TFLOP/s")
@@ -130,9 +131,11 @@ fn phases(
     let written = tensor_bytes(&layout::artifact_tensors(config, &quant, true), "model.layers.");
     let mut figures = vec![
         product("forward", log.seconds_of(|p| p.forward), work.forward),
-        product("Hessians (half)", log.seconds_of(|p| p.hessian), work.hessian),
+        product(hessians, log.seconds_of(|p| p.hessian), work.hessian),
         tera("factors", log.seconds_of(|p| p.factor), work.factor),
+        Figure::new(format!("{branch}: targets"), log.seconds_of(|p| p.target), "s"),
         tera("sweeps", log.seconds_of(|p| p.sweep), work.sweep),
+        Figure::new(format!("{branch}: refinement"), log.seconds_of(|p| p.refine), "s"),
         Figure::new(format!("{branch}: packing"), log.seconds_of(|p| p.pack), "s"),
         Figure::new(format!("{branch}: waiting"), log.seconds_of(|p| p.wait), "s"),
         bytes("reading, beside", reading, work.read),
@@ -149,17 +152,18 @@ fn phases(
 /// Arithmetic and bytes of one branch.
 struct Work {
     forward: f64,
-    /// Lower triangles alone.
+    /// Of Hessians lower triangles alone; products with the differences of a second stream are whole.
     hessian: f64,
     /// A Cholesky factor and its inverse.
     factor: f64,
     /// Errors moved to the columns after their block.
     sweep: f64,
     read: f64,
+    streams: f64,
 }
 
 impl Work {
-    fn of(config: &ModelConfig, sequences: &[Vec<u32>]) -> Self {
+    fn of(config: &ModelConfig, sequences: &[Vec<u32>], streams: f64) -> Self {
         let tokens: f64 = sequences.iter().map(|s| s.len() as f64).sum();
         let linears = layout::linears(config);
         let layers = config.num_hidden_layers as f64;
@@ -172,11 +176,12 @@ impl Work {
         let per_stage = |f: fn(f64) -> f64| layers * widths.iter().map(|(_, k)| f(*k)).sum::<f64>();
         let sweep: f64 = linears.iter().map(|l| l.out_features as f64 * (l.in_features as f64).powi(2)).sum();
         Self {
-            forward: 2.0 * tokens * (weights * layers - last) + attention * layers,
-            hessian: tokens * per_stage(|k| k * k),
+            forward: streams * (2.0 * tokens * (weights * layers - last) + attention * layers),
+            hessian: (2.0 * streams - 1.0) * tokens * per_stage(|k| k * k),
             factor: per_stage(|k| 2.0 / 3.0 * k.powi(3)),
             sweep: layers * sweep,
             read: 2.0 * weights * layers,
+            streams,
         }
     }
 }

@@ -14,6 +14,7 @@ use super::{GptqSweep, GridKind, GridSpec, Grouping, Quantized, stacked_dims};
 use crate::cpu::{all_cores, axpy};
 use crate::packing::{PackedLinear, ZeroOffset};
 use crate::{Cpu, Error, HostTensor, MatMul, QuantMatMul, Result};
+use search::Search;
 
 /// Weights `[out, in]` in the checkpoint's order.
 pub struct CpuSource {
@@ -77,9 +78,13 @@ impl GptqSweep for Cpu {
         let CpuSweep { rows, grouping, spec } = sweep;
         match factor {
             Some(u) => {
+                let searches = match spec.kind {
+                    GridKind::Loop => Search::of_block(grouping, u, &block),
+                    GridKind::Absmax | GridKind::Mse => vec![],
+                };
                 let errors: Vec<f32> = rows
                     .par_iter_mut()
-                    .flat_map_iter(|row| row.solve(grouping, spec, u, block.clone()))
+                    .flat_map_iter(|row| row.solve(grouping, spec, (u, &searches), block.clone()))
                     .collect();
                 move_errors(rows, &errors, u, block);
             }
@@ -205,14 +210,14 @@ impl Row {
     }
 
     /// The grid of column `i`, found from the weights as they are now when the sweep enters its group.
-    fn grid(&mut self, grouping: &Grouping, spec: &GridSpec, i: usize, u: Option<&Array2<f32>>) -> Grid {
+    fn grid(&mut self, grouping: &Grouping, spec: &GridSpec, i: usize, searches: &[Search]) -> Grid {
         let group = grouping.group_of[i];
         let weights = &self.weights[i..];
         *self.grids[group as usize].get_or_insert_with(|| {
             let width = grouping.group_of[i..].iter().take_while(|g| **g == group).count();
-            match (spec.kind, u) {
-                (GridKind::Loop, Some(u)) => search::least_swept(spec, &weights[..width], u, i),
-                _ => spec.find(&weights[..width]),
+            match Search::starting_at(searches, i) {
+                Some(search) => search.least_swept(spec, &weights[..width]),
+                None => spec.find(&weights[..width]),
             }
         })
     }
@@ -222,12 +227,12 @@ impl Row {
         &mut self,
         grouping: &Grouping,
         spec: &GridSpec,
-        u: &Array2<f32>,
+        (u, searches): (&Array2<f32>, &[Search]),
         block: Range<usize>,
     ) -> Vec<f32> {
         let mut errors = Vec::with_capacity(block.len());
         for i in block.clone() {
-            let grid = self.grid(grouping, spec, i, Some(u));
+            let grid = self.grid(grouping, spec, i, searches);
             let u_row = &u.row(i).to_slice().unwrap_or_default()[i..block.end];
             let code = grid.code(self.weights[i]);
             let error = (self.weights[i] - grid.value(code)) / u_row[0];
@@ -241,7 +246,7 @@ impl Row {
 
     fn round(&mut self, grouping: &Grouping, spec: &GridSpec, block: Range<usize>) {
         for i in block {
-            let grid = self.grid(grouping, spec, i, None);
+            let grid = self.grid(grouping, spec, i, &[]);
             let code = grid.code(self.weights[i]);
             self.loss += 0.5 * ((self.weights[i] - grid.value(code)) as f64).powi(2);
             (self.codes[i], self.weights[i]) = (code as u8, grid.value(code));
