@@ -53,6 +53,7 @@ fn run(verb: Option<Verb>) -> anyhow::Result<ExitCode> {
         Some(Verb::Inspect(args)) => return commands::inspect::run(&args),
         Some(Verb::Synth(args)) => commands::synth::run(&args)?,
         Some(Verb::Bench(args)) => match args.what {
+            BenchVerb::Cpu(args) => commands::bench::cpu::run(&args)?,
             BenchVerb::Quantize(args) => commands::bench::quantize::run(&args)?,
             BenchVerb::Quality(args) => commands::bench::quality::run(&args)?,
             BenchVerb::Reference(args) => commands::bench::reference::run(&args)?,

@@ -152,8 +152,8 @@ fn an_independent_reader_of_the_format_gets_the_same_logits() {
         let (ours, theirs) = (logits(&dir), logits(&plain));
         let worst = largest_difference(&ours, &theirs);
         println!("{:>55}: largest difference {worst:.1e}", case.options);
-        // Measured: at most 3.3e-5. The two forward passes sum in different orders.
-        assert!(worst <= 1e-3, "{}: {worst}", case.options);
+        // Measured: 1.6e-3 of logits around 20. Products with codes round activations to 16 bits.
+        assert!(worst <= 1e-2, "{}: {worst}", case.options);
         if !matches!(case.options, "--no-bias" | "--max-shard-size 2MB") {
             assert!(seen.iter().all(|other| largest_difference(other, &ours) > 0.05), "{}", case.options);
             seen.push(ours);

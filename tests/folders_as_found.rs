@@ -77,9 +77,12 @@ fn assert_same(what: &str, got: &[f32], expected: &[f32]) {
     assert!(difference <= SAME, "{what}: {difference}");
 }
 
-/// The same numbers as f32, with a factor that f16 does not reach.
+/// Beyond what f16 reaches, and a power of two: no number is rounded otherwise for it.
+const BILLION: f32 = (1 << 30) as f32;
+
+/// The same numbers as f32, a billionth as large.
 fn shrink_scales(tensor: &mut Tensor) {
-    let scales: Vec<f32> = tensor.halves().iter().map(|scale| scale * 1e-9).collect();
+    let scales: Vec<f32> = tensor.halves().iter().map(|scale| scale / BILLION).collect();
     *tensor = Tensor::f32(tensor.shape.clone(), &scales);
 }
 
@@ -91,7 +94,7 @@ fn scales_of_every_type_keep_their_values() {
     assert_same("the same in f32", &wide.logits(), &expected);
     // Gates and what they gate a billionth as large, the norm before them a billion times.
     let grow = |t: &mut Tensor| {
-        *t = Tensor::f32(t.shape.clone(), &t.halves().iter().map(|x| x * 1e9).collect::<Vec<_>>());
+        *t = Tensor::f32(t.shape.clone(), &t.halves().iter().map(|x| x * BILLION).collect::<Vec<_>>());
     };
     let tiny = Artifact::new("scales-beyond-f16")
         .change("gate_proj.scales", shrink_scales)

@@ -5,6 +5,10 @@ use crate::Dtype;
 /// Largest normalised mean squared error, `sum (got - expected)^2 / sum expected^2`, of a backend in f32: rounding gives about 1e-14, a wrong element far more.
 pub(crate) const NMSE_F32: f64 = 1e-11;
 
+/// The same of a product whose inputs become integers of 16 bits: rounding them gives 2e-10 where they are uniform, 6e-10
+/// where they are normal, and a gate or a second product a few times that.
+pub(crate) const NMSE_FIXED: f64 = 1e-8;
+
 /// The same of a backend with 16-bit activations, inputs rounded to them included.
 pub(crate) const NMSE_HALF: f64 = 5e-4;
 

@@ -15,6 +15,7 @@ use super::values::{
 /// Every figure stands beside a ceiling that was measured in the same run, on the same device.
 #[derive(Args)]
 #[command(after_help = "Examples:
+  gptq bench cpu ./model --samples 64 --seq-len 1024
   gptq bench quantize
   gptq bench quantize ./model --dataset wikitext2:validation --samples 64 --seq-len 1024
   gptq bench quality ./model --seeds 3 --max-windows 64
@@ -33,6 +34,7 @@ pub struct BenchArgs {
 
 #[derive(Subcommand)]
 pub enum BenchVerb {
+    Cpu(CpuBenchArgs),
     Quantize(QuantizeBenchArgs),
     Quality(QualityBenchArgs),
     Reference(ReferenceBenchArgs),
@@ -42,6 +44,47 @@ pub enum BenchVerb {
     Load(LoadBenchArgs),
     Matmul(MatmulBenchArgs),
     Serve(ServeBenchArgs),
+}
+
+/// What the processor reaches: quantizing, decoding and prompts beside its speed of products and of memory
+///
+/// Products are those of large f32 matrices; memory is read by all cores, after it was written. A checkpoint is
+/// quantized as the main branch of the card with the preset card, which then decodes; an artifact only decodes.
+#[derive(Args)]
+pub struct CpuBenchArgs {
+    /// Model folder or hub id (default: the built-in model)
+    pub model: Option<String>,
+
+    /// Keep the artifact in this folder (default: a temporary one, removed at the end)
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<std::path::PathBuf>,
+
+    /// Random token ids instead of a text, for a checkpoint without a tokenizer
+    #[arg(long)]
+    pub random_tokens: bool,
+
+    #[command(flatten)]
+    pub calibration: CalibrationArgs,
+
+    /// Tokens to generate in each sequence
+    #[arg(long, default_value_t = 64)]
+    pub tokens: usize,
+
+    /// Tokens that every sequence has before
+    #[arg(long, default_value_t = 0)]
+    pub context: usize,
+
+    /// Sequences at once; several numbers measure one after the other
+    #[arg(long, value_delimiter = ',', default_value = "1,8", value_parser = at_least_one)]
+    pub batch: Vec<usize>,
+
+    /// Lengths of the prompt, each taken in one pass
+    #[arg(long, value_delimiter = ',', default_value = "512", value_parser = at_least_one)]
+    pub prompt: Vec<usize>,
+
+    /// Print the figures as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Seconds of every phase of quantization beside its floor

@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use bench::{
-    AgreementBenchArgs, BenchArgs, BenchVerb, DecodeBenchArgs, LoadBenchArgs, MatmulBenchArgs,
+    AgreementBenchArgs, BenchArgs, BenchVerb, CpuBenchArgs, DecodeBenchArgs, LoadBenchArgs, MatmulBenchArgs,
     PrefillBenchArgs, QualityBenchArgs, QuantizeBenchArgs, ReferenceBenchArgs, ServeBenchArgs,
 };
 pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};

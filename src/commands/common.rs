@@ -207,6 +207,15 @@ impl From<KvDtypeArg> for KvDtype {
     }
 }
 
+impl From<KvDtype> for KvDtypeArg {
+    fn from(dtype: KvDtype) -> Self {
+        match dtype {
+            KvDtype::Auto => Self::Auto,
+            KvDtype::Int8 => Self::Int8,
+        }
+    }
+}
+
 impl KvDtypeArg {
     /// As the command line has it.
     pub fn name(self) -> &'static str {

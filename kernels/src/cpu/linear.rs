@@ -6,14 +6,15 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef};
 use rayon::prelude::*;
 
-use super::{all_cores, dot};
+use super::{Parts, all_cores, dot, team};
 
 /// Up to this many input rows a weight row is widened and used at once; above, a chunk of rows is
 /// widened and handed to the blocked product.
 const GEMV_ROWS: usize = 8;
 
-/// Elements of the widened chunk (128 MiB): an embedding of 150,000 rows never exists in f32 as a whole.
-const CHUNK: usize = 32 << 20;
+/// Elements of the widened chunk (8 MiB): it stays in the last cache, and an embedding of 150,000 rows never exists in
+/// f32 as a whole.
+const CHUNK: usize = 2 << 20;
 
 /// Output rows a thread takes at a time when every row is a dot product.
 const GEMV_TASK: usize = 32;
@@ -48,40 +49,35 @@ pub(crate) fn linear(x: &[f32], rows: usize, weight: &impl RowSource, bias: Opti
 
 fn add_dots(x: &[f32], rows: usize, weight: &impl RowSource, y: &mut [f32]) {
     let (out_features, in_features) = weight.dims();
-    let tasks: Vec<_> = (0..out_features.div_ceil(GEMV_TASK)).collect();
-    let parts: Vec<Vec<f32>> = tasks
-        .into_par_iter()
-        .map_init(
-            || vec![0.0; in_features],
-            |buffer, task| {
-                let span = task * GEMV_TASK..((task + 1) * GEMV_TASK).min(out_features);
-                let mut part = Vec::with_capacity(span.len() * rows);
-                for n in span {
-                    let row = match weight.borrow_rows(n..n + 1) {
-                        Some(row) => row,
-                        None => {
-                            weight.write_row(n, buffer);
-                            &buffer[..]
-                        }
-                    };
-                    part.extend((0..rows).map(|m| dot(&x[m * in_features..][..in_features], row)));
+    let parts = Parts::of(y);
+    team::for_each(out_features.div_ceil(GEMV_TASK), |task| {
+        let mut buffer = Vec::new();
+        for n in task * GEMV_TASK..((task + 1) * GEMV_TASK).min(out_features) {
+            let row = match weight.borrow_rows(n..n + 1) {
+                Some(row) => row,
+                None => {
+                    buffer.resize(in_features, 0.0);
+                    weight.write_row(n, &mut buffer);
+                    &buffer[..]
                 }
-                part
-            },
-        )
-        .collect();
-    for (n, sums) in parts.iter().flat_map(|part| part.chunks(rows)).enumerate() {
-        for (m, sum) in sums.iter().enumerate() {
-            y[m * out_features + n] += sum;
+            };
+            for (m, x) in x.chunks_exact(in_features.max(1)).enumerate().take(rows) {
+                // SAFETY: an output is written by the task that has its row.
+                let y = unsafe { parts.part(m * out_features + n, 1) };
+                y[0] += dot(x, row);
+            }
         }
-    }
+    });
 }
 
 fn add_product(x: &[f32], rows: usize, weight: &impl RowSource, y: &mut [f32]) {
     let (out_features, in_features) = weight.dims();
     let x = MatRef::from_row_major_slice(x, rows, in_features);
     let mut y = MatMut::from_row_major_slice_mut(y, rows, out_features);
-    let chunk_rows = (CHUNK / in_features.max(1)).max(1);
+    let chunk_rows = match weight.borrow_rows(0..0) {
+        Some(_) => out_features.max(1),
+        None => (CHUNK / in_features.max(1)).max(1),
+    };
     let mut buffer = Vec::new();
     for start in (0..out_features).step_by(chunk_rows) {
         let span = start..(start + chunk_rows).min(out_features);

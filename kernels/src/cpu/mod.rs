@@ -1,6 +1,10 @@
 //! The CPU backend: candle tensors in f32, products by faer, loops over rayon's threads.
 
+mod isa;
 mod linear;
+mod panels;
+mod parts;
+pub(crate) mod team;
 mod vector;
 
 use std::ops::{Deref, Range};
@@ -9,8 +13,11 @@ use candle_core::{CpuStorage, DType, Storage, Tensor};
 use faer::Par;
 use parking_lot::RwLockReadGuard;
 
+pub(crate) use isa::Isa;
 pub(crate) use linear::{RowSource, linear};
-pub(crate) use vector::{axpy, dot, exp_in_place, maximum, widen_bytes, widen_codes, widen_nibbles};
+pub(crate) use panels::Panels;
+pub(crate) use parts::{Parts, each_row, map};
+pub(crate) use vector::{axpy, dot, exp_in_place, maximum, widen_codes};
 
 use crate::{Batch, Device, Error, Result};
 

@@ -63,27 +63,6 @@ pub(crate) fn exp_in_place(x: &mut [f32], shift: f32) -> f32 {
     sums.iter().sum::<f32>() + tail
 }
 
-/// Codes to f32. 16 bytes give 32 values: the low halves, then the high ones; the last run may be cut short.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
-pub(crate) fn widen_nibbles(bytes: &[u8], out: &mut [f32]) {
-    for (bytes, out) in bytes.chunks_exact(16).zip(out.chunks_mut(32)) {
-        let mut run = [0f32; 32];
-        for j in 0..16 {
-            run[j] = (bytes[j] & 15) as f32;
-            run[j + 16] = (bytes[j] >> 4) as f32;
-        }
-        out.copy_from_slice(&run[..out.len()]);
-    }
-}
-
-/// One code a byte to f32.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
-pub(crate) fn widen_bytes(bytes: &[u8], out: &mut [f32]) {
-    for (out, byte) in out.iter_mut().zip(bytes) {
-        *out = *byte as f32;
-    }
-}
-
 /// Signed codes to f32, times their scale.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
 pub(crate) fn widen_codes(codes: &[i8], scale: f32, out: &mut [f32]) {

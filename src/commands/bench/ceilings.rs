@@ -1,5 +1,6 @@
 //! What this machine can do at best, in the kinds of work that count here.
 
+use std::hint::black_box;
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
@@ -17,12 +18,21 @@ const TIMES: usize = 5;
 /// Copies in memory that are measured as one.
 const COPIES: usize = 16;
 
+/// Bytes that the CPU reads, beyond any cache, and how often in a row.
+const READ: usize = 512 << 20;
+const PASSES: usize = 4;
+
+/// Rows and columns of a product that is large for a CPU: what a small model's shapes reach is no ceiling.
+const LARGE: usize = 2048;
+
 /// Rates per second.
 pub struct Ceilings {
     /// Product of activations and a dense weight, in the compute type.
     pub matmul: f64,
-    /// Bytes read and written by a copy inside the device's memory.
-    pub copy: f64,
+    /// Bytes of memory: those that a card's copy reads and writes, those that all cores of a CPU read.
+    pub memory: f64,
+    /// What that was measured by.
+    pub memory_by: &'static str,
     /// Bytes between host and device, to it and from it; none where they share memory.
     pub bus: Option<[f64; 2]>,
     /// Bytes written to the output's disk and synced.
@@ -36,39 +46,31 @@ impl Ceilings {
         config: &ModelConfig,
         out: &Path,
     ) -> Result<Self> {
-        let rows = match kind {
-            DeviceKind::Gpu => 8192,
-            DeviceKind::Cpu => 2048,
-        };
         let (k, n) = (config.hidden_size, config.intermediate_size);
+        let (rows, k, n) = match kind {
+            DeviceKind::Gpu => (8192, k, n),
+            DeviceKind::Cpu => (LARGE, k.max(LARGE), n.max(LARGE)),
+        };
         let x = device.tensor(values(rows * k), (rows, k))?;
         let w = device.weight_from_f32(values(n * k), (n, k), None)?;
         let seconds = median(device, TIMES, || device.matmul(&x, &w))?;
         let matmul = 2.0 * (rows * k * n) as f64 / seconds;
         drop((x, w));
-        // Far larger than any cache, and than what asking for it costs.
-        let wide = device.tensor(vec![1.0; rows * 16384], (rows, 16384))?;
-        let bytes = (rows * 16384 * device.element_size()) as f64;
-        // In a row, so that waiting for the end of one does not count as copying.
-        let copies = || (0..COPIES).try_for_each(|_| device.copy(&wide).map(drop));
-        let copy = 2.0 * bytes * COPIES as f64 / median(device, TIMES, copies)?;
-        let bus = match kind {
-            DeviceKind::Cpu => None,
-            DeviceKind::Gpu => {
-                let parked = device.park(&wide)?;
-                // The next operation waits for the copy.
-                let up = median(device, TIMES, || device.copy(&device.fetch(&parked)?))?;
-                let down = median(device, TIMES, || device.copy(&device.fetch(&device.park(&wide)?)?))? - up;
-                Some([bytes / up, bytes / down.max(f64::MIN_POSITIVE)])
-            }
+        let (memory, bus) = match kind {
+            DeviceKind::Cpu => (read(), None),
+            DeviceKind::Gpu => copies(device, rows).map(|(copy, bus)| (copy, Some(bus)))?,
         };
-        Ok(Self { matmul, copy, bus, disk: disk(out, kind)? })
+        let memory_by = match kind {
+            DeviceKind::Cpu => "reading memory",
+            DeviceKind::Gpu => "the copy",
+        };
+        Ok(Self { matmul, memory, memory_by, bus, disk: disk(out, kind)? })
     }
 
     pub fn figures(&self) -> Vec<Figure> {
         let mut figures = vec![
             Figure::new("ceiling: matrix product", self.matmul / 1e12, "TFLOP/s"),
-            Figure::new("ceiling: copy in memory", self.copy / 1e9, "GB/s"),
+            Figure::new(format!("ceiling: {}", self.memory_by), self.memory / 1e9, "GB/s"),
             Figure::new("ceiling: writing to disk", self.disk / 1e9, "GB/s"),
         ];
         if let Some([up, _]) = self.bus {
@@ -76,6 +78,43 @@ impl Ceilings {
         }
         figures
     }
+}
+
+/// Bytes a second of copies inside a card's memory, and to the card and from it.
+fn copies<B: Backend>(device: &B, rows: usize) -> Result<(f64, [f64; 2])> {
+    // Far larger than any cache, and than what asking for it costs.
+    let wide = device.tensor(vec![1.0; rows * 16384], (rows, 16384))?;
+    let bytes = (rows * 16384 * device.element_size()) as f64;
+    // In a row, so that waiting for the end of one does not count as copying.
+    let copies = || (0..COPIES).try_for_each(|_| device.copy(&wide).map(drop));
+    let copy = 2.0 * bytes * COPIES as f64 / median(device, TIMES, copies)?;
+    let parked = device.park(&wide)?;
+    // The next operation waits for the copy.
+    let up = median(device, TIMES, || device.copy(&device.fetch(&parked)?))?;
+    let down = median(device, TIMES, || device.copy(&device.fetch(&device.park(&wide)?)?))? - up;
+    Ok((copy, [bytes / up, bytes / down.max(f64::MIN_POSITIVE)]))
+}
+
+/// Bytes a second that all threads together read of memory that has been written before.
+fn read() -> f64 {
+    let threads = rayon::current_num_threads();
+    let words: Vec<u64> = (0..READ as u64 / 8).collect();
+    let pass = || {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for part in words.chunks(words.len().div_ceil(threads)) {
+                scope.spawn(move || {
+                    for _ in 0..PASSES {
+                        black_box(black_box(part).iter().fold(0, |sum, word| sum ^ word));
+                    }
+                });
+            }
+        });
+        (READ * PASSES) as f64 / start.elapsed().as_secs_f64()
+    };
+    let mut rates: Vec<f64> = (0..TIMES).map(|_| pass()).collect();
+    rates.sort_by(f64::total_cmp);
+    rates[TIMES / 2]
 }
 
 /// Single operations at the model's own shapes: where the phases' time comes from.

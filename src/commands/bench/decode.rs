@@ -12,7 +12,7 @@ use gptq_runtime::sampling::{Sampler, SamplingParams};
 
 use super::ceilings::Ceilings;
 use super::{Figure, Rate, Workspace, print, tensor_bytes};
-use crate::args::DecodeBenchArgs;
+use crate::args::{DecodeBenchArgs, KvDtypeArg};
 use crate::commands::common::{self, DeviceKind, OnDevice};
 use crate::commands::eval;
 
@@ -42,21 +42,34 @@ impl OnDevice for Measure<'_> {
         let model = eval::load(&device, dir)?.with_kv_dtype(kv_dtype.into());
         let DecodeBenchArgs { temperature, top_p, top_k, .. } = *args;
         let params = SamplingParams { temperature, top_p, top_k, repetition_penalty: 1.0, seed: 0 };
+        let contexts = args.context..args.context + args.tokens;
         let mut figures = ceilings.figures();
-        for batch in &args.batch {
-            let seconds = seconds_a_step(&model, *batch, &params, args.context..args.context + args.tokens)?;
-            let rate = *batch as f64 / seconds;
-            let read = bytes_a_step(&model, files, *batch, args.context + args.tokens / 2);
-            let share = read / seconds / ceilings.copy;
-            let what = format!("decoding, {batch} at once{}", kv_dtype.note());
-            let figure = Figure::new(what, rate, "tokens/s");
-            let step = Rate { value: 1e3 * seconds, unit: "ms a step" };
-            figures.push(Figure { rate: Some(step), ..figure }.share("the copy", share));
-        }
+        figures.extend(measure(&model, files, &args.batch, &params, contexts, &ceilings)?);
         let (from, to) = (args.context, args.context + args.tokens);
         let note = kv_dtype.note();
         Ok((format!("{}, contexts from {from} to {to}{note}, on {}", args.model, device.name()), figures))
     }
+}
+
+/// Tokens a second for each number of sequences, beside what memory allows.
+pub(super) fn measure<B: Backend>(
+    model: &Model<B>,
+    files: &ModelFiles,
+    batches: &[usize],
+    params: &SamplingParams,
+    contexts: Range<usize>,
+    ceilings: &Ceilings,
+) -> Result<Vec<Figure>> {
+    let one = |batch: &usize| {
+        let seconds = seconds_a_step(model, *batch, params, contexts.clone())?;
+        let read = bytes_a_step(model, files, *batch, (contexts.start + contexts.end) / 2);
+        let what = format!("decoding, {batch} at once{}", KvDtypeArg::from(model.kv_dtype()).note());
+        let figure = Figure::new(what, *batch as f64 / seconds, "tokens/s");
+        let step = Rate { value: 1e3 * seconds, unit: "ms a step" };
+        let share = read / seconds / ceilings.memory;
+        Ok(Figure { rate: Some(step), ..figure }.share(ceilings.memory_by, share))
+    };
+    batches.iter().map(one).collect()
 }
 
 /// The mean time of a step in which every sequence gets a token. As in the engine the next step is asked for before the

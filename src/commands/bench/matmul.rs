@@ -31,8 +31,9 @@ pub fn run(args: &MatmulBenchArgs) -> Result<()> {
 #[derive(Serialize)]
 struct Report {
     title: String,
-    /// Ceilings: bytes read and written, and operations, a second.
-    copy: f64,
+    /// Ceilings: bytes of memory, and operations, a second.
+    memory: f64,
+    memory_by: &'static str,
     matmul: f64,
     /// Operations that the device is asked for in a step of one token.
     launches: Option<u64>,
@@ -73,7 +74,7 @@ impl OnDevice for Measure<'_> {
                 let seconds = seconds(&device, &model, stage, linears[0].in_features, *tokens)?;
                 let bytes = stage_bytes(files, stage);
                 let flops = 2.0 * (tokens * weights) as f64;
-                let floor = (bytes / ceilings.copy).max(flops / ceilings.matmul);
+                let floor = (bytes / ceilings.memory).max(flops / ceilings.matmul);
                 let (floor_us, measured_us) = (1e6 * floor, 1e6 * seconds);
                 rows.push(Row {
                     product: stage.name(),
@@ -87,7 +88,8 @@ impl OnDevice for Measure<'_> {
         }
         let launches = launches(&device, &model)?;
         let title = format!("{}, on {}", args.model, device.name());
-        Ok(Report { title, copy: ceilings.copy, matmul: ceilings.matmul, launches, rows })
+        let Ceilings { memory, memory_by, matmul, .. } = ceilings;
+        Ok(Report { title, memory, memory_by, matmul, launches, rows })
     }
 }
 
@@ -154,8 +156,8 @@ fn launches<B: Backend>(device: &B, model: &Model<B>) -> Result<Option<u64>> {
 impl Report {
     fn print(&self) -> Result<()> {
         output::line(format_args!("{}\n", self.title))?;
-        let (copy, matmul) = (self.copy / 1e9, self.matmul / 1e12);
-        output::line(format_args!("copy {copy:.1} GB/s, matrix product {matmul:.2} TFLOP/s"))?;
+        let (by, memory, matmul) = (self.memory_by, self.memory / 1e9, self.matmul / 1e12);
+        output::line(format_args!("{by} {memory:.1} GB/s, matrix product {matmul:.2} TFLOP/s"))?;
         if let Some(launches) = self.launches {
             output::line(format_args!("{launches} kernels a token"))?;
         }

@@ -1,6 +1,7 @@
 //! `gptq bench`: what the program reaches on this machine, beside ceilings measured in the same run.
 
 pub mod agreement;
+pub mod cpu;
 pub mod decode;
 pub mod load;
 pub mod matmul;

@@ -5,11 +5,11 @@ use std::path::Path;
 use anyhow::Result;
 use gptq_kernels::{Backend, Batch, KV_BLOCK_ROWS, SequenceRows};
 use gptq_runtime::layout;
-use gptq_runtime::model::ModelFiles;
+use gptq_runtime::model::{Model, ModelFiles};
 
 use super::ceilings::{Ceilings, attention_flops};
 use super::{Figure, Rate, Workspace, median, print};
-use crate::args::PrefillBenchArgs;
+use crate::args::{KvDtypeArg, PrefillBenchArgs};
 use crate::commands::common::{self, DeviceKind, OnDevice};
 use crate::commands::eval;
 
@@ -41,31 +41,37 @@ impl OnDevice for Measure<'_> {
         let kv_dtype = args.kv_cache.kv_cache_dtype;
         let model = eval::load(&device, dir)?.with_kv_dtype(kv_dtype.into());
         let mut figures = ceilings.figures();
-        let vocab = files.config.vocab_size as u32;
-        for tokens in &args.tokens {
-            let ids: Vec<u32> = (0..*tokens as u32).map(|i| i.wrapping_mul(2_654_435_761) % vocab).collect();
-            let blocks = tokens.div_ceil(KV_BLOCK_ROWS);
-            let mut caches = model.kv_caches(blocks)?;
-            let sequence = SequenceRows { rows: *tokens, context: 0, blocks: (0..blocks as u32).collect() };
-            let batch = Batch { sequences: vec![sequence] };
-            let seconds = median(&device, TIMES, || {
-                let hidden = model.forward(&ids, &batch, Some(&mut caches))?;
-                model.logits(&hidden, tokens - 1..*tokens)
-            })?;
-            let flops = flops(files, *tokens);
-            let figure = Figure::new(
-                format!("prompt of {tokens}{}", kv_dtype.note()),
-                *tokens as f64 / seconds,
-                "tokens/s",
-            );
-            let rate = Rate { value: flops / seconds / 1e12, unit: "TFLOP/s" };
-            figures.push(
-                Figure { rate: Some(rate), ..figure }
-                    .share("the matrix product", flops / seconds / ceilings.matmul),
-            );
-        }
+        figures.extend(measure(&model, files, &args.tokens, &ceilings)?);
         Ok((format!("{}{}, on {}", args.model, kv_dtype.note(), device.name()), figures))
     }
+}
+
+/// Tokens a second for prompts of each length, beside what the product allows.
+pub(super) fn measure<B: Backend>(
+    model: &Model<B>,
+    files: &ModelFiles,
+    lengths: &[usize],
+    ceilings: &Ceilings,
+) -> Result<Vec<Figure>> {
+    let vocab = files.config.vocab_size as u32;
+    let one = |tokens: &usize| {
+        let ids: Vec<u32> = (0..*tokens as u32).map(|i| i.wrapping_mul(2_654_435_761) % vocab).collect();
+        let blocks = tokens.div_ceil(KV_BLOCK_ROWS);
+        let mut caches = model.kv_caches(blocks)?;
+        let sequence = SequenceRows { rows: *tokens, context: 0, blocks: (0..blocks as u32).collect() };
+        let batch = Batch { sequences: vec![sequence] };
+        let seconds = median(model.backend(), TIMES, || {
+            let hidden = model.forward(&ids, &batch, Some(&mut caches))?;
+            model.logits(&hidden, tokens - 1..*tokens)
+        })?;
+        let flops = flops(files, *tokens);
+        let what = format!("prompt of {tokens}{}", KvDtypeArg::from(model.kv_dtype()).note());
+        let figure = Figure::new(what, *tokens as f64 / seconds, "tokens/s");
+        let rate = Rate { value: flops / seconds / 1e12, unit: "TFLOP/s" };
+        let share = flops / seconds / ceilings.matmul;
+        Ok(Figure { rate: Some(rate), ..figure }.share("the matrix product", share))
+    };
+    lengths.iter().map(one).collect()
 }
 
 /// Products of every layer's linears and its attention.

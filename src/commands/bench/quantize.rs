@@ -17,7 +17,7 @@ use gptq_runtime::model::ModelFiles;
 
 use super::ceilings::{self, Ceilings};
 use super::{Figure, Workspace, print, tensor_bytes};
-use crate::args::QuantizeBenchArgs;
+use crate::args::{CalibrationArgs, QuantizeBenchArgs};
 use crate::commands::common::{self, Calibration, DeviceKind, OnDevice};
 use crate::commands::{demo, quantize};
 
@@ -52,17 +52,14 @@ impl OnDevice for Measure<'_> {
 
     fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<Self::Output> {
         let Self { args, dir, files, out } = self;
-        let calibration = self.calibration(kind)?;
-        let config = &files.config;
-        let ceilings = Ceilings::measure(&device, kind, config, out)?;
+        let built_in = args.model.is_none();
+        let calibration = calibration(built_in, args.random_tokens, &args.calibration, files, dir, kind)?;
+        let ceilings = Ceilings::measure(&device, kind, &files.config, out)?;
         let mut figures = ceilings.figures();
-        figures.extend(ceilings::operations(&device, config, calibration.record.seq_len, &ceilings)?);
-        let source = Source::check(args.model.as_deref().unwrap_or("demo4m"), dir, files)?;
         let count = if args.all_branches { usize::MAX } else { 1 };
-        for branch in Plan::card(args.preset).branches.iter().take(count) {
-            let log = make(&device, branch, &source, &calibration, &out.join(&branch.name))?;
-            figures.extend(phases(branch, &log, config, &calibration.sequences, &ceilings));
-        }
+        let branches: Vec<_> = Plan::card(args.preset).branches.into_iter().take(count).collect();
+        let source = Source::check(args.model.as_deref().unwrap_or("demo4m"), dir, files)?;
+        figures.extend(measure(&device, &source, files, &branches, &calibration, out, &ceilings)?);
         let CalibrationRecord { samples, seq_len, .. } = calibration.record;
         let title =
             format!("{samples} x {seq_len} tokens, damp 0.1, act-order, preset {}", args.preset.name());
@@ -70,17 +67,39 @@ impl OnDevice for Measure<'_> {
     }
 }
 
-impl Measure<'_> {
-    fn calibration(&self, kind: DeviceKind) -> Result<Calibration> {
-        let (args, built_in) = (self.args, self.args.model.is_none());
-        match (args.random_tokens, built_in) {
-            (true, _) => Ok(Calibration::random(&args.calibration, kind, self.files.config.vocab_size)),
-            (false, true) => {
-                Calibration::from_dataset(&demo::CALIBRATION, &demo::train_text(), self.dir, kind)
-            }
-            (false, false) => Calibration::load(&args.calibration, self.dir, kind),
-        }
+/// What the checkpoint is calibrated on.
+pub(super) fn calibration(
+    built_in: bool,
+    random_tokens: bool,
+    args: &CalibrationArgs,
+    files: &ModelFiles,
+    dir: &Path,
+    kind: DeviceKind,
+) -> Result<Calibration> {
+    match (random_tokens, built_in) {
+        (true, _) => Ok(Calibration::random(args, kind, files.config.vocab_size)),
+        (false, true) => Calibration::from_dataset(&demo::CALIBRATION, &demo::train_text(), dir, kind),
+        (false, false) => Calibration::load(args, dir, kind),
     }
+}
+
+/// Makes branches of a checkpoint in `out`, and says where the time went.
+pub(super) fn measure<B: Backend>(
+    device: &B,
+    source: &Source,
+    files: &ModelFiles,
+    branches: &[Branch],
+    calibration: &Calibration,
+    out: &Path,
+    ceilings: &Ceilings,
+) -> Result<Vec<Figure>> {
+    let config = &files.config;
+    let mut figures = ceilings::operations(device, config, calibration.record.seq_len, ceilings)?;
+    for branch in branches {
+        let log = make(device, branch, source, calibration, &out.join(&branch.name))?;
+        figures.extend(phases(branch, &log, config, &calibration.sequences, ceilings));
+    }
+    Ok(figures)
 }
 
 fn make<B: Backend>(

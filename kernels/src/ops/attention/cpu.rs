@@ -6,6 +6,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::cpu_cache::{CpuKvCache, Part, Rows, Run, parts, runs};
+use super::cpu_step::{self, MOST_ROWS, Token};
 use super::{Attention, AttentionShape, KvShape, check};
 use crate::cpu::{View, exp_in_place, maximum};
 use crate::{Batch, Cpu, Device, Result};
@@ -56,7 +57,14 @@ fn attend(q: &[f32], kv: [Rows; 2], batch: &Batch, shape: &AttentionShape, paged
     let mut tiles = Vec::new();
     let mut y = vec![0.0; q.len()];
     let mut rest = &mut y[..];
+    let mut tokens = Vec::new();
     for ((sequence, start), runs) in batch.sequences.iter().zip(starts).zip(&keys) {
+        if sequence.rows <= MOST_ROWS {
+            let token = |i| Token { row: start + i, position: sequence.context + i, runs };
+            tokens.extend((0..sequence.rows).map(token));
+            rest = &mut rest[sequence.rows * width..];
+            continue;
+        }
         for row in (0..sequence.rows).step_by(TILE_ROWS) {
             let rows = TILE_ROWS.min(sequence.rows - row);
             let q = &q[(start + row) * width..][..rows * width];
@@ -81,6 +89,7 @@ fn attend(q: &[f32], kv: [Rows; 2], batch: &Batch, shape: &AttentionShape, paged
             }
         }
     });
+    cpu_step::attend(q, kv, &tokens, shape, &mut y);
     y
 }
 
@@ -111,20 +120,21 @@ impl Tile<'_> {
         let rows = self.q.len() / width;
         let q = MatRef::from_row_major_slice(self.q, rows, width).subcols(head * d, d);
         let mut scores = vec![0.0; rows * length];
-        for (before, keys) in keys {
+        for keys in keys {
             let scores = MatMut::from_row_major_slice_mut(&mut scores, rows, length);
-            let scores = scores.subcols_mut(*before, keys.nrows());
-            matmul(scores, Accum::Replace, q, keys.transpose(), shape.scale, Par::Seq);
+            let scores = scores.subcols_mut(keys.before, keys.rows);
+            matmul(scores, Accum::Replace, q, keys.matrix().transpose(), shape.scale, Par::Seq);
         }
         for (r, row) in scores.chunks_exact_mut(length).enumerate() {
             let own = self.first_seen(r, shape.window) - seen.start..self.position + r + 1 - seen.start;
             softmax(row, own);
         }
         let mut y = vec![0.0; rows * d];
-        for (before, values) in values {
-            let scores = MatRef::from_row_major_slice(&scores, rows, length).subcols(*before, values.nrows());
+        for values in values {
+            let scores = MatRef::from_row_major_slice(&scores, rows, length);
+            let scores = scores.subcols(values.before, values.rows);
             let y = MatMut::from_row_major_slice_mut(&mut y, rows, d);
-            matmul(y, Accum::Add, scores, values, 1.0, Par::Seq);
+            matmul(y, Accum::Add, scores, values.matrix(), 1.0, Par::Seq);
         }
         y
     }

@@ -44,8 +44,29 @@ pub(super) struct Run {
     row: usize,
 }
 
-/// Keys or values that a head sees, `[tokens, head_dim]`, and how many it sees before.
-pub(super) type Part<'a> = (usize, MatRef<'a, f32>);
+/// Keys or values that a head sees, `[tokens, head_dim]`.
+pub(super) struct Part<'a> {
+    /// How many it sees before these.
+    pub before: usize,
+    pub rows: usize,
+    pub width: usize,
+    values: &'a [f32],
+    /// From one row to the next.
+    stride: usize,
+}
+
+impl Part<'_> {
+    /// Row by row.
+    #[inline(always)]
+    pub fn iter(&self) -> impl Iterator<Item = &[f32]> {
+        self.values.chunks(self.stride).take(self.rows).map(|row| &row[..self.width])
+    }
+
+    pub fn matrix(&self) -> MatRef<'_, f32> {
+        let (rows, stride) = (self.rows, self.stride);
+        MatRef::from_row_major_slice_with_stride(self.values, rows, self.width, stride)
+    }
+}
 
 impl CpuKvCache {
     pub fn new(shape: KvShape) -> Result<Self> {
@@ -148,15 +169,17 @@ pub(super) fn parts<'a>(
     });
     match rows {
         Rows::Plain(x) => {
-            let width = heads * head_dim;
-            let x =
-                MatRef::from_row_major_slice(x, x.len() / width, width).subcols(head * head_dim, head_dim);
-            inside.map(|(before, rows)| (before, x.subrows(rows.start, rows.len()))).collect()
+            let stride = heads * head_dim;
+            let part = |(before, rows): (usize, Range<usize>)| {
+                let values = &x[rows.start * stride + head * head_dim..rows.end * stride];
+                Part { before, rows: rows.len(), width: head_dim, values, stride }
+            };
+            inside.map(part).collect()
         }
         Rows::Codes(codes) => {
             unpacked.reserve(seen.len() * head_dim);
             inside.for_each(|(_, rows)| codes.unpack(head, heads, rows, unpacked));
-            vec![(0, MatRef::from_row_major_slice(unpacked, unpacked.len() / head_dim, head_dim))]
+            vec![Part { before: 0, rows: seen.len(), width: head_dim, values: unpacked, stride: head_dim }]
         }
     }
 }

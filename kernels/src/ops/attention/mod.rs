@@ -3,6 +3,7 @@
 
 mod cpu;
 mod cpu_cache;
+mod cpu_step;
 pub(crate) mod cuda;
 pub(crate) mod cuda_cache;
 mod kv_cache;

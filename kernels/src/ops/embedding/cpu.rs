@@ -1,8 +1,7 @@
 use candle_core::Tensor;
-use rayon::prelude::*;
 
 use super::{Embedding, check};
-use crate::cpu::RowSource;
+use crate::cpu::each_row;
 use crate::{Cpu, Device, Error, MatMul, Result, Sample};
 
 impl Embedding for Cpu {
@@ -10,7 +9,7 @@ impl Embedding for Cpu {
         let (vocab, hidden) = table.dims();
         check(ids, vocab)?;
         let mut y = vec![0.0; ids.len() * hidden];
-        y.par_chunks_exact_mut(hidden).zip(ids).for_each(|(out, id)| table.write_row(*id as usize, out));
+        each_row(&mut y, hidden, |row, out| table.write_row(ids[row] as usize, out));
         self.tensor(y, (ids.len(), hidden))
     }
 

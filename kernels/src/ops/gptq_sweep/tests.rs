@@ -323,7 +323,7 @@ fn negative_scales_are_read<B: Backend>(backend: &B, tolerance: f64) {
 
 #[test]
 fn negative_scales_are_read_as_they_were_solved() {
-    negative_scales_are_read(&Cpu::new(), crate::testing::NMSE_F32);
+    negative_scales_are_read(&Cpu::new(), crate::testing::NMSE_FIXED);
 }
 
 mod on_cuda {

@@ -5,11 +5,19 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::{MatMul, check, check_parts};
-use crate::cpu::{RowSource, View, linear};
+use crate::cpu::{Isa, Panels, RowSource, View, linear};
 use crate::{Cpu, Device, Dtype, Error, HostTensor, Result};
 
-/// A dense weight `[out, in]`, kept in the checkpoint's own type and widened row by row.
-pub struct CpuWeight {
+/// A weight `[out, in]`, kept in the checkpoint's own type and widened row by row; or one that was quantized and stands
+/// for its values.
+pub struct CpuWeight(Kind);
+
+enum Kind {
+    Dense(Dense),
+    Quantized(Panels),
+}
+
+struct Dense {
     values: Values,
     dims: (usize, usize),
     bias: Option<Vec<f32>>,
@@ -36,7 +44,7 @@ impl MatMul for Cpu {
             _ => Values::F32(parts.iter().flat_map(HostTensor::to_f32).collect()),
         };
         let bias = (!biases.is_empty()).then(|| biases.iter().flat_map(HostTensor::to_f32).collect());
-        Ok(CpuWeight { values, dims, bias })
+        Ok(CpuWeight(Kind::Dense(Dense { values, dims, bias })))
     }
 
     fn weight_from_f32(
@@ -51,18 +59,44 @@ impl MatMul for Cpu {
         if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != dims.0) {
             return Err(Error::shape("matmul bias", dims.0, bias.len()));
         }
-        Ok(CpuWeight { values: Values::F32(values), dims, bias })
+        Ok(CpuWeight(Kind::Dense(Dense { values: Values::F32(values), dims, bias })))
     }
 
     fn matmul(&self, x: &Tensor, weight: &CpuWeight) -> Result<Tensor> {
-        check(self.shape(x), weight.dims)?;
+        let dims = weight.dims();
+        check(self.shape(x), dims)?;
         let x = View::of(x)?;
-        let y = linear(&x, x.rows, weight, weight.bias.as_deref());
-        self.tensor(y, (x.rows, weight.dims.0))
+        let y = match &weight.0 {
+            Kind::Dense(dense) => linear(&x, x.rows, dense, dense.bias.as_deref()),
+            Kind::Quantized(panels) => panels.product(&x, x.rows, Isa::best()),
+        };
+        self.tensor(y, (x.rows, dims.0))
     }
 }
 
-impl RowSource for CpuWeight {
+impl CpuWeight {
+    pub(crate) fn quantized(panels: Panels) -> Self {
+        Self(Kind::Quantized(panels))
+    }
+
+    /// `(out, in)`
+    pub(crate) fn dims(&self) -> (usize, usize) {
+        match &self.0 {
+            Kind::Dense(dense) => dense.dims,
+            Kind::Quantized(panels) => panels.dims(),
+        }
+    }
+
+    /// Writes row `row`, `in` values.
+    pub(crate) fn write_row(&self, row: usize, out: &mut [f32]) {
+        match &self.0 {
+            Kind::Dense(dense) => dense.write_row(row, out),
+            Kind::Quantized(panels) => panels.write_row(row, out),
+        }
+    }
+}
+
+impl RowSource for Dense {
     fn dims(&self) -> (usize, usize) {
         self.dims
     }

@@ -90,7 +90,7 @@ pub(crate) fn check(x: (usize, usize), in_features: usize) -> Result<()> {
 mod tests {
     use super::*;
     use crate::packing::Scales;
-    use crate::testing::{NMSE_F32, assert_close, matmul_f64, random, tolerance};
+    use crate::testing::{NMSE_FIXED, assert_close, matmul_f64, random, tolerance};
     use crate::{Cpu, Quantized};
 
     /// A random linear whose features belong to groups as `g_idx` says.
@@ -278,9 +278,9 @@ mod tests {
 
     #[test]
     fn agrees_with_f64_on_the_cpu() {
-        conforms(&Cpu::new(), NMSE_F32);
-        wide_scales_conform(&Cpu::new(), NMSE_F32);
-        surroundings_conform(&Cpu::new(), NMSE_F32);
+        conforms(&Cpu::new(), NMSE_FIXED);
+        wide_scales_conform(&Cpu::new(), NMSE_FIXED);
+        surroundings_conform(&Cpu::new(), NMSE_FIXED);
     }
 
     #[test]

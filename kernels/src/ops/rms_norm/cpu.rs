@@ -1,8 +1,7 @@
 use candle_core::Tensor;
-use rayon::prelude::*;
 
 use super::{RmsNorm, check};
-use crate::cpu::{View, dot};
+use crate::cpu::{View, dot, each_row};
 use crate::{Cpu, Device, Result};
 
 impl RmsNorm for Cpu {
@@ -10,7 +9,7 @@ impl RmsNorm for Cpu {
         check(self.shape(x), self.shape(weight))?;
         let (x, weight) = (View::of(x)?, View::of(weight)?);
         let mut y = x.to_vec();
-        y.par_chunks_exact_mut(x.columns).for_each(|row| normalise(row, &weight, eps));
+        each_row(&mut y, x.columns, |_, row| normalise(row, &weight, eps));
         self.tensor(y, (x.rows, x.columns))
     }
 }

@@ -1,8 +1,7 @@
 use candle_core::Tensor;
-use rayon::prelude::*;
 
 use super::{Rope, RopeShape, check, frequency_rows};
-use crate::cpu::View;
+use crate::cpu::{Parts, View, each_row};
 use crate::ops::rms_norm::cpu::normalise;
 use crate::{Batch, Cpu, Device, Result};
 
@@ -20,27 +19,23 @@ impl Rope for Cpu {
         let mut k = vec![0.0; qkv.rows * kv_width];
         let mut v = vec![0.0; qkv.rows * kv_width];
         let tables = frequency_rows(batch, inv_freq.rows);
-        let places = batch.positions().into_par_iter().zip(tables);
-        let rows = (qkv.par_chunks_exact(qkv.columns), places);
-        let outputs = (
-            q.par_chunks_exact_mut(q_width),
-            k.par_chunks_exact_mut(kv_width),
-            v.par_chunks_exact_mut(kv_width),
-        );
-        rows.into_par_iter().zip(outputs.into_par_iter()).for_each(
-            |((row, (position, table)), (q, k, v))| {
-                q.copy_from_slice(&row[..q_width]);
-                k.copy_from_slice(&row[q_width..][..kv_width]);
-                v.copy_from_slice(&row[q_width + kv_width..]);
-                if let Some((q_weight, k_weight, eps)) = &norms {
-                    q.chunks_exact_mut(d).for_each(|head| normalise(head, q_weight, *eps));
-                    k.chunks_exact_mut(d).for_each(|head| normalise(head, k_weight, *eps));
-                }
-                let frequencies = &inv_freq[table as usize * d / 2..][..d / 2];
-                let turns: Vec<_> = frequencies.iter().map(|f| (position as f32 * f).sin_cos()).collect();
-                q.chunks_exact_mut(d).chain(k.chunks_exact_mut(d)).for_each(|head| rotate(head, &turns));
-            },
-        );
+        let positions = batch.positions();
+        let [k_parts, v_parts] = [&mut k, &mut v].map(|rows| Parts::of(rows));
+        each_row(&mut q, q_width, |row, q| {
+            // SAFETY: every row has its own q, k and v.
+            let [k, v] = [&k_parts, &v_parts].map(|parts| unsafe { parts.part(row * kv_width, kv_width) });
+            let qkv = &qkv[row * (q_width + 2 * kv_width)..];
+            q.copy_from_slice(&qkv[..q_width]);
+            k.copy_from_slice(&qkv[q_width..][..kv_width]);
+            v.copy_from_slice(&qkv[q_width + kv_width..][..kv_width]);
+            if let Some((q_weight, k_weight, eps)) = &norms {
+                q.chunks_exact_mut(d).for_each(|head| normalise(head, q_weight, *eps));
+                k.chunks_exact_mut(d).for_each(|head| normalise(head, k_weight, *eps));
+            }
+            let frequencies = &inv_freq[tables[row] as usize * d / 2..][..d / 2];
+            let turns: Vec<_> = frequencies.iter().map(|f| (positions[row] as f32 * f).sin_cos()).collect();
+            q.chunks_exact_mut(d).chain(k.chunks_exact_mut(d)).for_each(|head| rotate(head, &turns));
+        });
         let rows = qkv.rows;
         Ok([
             self.tensor(q, (rows, q_width))?,

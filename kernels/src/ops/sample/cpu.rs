@@ -1,10 +1,9 @@
 use std::borrow::Cow;
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 
 use super::{Draw, Drawn, FRACTION_BITS, ID_BITS, OCTAVES, SERIES, Sample, check};
-use crate::cpu::View;
+use crate::cpu::{View, map};
 use crate::{Cpu, Device, Result};
 
 impl Sample for Cpu {
@@ -13,7 +12,8 @@ impl Sample for Cpu {
     fn sample(&self, logits: &Tensor, draws: &[Draw]) -> Result<Self::Chosen> {
         check(self.shape(logits), draws)?;
         let logits = View::of(logits)?;
-        Ok(logits.par_chunks_exact(logits.columns).zip(draws).map(|(row, draw)| chosen(row, draw)).collect())
+        let width = logits.columns;
+        Ok(map(draws.len(), |i| chosen(&logits[i * width..][..width], &draws[i])))
     }
 
     fn chosen(&self, chosen: &Self::Chosen) -> Result<Vec<Option<Drawn>>> {
