@@ -1,6 +1,7 @@
 //! The command line, typed. What each verb does with it is in `commands/`.
 
 mod bench;
+mod hub;
 mod quantize;
 mod serve;
 mod values;
@@ -14,6 +15,7 @@ pub use bench::{
     AgreementBenchArgs, BenchArgs, BenchVerb, DecodeBenchArgs, LoadBenchArgs, MatmulBenchArgs,
     PrefillBenchArgs, QualityBenchArgs, QuantizeBenchArgs, ServeBenchArgs,
 };
+pub use hub::{DownloadArgs, RepoTypeArg};
 pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};
 pub use serve::{OpenRouteArg, ServeArgs};
 pub use values::{
@@ -48,6 +50,7 @@ pub enum Verb {
     Serve(ServeArgs),
     Inspect(InspectArgs),
     Synth(SynthArgs),
+    Download(DownloadArgs),
     Bench(BenchArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
@@ -76,7 +79,7 @@ pub struct DemoArgs {
   gptq table ./model/config.json --json
   gptq table ./model --artifacts ./branches")]
 pub struct TableArgs {
-    /// Model folder, config.json, or a preset: causallm-7b, causallm-14b, llama2-7b, tinyllama-1.1b
+    /// Model folder, hub id, config.json, or a preset: causallm-7b, causallm-14b, llama2-7b, tinyllama-1.1b
     pub model: String,
 
     /// Read the table off the artifacts in this folder instead
@@ -280,8 +283,8 @@ pub struct GenerateArgs {
     after_help = "Examples:\n  gptq inspect ./Llama-2-7B-GPTQ\n  gptq inspect ./q4 --json\n\nThe exit status is 1 where something is unsound."
 )]
 pub struct InspectArgs {
-    /// Model folder
-    pub dir: PathBuf,
+    /// Model folder, hub id, or hub-id:branch
+    pub model: String,
 
     /// Print the report as JSON
     #[arg(long)]
