@@ -54,6 +54,7 @@ fn run(verb: Option<Verb>) -> anyhow::Result<ExitCode> {
         Some(Verb::Inspect(args)) => return commands::inspect::run(&args),
         Some(Verb::Synth(args)) => commands::synth::run(&args)?,
         Some(Verb::Download(args)) => commands::download::run(&args)?,
+        Some(Verb::Push(args)) => commands::push::run(&args)?,
         Some(Verb::Bench(args)) => match args.what {
             BenchVerb::Quantize(args) => commands::bench::quantize::run(&args)?,
             BenchVerb::Quality(args) => commands::bench::quality::run(&args)?,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use gptq_hub_stand_in::{On, Server, What};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::program::{artifact, demo, demo_text, gptq, run, words, workplace};
 
@@ -122,4 +122,50 @@ fn a_download_that_cannot_be_is_one_line_and_an_exit_status() {
     assert!(refusal(&["../etc"]).contains("expected `owner/name`"));
     hub.server.fault(On::Storage, usize::MAX, What::WrongBytes);
     assert!(refusal(&[REPO]).contains("arrived damaged 3 times"));
+}
+
+#[test]
+fn what_is_pushed_comes_back_by_its_branch_and_measures_the_same() {
+    let hub = Hub::new("hub-push");
+    let run_dir = workplace("hub-push-run");
+    for (branch, options) in [("main", ""), ("gptq-8bit", "--bits 8")] {
+        let made = artifact(options);
+        fs::create_dir_all(run_dir.join(branch)).unwrap();
+        for entry in fs::read_dir(made).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, run_dir.join(branch).join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let push = |options: &str| {
+        let mut command = hub.gptq("push");
+        command.env("HF_TOKEN", "hf_write").arg(&run_dir).arg(REPO).args(words(options));
+        command
+    };
+    let plan = run(&mut push("--dry-run")).ok();
+    assert!(
+        plan.contains("acme/tiny-GPTQ: to be made, public (as acme)")
+            && plan.contains("gptq-8bit (to be made)"),
+        "{plan}"
+    );
+    assert!(run(&mut push("")).refusal().contains("expected --yes"));
+    assert!(hub.server.log().iter().all(|asked| asked.method == "GET"), "nothing is sent unasked");
+    let done = run(&mut push("--yes")).ok();
+    assert_eq!(done.matches("read back and compared").count(), 2, "{done}");
+    let again = run(&mut push("--yes --json")).json();
+    let unchanged = again["branches"].as_array().unwrap().iter().all(|branch| branch["send"] == json!([]));
+    assert!(unchanged, "{again}");
+    let measured = |model: &str| {
+        let mut command = hub.gptq("eval");
+        command.arg(model).args(["--dataset", &demo_text("test")]);
+        run(command.args(words("--join raw --ctx 128 --max-windows 4 --json"))).json()["perplexity"].clone()
+    };
+    let here = run_dir.join("gptq-8bit");
+    assert_eq!(measured("acme/tiny-GPTQ:gptq-8bit"), measured(here.to_str().unwrap()));
+    let read_only = run(push("--yes").env("HF_TOKEN", "hf_read").arg("--create-pr"));
+    assert_eq!(read_only.code, Some(0), "nothing has changed, so nothing is asked for: {}", read_only.stderr);
+    assert!(
+        run(hub.gptq("push").arg(run_dir.join("main/config.json")).arg(REPO).arg("--dry-run"))
+            .refusal()
+            .contains("config.json")
+    );
 }

@@ -166,8 +166,15 @@ pub enum Cause {
     #[error("{}: {cause}", short_path(path))]
     Io { path: PathBuf, cause: io::Error },
 
-    #[error("{}", short_line(.0))]
-    Push(String),
+    #[error("publishing needs a token that may write: set HF_TOKEN")]
+    NoToken,
+
+    #[error("the file has changed while it was being sent")]
+    ChangedHere,
+
+    /// After all was sent.
+    #[error("the branch does not hold what was sent: {}", short(what))]
+    Differs { what: String },
 
     /// Another worker's failure has been told already.
     #[error("given up")]

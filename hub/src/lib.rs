@@ -9,6 +9,7 @@
 //! here      the cache as Python's, both ways       cache
 //! fetching  pieces of a file, without sockets      transfer
 //! all of it workers, verification, links           download
+//! back      branches, large files, commits         push
 //! ```
 
 #![forbid(unsafe_code)]
@@ -20,8 +21,10 @@ mod download;
 mod error;
 mod name;
 mod oid;
+mod part;
 mod pattern;
 mod progress;
+mod push;
 mod select;
 mod settings;
 mod transfer;
@@ -34,6 +37,7 @@ pub use crate::error::{Cause, Error, Result, Subject, bytes};
 pub use crate::name::{Kind, MAIN, ModelRef, RepoId, check_revision, is_commit};
 pub use crate::oid::{Hasher, Oid};
 pub use crate::progress::{Event, Watch, silent};
+pub use crate::push::{BranchPlan, LocalFile, PushBranch, PushPlan, PushRequest, Pushed};
 pub use crate::select::Wanted;
 pub use crate::settings::{Patience, Settings, Token};
 pub use crate::tree::{Branch, Entry, Tree};

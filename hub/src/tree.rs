@@ -58,7 +58,7 @@ impl Entry {
         let oid = record.lfs_sha256.as_ref().unwrap_or(&record.blob_id);
         let Some(oid) = Oid::parse(oid) else {
             let problem = format!("{path}: expected a hash, got `{}`", gptq_input::short(oid));
-            return Err(Cause::Push(problem));
+            return Err(Cause::Malformed { endpoint: String::new(), problem });
         };
         Ok(Self { size: record.lfs_size.unwrap_or(record.size), path, oid, record })
     }
@@ -201,7 +201,7 @@ impl Client {
             };
         }
         Tree::new(files).map_err(|cause| match cause {
-            Cause::Push(problem) => subject.fails(self.malformed(problem)),
+            Cause::Malformed { problem, .. } => subject.fails(self.malformed(problem)),
             cause => subject.fails(cause),
         })
     }

@@ -4,5 +4,6 @@ mod cache;
 mod faults;
 mod fetching;
 mod kills;
+mod publishing;
 mod support;
 mod tokens;

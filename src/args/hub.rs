@@ -73,8 +73,70 @@ pub struct TokenArgs {
     pub token: Option<String>,
 }
 
+impl SendingArgs {
+    /// Whether anything was said about it.
+    pub fn is_any(&self) -> bool {
+        self.private || self.yes || self.token.token.is_some()
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum RepoTypeArg {
     Model,
     Dataset,
+}
+
+/// Publish an artifact, or all branches of a run, on a hub
+///
+/// Everything that would change is shown first, and nothing is sent before it was confirmed. Files that are there already
+/// are not sent again, so that the same command goes on after an interruption. What was sent is read back and compared.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  gptq push ./q4 someone/Model-7B-GPTQ --dry-run
+  gptq push ./q4 someone/Model-7B-GPTQ --branch gptq-4bit-32g-actorder_True
+  gptq push ./branches someone/Model-7B-GPTQ --private --yes")]
+pub struct PushArgs {
+    /// An artifact's folder, or a folder of branches as `gptq branches` makes it
+    pub dir: PathBuf,
+
+    /// Hub id; made where it is not there
+    pub repo: String,
+
+    /// Branch for a single artifact [default: main]
+    #[arg(long)]
+    pub branch: Option<String>,
+
+    /// Propose the change to an existing repository instead of making it
+    #[arg(long)]
+    pub create_pr: bool,
+
+    /// Show what would change, and send nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    #[command(flatten)]
+    pub sending: SendingArgs,
+
+    /// Print plan and commits as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How something is published.
+#[derive(Args)]
+pub struct SendingArgs {
+    /// Make the repository a private one, where it has to be made
+    #[arg(long)]
+    pub private: bool,
+
+    /// Send without asking
+    #[arg(long)]
+    pub yes: bool,
+
+    #[command(flatten)]
+    pub token: TokenArgs,
+
+    /// Connections at a time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub max_workers: u16,
 }

@@ -15,7 +15,7 @@ pub use bench::{
     AgreementBenchArgs, BenchArgs, BenchVerb, DecodeBenchArgs, LoadBenchArgs, MatmulBenchArgs,
     PrefillBenchArgs, QualityBenchArgs, QuantizeBenchArgs, ServeBenchArgs,
 };
-pub use hub::{DownloadArgs, RepoTypeArg};
+pub use hub::{DownloadArgs, PushArgs, RepoTypeArg, SendingArgs};
 pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};
 pub use serve::{OpenRouteArg, ServeArgs};
 pub use values::{
@@ -51,6 +51,7 @@ pub enum Verb {
     Inspect(InspectArgs),
     Synth(SynthArgs),
     Download(DownloadArgs),
+    Push(PushArgs),
     Bench(BenchArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),

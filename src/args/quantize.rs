@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::hub::SendingArgs;
 use super::values::{
     DeviceArgs, FormatArg, GroupSize, JoinArg, MethodArg, SamplingArg, parse_bits, parse_damp,
     parse_group_size, parse_size,
@@ -130,6 +131,13 @@ pub struct BranchesArgs {
     /// Measure each branch's perplexity and KL divergence on this text
     #[arg(long, value_name = "SPEC")]
     pub eval_dataset: Option<String>,
+
+    /// Publish all branches in this repository on the hub afterwards, as `gptq push` does
+    #[arg(long, value_name = "REPO", conflicts_with = "json")]
+    pub push: Option<String>,
+
+    #[command(flatten)]
+    pub sending: SendingArgs,
 }
 
 /// How an artifact is written.

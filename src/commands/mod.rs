@@ -14,6 +14,7 @@ pub mod generate;
 pub mod inspect;
 pub mod man;
 mod measurement;
+pub mod push;
 pub mod quantize;
 pub mod serve;
 pub mod synth;

@@ -1,34 +1,64 @@
 //! One request and its answer. Redirects, statuses and tokens are decided on by who asks.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ureq::http::{Method, Request, Response, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::{Agent, Body, Proxy};
+use ureq::{Agent, Body, Proxy, SendBody};
 
 use crate::address::Origin;
 use crate::error::{Cause, Error, Result};
+use crate::part::Part;
 use crate::settings::Settings;
 
 const USER_AGENT: &str = concat!("gptq/", env!("CARGO_PKG_VERSION"));
 
 /// A request.
 #[derive(Clone)]
-pub(crate) struct Ask {
+pub(crate) struct Ask<'a> {
     pub method: Method,
     pub url: String,
+    pub headers: Vec<(String, String)>,
     /// Bytes from one place to before another.
     pub range: Option<(u64, u64)>,
+    pub payload: Payload<'a>,
 }
 
-impl Ask {
+#[derive(Clone)]
+pub(crate) enum Payload<'a> {
+    None,
+    Bytes {
+        bytes: &'a [u8],
+        kind: &'static str,
+    },
+    /// The bytes of a file from one place to before another, and who is told of those that are on their way.
+    Part {
+        file: &'a File,
+        from: u64,
+        to: u64,
+        sent: &'a (dyn Fn(u64) + Sync),
+    },
+}
+
+impl<'a> Ask<'a> {
     pub fn new(method: Method, url: &str) -> Self {
-        Self { method, url: url.to_owned(), range: None }
+        Self { method, url: url.to_owned(), headers: Vec::new(), range: None, payload: Payload::None }
     }
 
     pub fn range(self, range: Option<(u64, u64)>) -> Self {
         Self { range, ..self }
+    }
+
+    pub fn payload(self, payload: Payload<'a>) -> Self {
+        Self { payload, ..self }
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
     }
 }
 
@@ -73,6 +103,9 @@ impl Http {
     /// Any status is an answer. A failure is [`Cause::Unreachable`] or, once a connection was there, [`Cause::Broken`].
     pub fn send(&self, ask: &Ask, token: Option<&str>) -> Result<Response<Body>, Cause> {
         let mut request = Request::builder().method(ask.method.clone()).uri(&ask.url);
+        for (name, value) in &ask.headers {
+            request = request.header(name, value);
+        }
         if let Some((from, to)) = ask.range {
             request = request.header(header::RANGE, format!("bytes={from}-{}", to - 1));
         }
@@ -80,8 +113,20 @@ impl Http {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
         let failed = |error| self.failure(&ask.url, error);
-        let request = request.body(()).map_err(|error| failed(error.into()))?;
-        let answer = self.agent.run(request).map_err(failed)?;
+        let answer = match ask.payload {
+            Payload::None => self.agent.run(request.body(()).map_err(|error| failed(error.into()))?),
+            Payload::Bytes { bytes, kind } => {
+                let request = request.header(header::CONTENT_TYPE, kind).body(bytes);
+                self.agent.run(request.map_err(|error| failed(error.into()))?)
+            }
+            Payload::Part { file, from, to, sent } => {
+                let mut part = Told { part: Part::new(file, from, to), sent };
+                let request = request.header(header::CONTENT_LENGTH, to - from);
+                let request = request.body(SendBody::from_reader(&mut part));
+                self.agent.run(request.map_err(|error| failed(error.into()))?)
+            }
+        };
+        let answer = answer.map_err(failed)?;
         self.answered.store(true, Ordering::Relaxed);
         Ok(answer)
     }
@@ -104,6 +149,19 @@ impl Http {
                 Cause::Unreachable { host, proxy, cause: error.to_string() }
             }
         }
+    }
+}
+
+struct Told<'a> {
+    part: Part<'a>,
+    sent: &'a (dyn Fn(u64) + Sync),
+}
+
+impl Read for Told<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.part.read(buffer)?;
+        (self.sent)(count as u64);
+        Ok(count)
     }
 }
 

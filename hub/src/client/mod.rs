@@ -12,7 +12,7 @@ use ureq::Body;
 use ureq::http::{HeaderMap, Method, Response};
 
 pub(crate) use self::answer::{Verdict, first_line, header, judge};
-pub(crate) use self::http::{Ask, Http, host};
+pub(crate) use self::http::{Ask, Http, Payload, host};
 pub(crate) use self::pace::{Pace, Tries};
 use crate::address::{Origin, follow};
 use crate::error::{Cause, Error, Result, Subject};

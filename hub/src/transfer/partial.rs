@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use super::Transfer;
 use crate::cache::eight_hex;
+use crate::part::Part;
 
 const SUFFIX: &str = ".gptq.incomplete";
 const LIST: &str = ".pieces";
@@ -91,7 +92,7 @@ impl Partial {
 
     /// The bytes from one place to before another.
     pub fn read(&self, from: u64, to: u64) -> impl Read + '_ {
-        Part { file: &self.file, from, to }
+        Part::new(&self.file, from, to)
     }
 
     /// Takes its final name, over whatever is there; a link there is replaced, not followed.
@@ -102,24 +103,6 @@ impl Partial {
         fs::rename(&self.path, target)?;
         let _ = fs::remove_file(list_of(&self.path));
         Ok(())
-    }
-}
-
-struct Part<'a> {
-    file: &'a File,
-    from: u64,
-    to: u64,
-}
-
-impl Read for Part<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.to - self.from).unwrap_or(usize::MAX).min(buffer.len());
-        #[cfg(unix)]
-        let count = std::os::unix::fs::FileExt::read_at(self.file, &mut buffer[..most], self.from)?;
-        #[cfg(windows)]
-        let count = std::os::windows::fs::FileExt::seek_read(self.file, &mut buffer[..most], self.from)?;
-        self.from += count as u64;
-        Ok(count)
     }
 }
 

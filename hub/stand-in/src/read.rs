@@ -18,6 +18,7 @@ pub fn routes(hub: Shared) -> Router {
         .route("/{owner}/{name}", get(info_of_main))
         .route("/{owner}/{name}/revision/{rev}", get(info))
         .route("/{owner}/{name}/tree/{rev}", get(tree))
+        .route("/{owner}/{name}/commits/{rev}", get(commits))
         .route("/{owner}/{name}/refs", get(refs));
     Router::new()
         .nest("/api/models", api.clone())
@@ -156,6 +157,26 @@ fn quote(path: &str) -> String {
     path.bytes()
         .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
         .collect()
+}
+
+/// The branch's commits, the newest first.
+async fn commits(
+    State(hub): State<Shared>,
+    Path((owner, name, revision)): Path<(String, String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    let world = hub.lock();
+    let repo = match see(&world, &format!("{owner}/{name}"), &headers) {
+        Err(refusal) => return *refusal,
+        Ok(repo) => repo,
+    };
+    let mut next = repo.find(&revision).map(str::to_owned);
+    let mut list = Vec::new();
+    while let Some(commit) = next {
+        list.push(json!({"id": commit, "title": "a change", "message": "", "authors": [], "date": "2026-01-01T00:00:00.000Z"}));
+        next = repo.parents.get(&commit).cloned();
+    }
+    axum::Json(list).into_response()
 }
 
 type FilePath = (String, String, String, String);

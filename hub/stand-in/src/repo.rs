@@ -24,6 +24,8 @@ pub struct Repo {
     pub moved_to: Option<String>,
     pub branches: BTreeMap<String, String>,
     pub commits: HashMap<String, Files>,
+    /// Of each commit that is not the first.
+    pub parents: HashMap<String, String>,
     /// Commits until now.
     pub made: usize,
 }
@@ -44,6 +46,7 @@ impl Repo {
             moved_to: None,
             branches: BTreeMap::new(),
             commits: HashMap::new(),
+            parents: HashMap::new(),
             made: 0,
         };
         let attributes =
@@ -59,7 +62,9 @@ impl Repo {
         files.iter().for_each(|(path, file)| text += &format!(" {path} {}", file.oid));
         let commit = git_oid(text.as_bytes());
         self.commits.insert(commit.clone(), files);
-        self.branches.insert(branch.to_owned(), commit.clone());
+        if let Some(parent) = self.branches.insert(branch.to_owned(), commit.clone()) {
+            self.parents.insert(commit.clone(), parent);
+        }
         commit
     }
 
