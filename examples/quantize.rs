@@ -25,7 +25,7 @@ fn main() -> anyhow::Result<()> {
 
     // Text to token sequences.
     let spec: DatasetSpec = text.parse()?;
-    let (text, tokenizer) = (dataset::load(&spec, &DatasetRoots::from_env()?)?, Tokenizer::load(dir)?);
+    let (text, tokenizer) = (dataset::load(&spec, &DatasetRoots::from_env())?, Tokenizer::load(dir)?);
     let request = SampleRequest { samples: 8, seq_len: 256, sampling: Sampling::Random, seed: 0 };
     let sequences = text.sample(&tokenizer, Join::Lines, &request)?.ids;
 

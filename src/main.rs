@@ -9,6 +9,7 @@ mod args;
 mod commands;
 mod progress;
 mod stop;
+mod transfers;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -52,6 +53,8 @@ fn run(verb: Option<Verb>) -> anyhow::Result<ExitCode> {
         Some(Verb::Serve(args)) => commands::serve::run(&args)?,
         Some(Verb::Inspect(args)) => return commands::inspect::run(&args),
         Some(Verb::Synth(args)) => commands::synth::run(&args)?,
+        Some(Verb::Download(args)) => commands::download::run(&args)?,
+        Some(Verb::Push(args)) => commands::push::run(&args)?,
         Some(Verb::Bench(args)) => match args.what {
             BenchVerb::Cpu(args) => commands::bench::cpu::run(&args)?,
             BenchVerb::Quantize(args) => commands::bench::quantize::run(&args)?,

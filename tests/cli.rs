@@ -261,8 +261,7 @@ fn branches_of_a_plan_are_made_measured_and_listed() {
     let work = workplace("branches");
     let (plan, text, out) = (work.join("plan.toml"), work.join("text.txt"), work.join("out"));
     // One window of 2048 tokens, of three to four letters each.
-    let rows =
-        dataset::load(&demo_text("test").parse().unwrap(), &DatasetRoots::from_env().unwrap()).unwrap();
+    let rows = dataset::load(&demo_text("test").parse().unwrap(), &DatasetRoots::from_env()).unwrap();
     fs::write(&text, &rows.join(Join::Raw).unwrap()[..12_000]).unwrap();
     let branches = "[[branch]]\nname = \"main\"\nbits = 4\n[[branch]]\nbits = 8\ngroup_size = -1\n\
                     [[branch]]\nname = \"everybody\"\nbits = 4\norder = \"gar\"\n";

@@ -8,6 +8,7 @@ mod going_on;
 mod golden_gptq;
 mod golden_logits;
 mod hostile_files;
+mod hub;
 mod interruption;
 mod kv_cache;
 mod manual;

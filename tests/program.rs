@@ -30,7 +30,12 @@ pub fn demo_text(split: &str) -> String {
 /// A verb of the program, cut off from data sets and models of whoever runs the tests.
 pub fn gptq(verb: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gptq"));
-    command.env_remove("RUST_LOG").env_remove("GPTQ_DATASETS").env("HF_HUB_CACHE", "/no-hub-cache").arg(verb);
+    command
+        .env_remove("RUST_LOG")
+        .env_remove("GPTQ_DATASETS")
+        .env("HF_HUB_CACHE", "/no-hub-cache")
+        .env("HF_HUB_OFFLINE", "1")
+        .arg(verb);
     command
 }
 

@@ -8,7 +8,11 @@ use crate::program::{Run, artifact, demo_text, gptq, run, words, workplace};
 fn in_shell(script: &str, arguments: &[&str]) -> Run {
     let mut shell = Command::new("sh");
     shell.args(["-c", script, "sh", env!("CARGO_BIN_EXE_gptq")]).args(arguments);
-    run(shell.env_remove("RUST_LOG").env_remove("GPTQ_DATASETS").env("HF_HUB_CACHE", "/no-hub-cache"))
+    run(shell
+        .env_remove("RUST_LOG")
+        .env_remove("GPTQ_DATASETS")
+        .env("HF_HUB_CACHE", "/no-hub-cache")
+        .env("HF_HUB_OFFLINE", "1"))
 }
 
 #[test]

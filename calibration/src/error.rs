@@ -24,11 +24,6 @@ pub enum Error {
     #[error("{at}: {problem}")]
     Malformed { at: String, problem: String },
 
-    #[error(
-        "HOME is not set, and neither are HF_HUB_CACHE, HF_HOME or XDG_CACHE_HOME: no place for the hub cache"
-    )]
-    NoHome,
-
     #[error("the tokenizer cannot {action}: {cause}")]
     Tokenizer { action: &'static str, cause: String },
 

@@ -1,7 +1,7 @@
 //! From text to token sequences. This crate owns everything textual; the others see token ids only.
 //!
 //! ```text
-//! text     files, or a snapshot in the hub cache      hub, dataset::load
+//! text     files, or those that a hub's cache holds   dataset::load
 //! rows     read as a stream, as the files hold them   Dataset
 //! text     the rows joined by one of the conventions  Join
 //! tokens   of the text, or of what is needed of it    Tokenizer::encode
@@ -37,7 +37,6 @@ pub mod chat;
 pub mod dataset;
 pub mod error;
 mod guard;
-pub mod hub;
 pub mod sampling;
 mod sequences;
 mod text_stream;
@@ -47,7 +46,6 @@ mod tokenizer_config;
 pub use crate::chat::{ChatTemplate, Conversation};
 pub use crate::dataset::{Dataset, DatasetRoots, DatasetSpec, Join, Render, Split, WikiText2};
 pub use crate::error::{Error, Result};
-pub use crate::hub::{HubCache, ModelRef};
 pub use crate::sampling::{SampleRequest, Sampling, sample, windows};
 pub use crate::sequences::Sequences;
 pub use crate::text_stream::TextStream;

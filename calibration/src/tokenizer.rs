@@ -315,7 +315,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::{DatasetRoots, HubCache, Join, dataset};
+    use crate::{DatasetRoots, Join, dataset};
 
     #[test]
     fn text_survives_the_round_trip_and_special_tokens_are_recognised() {
@@ -411,8 +411,7 @@ mod tests {
     fn a_real_tokenizer_encodes_a_real_text_in_one_call() {
         let shared = std::env::var_os("GPTQ_SHARED").expect("GPTQ_SHARED is not set");
         let shared = Path::new(&shared);
-        let roots =
-            DatasetRoots { datasets: Some(shared.join("data")), hub: HubCache { root: shared.join("hub") } };
+        let roots = DatasetRoots { datasets: Some(shared.join("data")), ..DatasetRoots::default() };
         let text =
             dataset::load(&"wikitext2:validation".parse().unwrap(), &roots).unwrap().join(Join::Raw).unwrap();
         let tokenizer = Tokenizer::load(&shared.join("models/wiki20m")).unwrap();

@@ -1,6 +1,7 @@
 //! The command line, typed. What each verb does with it is in `commands/`.
 
 mod bench;
+mod hub;
 mod quantize;
 mod recipe;
 mod serve;
@@ -15,6 +16,7 @@ pub use bench::{
     AgreementBenchArgs, BenchArgs, BenchVerb, CpuBenchArgs, DecodeBenchArgs, LoadBenchArgs, MatmulBenchArgs,
     PrefillBenchArgs, QualityBenchArgs, QuantizeBenchArgs, ReferenceBenchArgs, ServeBenchArgs,
 };
+pub use hub::{DownloadArgs, PushArgs, RepoTypeArg, SendingArgs};
 pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};
 pub use serve::{OpenRouteArg, ServeArgs};
 pub use values::{
@@ -49,6 +51,8 @@ pub enum Verb {
     Serve(ServeArgs),
     Inspect(InspectArgs),
     Synth(SynthArgs),
+    Download(DownloadArgs),
+    Push(PushArgs),
     Bench(BenchArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
@@ -77,7 +81,7 @@ pub struct DemoArgs {
   gptq table ./model/config.json --json
   gptq table ./model --artifacts ./branches")]
 pub struct TableArgs {
-    /// Model folder, config.json, or a preset: causallm-7b, causallm-14b, llama2-7b, tinyllama-1.1b
+    /// Model folder, hub id, config.json, or a preset: causallm-7b, causallm-14b, llama2-7b, tinyllama-1.1b
     pub model: String,
 
     /// Read the table off the artifacts in this folder instead
@@ -281,8 +285,8 @@ pub struct GenerateArgs {
     after_help = "Examples:\n  gptq inspect ./Llama-2-7B-GPTQ\n  gptq inspect ./q4 --json\n\nThe exit status is 1 where something is unsound."
 )]
 pub struct InspectArgs {
-    /// Model folder
-    pub dir: PathBuf,
+    /// Model folder, hub id, or hub-id:branch
+    pub model: String,
 
     /// Print the report as JSON
     #[arg(long)]

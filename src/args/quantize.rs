@@ -6,6 +6,7 @@ use clap::Args;
 
 use gptq_quantizer::recipe::{Named, Preset};
 
+use super::hub::SendingArgs;
 use super::recipe::{RecipeArgs, named};
 use super::values::{
     DeviceArgs, FormatArg, GroupSize, JoinArg, MethodArg, PlanArg, SamplingArg, parse_bits, parse_damp,
@@ -120,6 +121,13 @@ pub struct BranchesArgs {
     /// Measure each branch's perplexity and KL divergence on this text
     #[arg(long, value_name = "SPEC")]
     pub eval_dataset: Option<String>,
+
+    /// Publish all branches in this repository on the hub afterwards, as `gptq push` does
+    #[arg(long, value_name = "REPO", conflicts_with = "json")]
+    pub push: Option<String>,
+
+    #[command(flatten)]
+    pub sending: SendingArgs,
 }
 
 /// How an artifact is written.

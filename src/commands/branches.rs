@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use gptq_hub::RepoId;
 use gptq_kernels::Backend;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::engines::{self, Facts, Place};
@@ -15,11 +16,22 @@ use gptq_runtime::config::ModelConfig;
 
 use super::common::{self, Calibration, DeviceKind, OnDevice};
 use super::measurement::{Measurement, Measuring};
+use super::push::{self, Push};
 use super::quantize;
 use crate::args::BranchesArgs;
 use crate::{output, stop};
 
 pub fn run(args: &BranchesArgs) -> Result<()> {
+    // What could not be sent in the end is told now, hours before.
+    match &args.push {
+        Some(repo) => {
+            RepoId::model(repo)?;
+            push::check_answerable(&args.sending)?;
+        }
+        None => {
+            ensure!(!args.sending.is_any(), "--private, --yes and --token: expected --push REPO beside them")
+        }
+    }
     let dir = common::model_dir(&args.model)?;
     let plan = common::plan(&args.plan, args.preset)?;
     let measurement = match &args.eval_dataset {
@@ -36,7 +48,16 @@ pub fn run(args: &BranchesArgs) -> Result<()> {
             print_advice(&plan, &config)?;
         }
     }
-    Ok(())
+    match &args.push {
+        Some(repo) => {
+            let branches =
+                plan.branches.iter().map(|branch| (branch.name.clone(), args.out.join(&branch.name)));
+            let sending = &args.sending;
+            let branches = branches.collect();
+            Push { repo, branches, create_pr: false, dry_run: false, sending, json: false }.run()
+        }
+        None => Ok(()),
+    }
 }
 
 /// Which programs will not load what was written; branches of which the same is true share a line.

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use gptq_calibration::chat::{ChatTemplate, Conversation};
 use gptq_calibration::dataset::{self, Dataset, DatasetRoots, DatasetSpec, Join};
-use gptq_calibration::hub::{HubCache, ModelRef};
 use gptq_calibration::sampling::{SampleRequest, Sampling};
 use gptq_calibration::tokenizer::Tokenizer;
+use gptq_hub::Wanted;
 use gptq_kernels::{Backend, Cpu, Cuda, Dtype, KvDtype};
 use gptq_quantizer::plan::Plan;
 use gptq_quantizer::recipe::Preset;
@@ -22,9 +22,9 @@ use crate::args::{
     CalibrationArgs, ComputeArg, DeviceArg, DeviceArgs, JoinArg, KvDtypeArg, PlanArg, SamplingArg,
 };
 
-/// The folder of a model given as folder, hub id or hub-id:branch.
+/// The folder of a model given as folder, hub id or hub-id:branch. What is missing of one on the hub is fetched.
 pub fn model_dir(model: &str) -> Result<PathBuf> {
-    Ok(ModelRef::parse(model)?.resolve(&HubCache::from_env()?)?)
+    super::fetch::model(model, Wanted::Model)
 }
 
 /// What the model in a folder says of itself.
@@ -102,7 +102,8 @@ pub fn on_device<W: OnDevice>(args: DeviceArgs, config: &ModelConfig, work: W) -
 /// A data set given on the command line. Conversations in it are written by the model's chat template.
 pub fn dataset(spec: &str, text_field: Option<&str>, model_dir: &Path) -> Result<Dataset> {
     let spec: DatasetSpec = spec.parse()?;
-    let dataset = dataset::load(&spec, &DatasetRoots::from_env()?)?;
+    let roots = DatasetRoots::from_env().with_hub(super::fetch::dataset);
+    let dataset = dataset::load(&spec, &roots)?;
     let (dir, template) = (model_dir.to_owned(), OnceCell::new());
     let render = move |messages: &[Value]| {
         let template = match template.get() {

@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use anyhow::Result;
 use gptq_quantizer::inspect::inspect;
 
+use super::common;
 use crate::args::InspectArgs;
 use crate::output;
 
 /// The exit status is the verdict.
 pub fn run(args: &InspectArgs) -> Result<ExitCode> {
-    let report = inspect(&args.dir)?;
+    let report = inspect(&common::model_dir(&args.model)?)?;
     match args.json {
         true => output::json(&report)?,
         false => output::text(format_args!("{}", report.to_terminal()))?,

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use anyhow::Result;
+use gptq_hub::Wanted;
 use gptq_quantizer::recipe::Preset;
 use gptq_quantizer::table;
 use gptq_runtime::config::{ModelConfig, PRESETS};
 
-use super::common;
+use super::fetch;
 use crate::args::TableArgs;
 use crate::output;
 
@@ -15,7 +16,7 @@ pub fn run(args: &TableArgs) -> Result<()> {
     let rows = match &args.artifacts {
         Some(dir) => table::measure(dir)?,
         None => {
-            let plan = common::plan(&args.plan, Preset::default())?;
+            let plan = super::common::plan(&args.plan, Preset::default())?;
             table::predict(&config(&args.model)?, &plan, &args.dataset, args.seq_len)?
         }
     };
@@ -35,5 +36,6 @@ pub fn config(model: &str) -> Result<ModelConfig> {
     if path.is_file() {
         return Ok(ModelConfig::from_file(path)?);
     }
-    Ok(ModelConfig::from_file(&common::model_dir(model)?.join("config.json"))?)
+    let wanted = Wanted::Files(vec!["config.json".into()]);
+    Ok(ModelConfig::from_file(&fetch::model(model, wanted)?.join("config.json"))?)
 }

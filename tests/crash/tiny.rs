@@ -62,6 +62,7 @@ fn program(verb: &str) -> Command {
     command
         .env_remove("RUST_LOG")
         .env("HF_HUB_CACHE", "/no-hub-cache")
+        .env("HF_HUB_OFFLINE", "1")
         .env("RAYON_NUM_THREADS", "1")
         .arg(verb);
     command

@@ -39,29 +39,29 @@ fn wikitext_files(
     roots: &DatasetRoots,
 ) -> Result<Vec<PathBuf>> {
     let prefix = format!("{}-", split.name());
-    let mut looked_for = Vec::new();
-    let places = [
-        roots.datasets.as_ref().map(|root| Ok(root.join("wikitext"))),
-        Some(roots.hub.dataset_snapshot("Salesforce/wikitext")),
-    ];
-    for place in places.into_iter().flatten() {
-        let folder = match place {
-            Ok(data_set) => data_set.join(variant.configuration()),
-            Err(Error::NotFound { looked_for: path, .. }) => {
-                looked_for.push(path);
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
+    let shards_in = |data_set: &Path| {
+        let folder = data_set.join(variant.configuration());
         let mut files = if folder.is_dir() { text_files(&folder)? } else { Vec::new() };
         files.retain(|file| file_name(file).starts_with(&prefix) && Kind::of(file) == Some(Kind::Parquet));
-        if !files.is_empty() {
-            return Ok(files);
-        }
-        looked_for.push(folder.join(format!("{prefix}*.parquet")).display().to_string());
+        Ok::<_, Error>((files, folder.join(format!("{prefix}*.parquet")).display().to_string()))
+    };
+    let mut looked_for = Vec::new();
+    match &roots.datasets {
+        Some(root) => match shards_in(&root.join("wikitext"))? {
+            (files, _) if !files.is_empty() => return Ok(files),
+            (_, place) => looked_for.push(place),
+        },
+        None => looked_for.push("wikitext/ in the folder GPTQ_DATASETS (not set)".to_owned()),
     }
-    if roots.datasets.is_none() {
-        looked_for.push("wikitext/ in the folder GPTQ_DATASETS (not set)".to_owned());
+    if let Some(hub) = &roots.hub {
+        let pattern = format!("{}/{prefix}*.parquet", variant.configuration());
+        match hub("Salesforce/wikitext", &pattern) {
+            Err(problem) => looked_for.push(format!("the hub ({problem})")),
+            Ok(folder) => match shards_in(&folder)? {
+                (files, _) if !files.is_empty() => return Ok(files),
+                (_, place) => looked_for.push(place),
+            },
+        }
     }
     Err(Error::NotFound { what: format!("data set `{spec}`"), looked_for: looked_for.join("; ") })
 }
@@ -122,7 +122,6 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::hub::HubCache;
 
     fn folder(names: &[&str]) -> TempDir {
         let folder = tempfile::tempdir().unwrap();
@@ -182,31 +181,32 @@ mod tests {
     }
 
     #[test]
-    fn wikitext_is_taken_from_the_data_sets_folder_before_the_hub_cache() {
+    fn wikitext_is_taken_from_the_data_sets_folder_before_the_hub() {
         let shard = "test-00000-of-00001.parquet";
         let local = folder(&[&format!("wikitext/wikitext-2-raw-v1/{shard}")]);
-        let snapshot = "datasets--Salesforce--wikitext/snapshots/c0";
-        let cache = folder(&[
-            &format!("{snapshot}/wikitext-2-raw-v1/{shard}"),
-            &format!("{snapshot}/wikitext-2-raw-v1/train-00000-of-00001.parquet"),
+        let snapshot = folder(&[
+            &format!("wikitext-2-raw-v1/{shard}"),
+            "wikitext-2-raw-v1/train-00000-of-00001.parquet",
         ]);
-        fs::create_dir_all(cache.path().join("datasets--Salesforce--wikitext/refs")).unwrap();
-        fs::write(cache.path().join("datasets--Salesforce--wikitext/refs/main"), "c0").unwrap();
-        let roots =
-            DatasetRoots { datasets: Some(local.path().into()), hub: HubCache { root: cache.path().into() } };
+        let path = snapshot.path().to_owned();
+        let hub = move |repo: &str, pattern: &str| match (repo, pattern.starts_with("wikitext-2-raw-v1/t")) {
+            ("Salesforce/wikitext", true) => Ok(path.clone()),
+            _ => Err(format!("{repo}: no {pattern}")),
+        };
+        let roots = DatasetRoots { datasets: Some(local.path().into()), hub: None }.with_hub(hub);
 
         let found = |text: &str| locate(&text.parse()?, &roots);
         assert!(found("wikitext2:test").unwrap()[0].starts_with(local.path()));
-        assert!(found("wikitext2").unwrap()[0].starts_with(cache.path()));
+        assert!(found("wikitext2").unwrap()[0].starts_with(snapshot.path()));
         let error = found("wikitext2-unk:test").unwrap_err().to_string();
         assert!(error.contains("wikitext/wikitext-2-v1/test-*.parquet; "), "{error}");
-        assert!(error.contains("snapshots/c0/wikitext-2-v1/test-*.parquet"), "{error}");
+        assert!(error.contains("the hub (Salesforce/wikitext: no wikitext-2-v1/test-*.parquet)"), "{error}");
     }
 
     #[test]
     fn a_missing_path_and_a_foreign_file_are_named() {
         let folder = folder(&["a.bin", "a.txt"]);
-        let roots = DatasetRoots { datasets: None, hub: HubCache { root: folder.path().into() } };
+        let roots = DatasetRoots::default();
         let found = |name: &str| locate(&folder.path().join(name).display().to_string().parse()?, &roots);
         assert_eq!(found("a.txt").unwrap(), [folder.path().join("a.txt")]);
         for (name, expected) in

@@ -20,7 +20,6 @@ use self::rows::Reading;
 pub(crate) use self::rows::{Piece, Visit};
 pub use self::spec::{DatasetSpec, Split, WikiText2};
 use crate::error::{Error, Result};
-use crate::hub::HubCache;
 
 /// Rows of text, in the order of their files. Files are read as a stream, again for every use.
 pub struct Dataset {
@@ -39,18 +38,25 @@ enum Source {
 }
 
 /// The places where data sets known by name are looked for.
-#[derive(Clone, Debug)]
+#[derive(Default)]
 pub struct DatasetRoots {
-    /// Holds `wikitext/wikitext-2-raw-v1/<split>-*.parquet`; asked before the hub cache.
+    /// Holds `wikitext/wikitext-2-raw-v1/<split>-*.parquet`; asked before the hub.
     pub datasets: Option<PathBuf>,
-    pub hub: HubCache,
+    pub hub: Option<Box<FromHub>>,
 }
 
+/// Brings the files of a data set's repository that fit a pattern, and returns the folder they lie in, or says why not.
+pub type FromHub = dyn Fn(&str, &str) -> Result<PathBuf, String>;
+
 impl DatasetRoots {
-    /// `datasets` from `GPTQ_DATASETS`, the hub cache from [`HubCache::from_env`].
-    pub fn from_env() -> Result<Self> {
+    /// `datasets` from `GPTQ_DATASETS`, and no hub.
+    pub fn from_env() -> Self {
         let datasets = env::var_os("GPTQ_DATASETS").filter(|value| !value.is_empty()).map(PathBuf::from);
-        Ok(Self { datasets, hub: HubCache::from_env()? })
+        Self { datasets, hub: None }
+    }
+
+    pub fn with_hub(self, hub: impl Fn(&str, &str) -> Result<PathBuf, String> + 'static) -> Self {
+        Self { hub: Some(Box::new(hub)), ..self }
     }
 }
 
@@ -145,7 +151,7 @@ mod tests {
     }
 
     fn no_roots() -> DatasetRoots {
-        DatasetRoots { datasets: None, hub: HubCache { root: "nowhere".into() } }
+        DatasetRoots::default()
     }
 
     #[test]
@@ -202,8 +208,7 @@ mod tests {
     #[cfg_attr(not(has_shared), ignore = "needs the larger models and texts: GPTQ_SHARED is not set")]
     fn the_public_files_have_their_known_row_counts() {
         let shared = std::env::var_os("GPTQ_SHARED").map(PathBuf::from).expect("GPTQ_SHARED is not set");
-        let roots =
-            DatasetRoots { datasets: Some(shared.join("data")), hub: HubCache { root: shared.join("hub") } };
+        let roots = DatasetRoots { datasets: Some(shared.join("data")), ..DatasetRoots::default() };
         for (name, rows) in [
             ("wikitext2:test", 4_358),
             ("wikitext2:validation", 3_760),

@@ -139,10 +139,7 @@ mod tests {
     fn real_tokenizers_give_the_tokens_of_the_whole_text_too() {
         let shared =
             std::env::var_os("GPTQ_SHARED").map(std::path::PathBuf::from).expect("GPTQ_SHARED is not set");
-        let data = crate::DatasetRoots {
-            datasets: Some(shared.join("data")),
-            hub: crate::HubCache { root: shared.join("hub") },
-        };
+        let data = crate::DatasetRoots { datasets: Some(shared.join("data")), ..Default::default() };
         let text = crate::dataset::load(&"wikitext2:test".parse().unwrap(), &data).unwrap();
         let text = text.join(crate::Join::Raw).unwrap();
         let text = &text[..char_boundary(&text, 400_000)];

@@ -1,0 +1,142 @@
+//! What can be told to the verbs that speak to a hub.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+/// Fetch a model from a hub, every byte verified
+///
+/// Files go to the cache that all hub clients share (HF_HOME, HF_HUB_CACHE), or to --local-dir. What is there already is
+/// read and verified, not fetched. An interrupted download goes on with the same command. HF_ENDPOINT, HF_TOKEN and
+/// HTTPS_PROXY are respected. Prints the folder.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  gptq download someone/Model-7B-GPTQ
+  gptq download someone/Model-7B-GPTQ:gptq-4bit-32g-actorder_True --local-dir ./model
+  gptq download someone/Model-7B config.json tokenizer.json
+  gptq download someone/Model-7B --include '*.safetensors' --exclude 'consolidated*' --dry-run")]
+pub struct DownloadArgs {
+    /// Hub id, or hub-id:branch
+    pub repo: String,
+
+    /// Files to fetch [default: all]
+    pub files: Vec<String>,
+
+    /// Branch, tag or commit
+    #[arg(long)]
+    pub revision: Option<String>,
+
+    #[arg(long, value_enum, default_value_t = RepoTypeArg::Model)]
+    pub repo_type: RepoTypeArg,
+
+    /// Put plain files there, and nothing into the cache
+    #[arg(long, value_name = "DIR", conflicts_with = "cache_dir")]
+    pub local_dir: Option<PathBuf>,
+
+    /// Use this cache
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+
+    /// Only files that fit; may be given several times. * also crosses /
+    #[arg(long, value_name = "PATTERN", conflicts_with = "files")]
+    pub include: Vec<String>,
+
+    /// No files that fit; may be given several times
+    #[arg(long, value_name = "PATTERN", conflicts_with = "files")]
+    pub exclude: Vec<String>,
+
+    /// Fetch also what is there
+    #[arg(long)]
+    pub force_download: bool,
+
+    /// Say what would be fetched, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    #[command(flatten)]
+    pub token: TokenArgs,
+
+    /// Connections at a time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub max_workers: u16,
+
+    /// Print folder, commit and files as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Who asks.
+#[derive(Args)]
+pub struct TokenArgs {
+    /// Token to show to the hub [default: HF_TOKEN, or the file that `hf auth login` has written]
+    #[arg(long, value_name = "TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+}
+
+impl SendingArgs {
+    /// Whether anything was said about it.
+    pub fn is_any(&self) -> bool {
+        self.private || self.yes || self.token.token.is_some()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RepoTypeArg {
+    Model,
+    Dataset,
+}
+
+/// Publish an artifact, or all branches of a run, on a hub
+///
+/// Everything that would change is shown first, and nothing is sent before it was confirmed. Files that are there already
+/// are not sent again, so that the same command goes on after an interruption. What was sent is read back and compared.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  gptq push ./q4 someone/Model-7B-GPTQ --dry-run
+  gptq push ./q4 someone/Model-7B-GPTQ --branch gptq-4bit-32g-actorder_True
+  gptq push ./branches someone/Model-7B-GPTQ --private --yes")]
+pub struct PushArgs {
+    /// An artifact's folder, or a folder of branches as `gptq branches` makes it
+    pub dir: PathBuf,
+
+    /// Hub id; made where it is not there
+    pub repo: String,
+
+    /// Branch for a single artifact [default: main]
+    #[arg(long)]
+    pub branch: Option<String>,
+
+    /// Propose the change to an existing repository instead of making it
+    #[arg(long)]
+    pub create_pr: bool,
+
+    /// Show what would change, and send nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    #[command(flatten)]
+    pub sending: SendingArgs,
+
+    /// Print plan and commits as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How something is published.
+#[derive(Args)]
+pub struct SendingArgs {
+    /// Make the repository a private one, where it has to be made
+    #[arg(long)]
+    pub private: bool,
+
+    /// Send without asking
+    #[arg(long)]
+    pub yes: bool,
+
+    #[command(flatten)]
+    pub token: TokenArgs,
+
+    /// Connections at a time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub max_workers: u16,
+}
