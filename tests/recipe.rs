@@ -16,8 +16,8 @@ use gptq_calibration::sampling::{SampleRequest, Sampling};
 use gptq_calibration::tokenizer::Tokenizer;
 
 /// Two linears that share an input.
-const OUTPUTS: [usize; 2] = [24, 40];
-const OUT: usize = 64;
+const OUTPUTS: [usize; 2] = [32, 64];
+const OUT: usize = 96;
 const IN: usize = 192;
 const TOKENS: usize = 900;
 

@@ -68,7 +68,7 @@ impl Plan {
     /// preset = "best"         # or "fast", "card"
     /// order = "act-order"     # or "gar", "file", "static-groups"
     /// grid = "loop"           # or "absmax", "mse"
-    /// target = "residual"     # or "asymmetric", "none"
+    /// target = "asymmetric"   # or "residual", "none"
     /// rounds = 2              # of refinement
     /// format = "gptq"         # or "gptq_v2"
     /// ```
@@ -291,9 +291,9 @@ mod tests {
             let branch = parsed(&format!("[[branch]]\nbits = 4\n{text}")).unwrap().branches.remove(0);
             (branch.recipe.order, branch.recipe.grid, branch.name.ends_with("True"))
         };
-        let best = "[[branch]]\nbits = 4\npreset = \"best\"\ntarget = \"asymmetric\"\nrounds = 3";
+        let best = "[[branch]]\nbits = 4\npreset = \"best\"\ntarget = \"residual\"\nrounds = 3";
         let best = parsed(best).unwrap().branches[0].recipe;
-        assert_eq!((best.target, best.rounds), (Target::Asymmetric, 3));
+        assert_eq!((best.target, best.rounds), (Target::Residual, 3));
         assert_eq!(of(""), (Order::ActOrder, GridKind::Loop, true));
         assert_eq!(of("preset = \"card\""), (Order::ActOrder, GridKind::Absmax, true));
         assert_eq!(of("order = \"gar\"\ngrid = \"mse\""), (Order::Gar, GridKind::Mse, false));

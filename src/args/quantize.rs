@@ -95,7 +95,7 @@ plan.toml:
   bits = 4
   group_size = 128      # -1 for none
   # damp_percent = 0.1, sym = true, format = \"gptq\", preset = \"best\", order = \"act-order\", grid = \"loop\",
-  # target = \"residual\", rounds = 2")]
+  # target = \"asymmetric\", rounds = 2")]
 pub struct BranchesArgs {
     /// Model folder, hub id, or hub-id:branch
     pub model: String,

@@ -93,14 +93,14 @@ mod tests {
     use crate::testing::{NMSE_FIXED, assert_close, matmul_f64, random, tolerance};
     use crate::{Cpu, Quantized};
 
-    /// A random linear whose features belong to groups as `g_idx` says.
+    /// A random linear whose features belong to groups as `g_idx` says, with scales of both signs.
     fn solved(bits: u32, n: usize, g_idx: Vec<u32>) -> Quantized {
         let groups = *g_idx.iter().max().unwrap() as usize + 1;
         let max = (1u32 << bits) - 1;
         let codes =
             random(5, n * g_idx.len()).iter().map(|x| ((x + 1.0) * 0.5 * max as f32).round() as u8).collect();
-        let scales =
-            random(6, groups * n).iter().map(|x| half::f16::from_f32(x.abs() + 0.01).to_f32()).collect();
+        let scale = |x: &f32| half::f16::from_f32((x.abs() + 0.01).copysign(*x)).to_f32();
+        let scales = random(6, groups * n).iter().map(scale).collect();
         let zeros = random(7, groups * n).iter().map(|x| 1 + (x.abs() * (max - 1) as f32) as u8).collect();
         Quantized { bits, codes, scales, zeros, g_idx, losses: vec![0.0; n] }
     }
