@@ -63,33 +63,41 @@ impl Block {
     }
 
     fn fill(&mut self, weight: &Panels, x: &[f32]) {
-        let (k, tokens) = (weight.dims.1, self.tokens);
-        let mut values = [0.0; RUN];
-        // Room for the second of the last pair.
-        let mut integers = [0; RUN + 2];
-        for (t, x) in x.chunks_exact(k).enumerate() {
-            for (r, run) in weight.runs.iter().enumerate() {
-                let values = &mut values[..run.columns.len()];
-                match &weight.order {
-                    Some(order) => {
-                        let order = &order[run.columns.clone()];
-                        values.iter_mut().zip(order).for_each(|(value, i)| *value = x[*i as usize]);
-                    }
-                    None => values.copy_from_slice(&x[run.columns.clone()]),
-                }
-                let (step, total) = round(values, &mut integers);
+        let (k, tokens, pairs) = (weight.dims.1, self.tokens, weight.words * pairs_in_word(weight.bits));
+        if tokens == 1 {
+            (self.steps, self.totals) = integers(weight, x, &mut self.x);
+            return;
+        }
+        let mut rows = vec![0; tokens * pairs];
+        for (t, (x, row)) in x.chunks_exact(k).zip(rows.chunks_exact_mut(pairs)).enumerate() {
+            let (steps, totals) = integers(weight, x, row);
+            for (r, (step, total)) in steps.into_iter().zip(totals).enumerate() {
                 (self.steps[r * tokens + t], self.totals[r * tokens + t]) = (step, total);
-                integers[values.len()..].fill(0);
-                self.put(run, pairs_in_word(weight.bits), t, &integers);
             }
         }
+        for (i, x) in self.x.chunks_exact_mut(tokens).enumerate() {
+            x.iter_mut().enumerate().for_each(|(t, x)| *x = rows[t * pairs + i]);
+        }
     }
+}
 
-    fn put(&mut self, run: &Run, pairs_in_word: usize, t: usize, integers: &[i16]) {
-        let pairs = integers.as_chunks::<2>().0[..run.columns.len().div_ceil(2)].iter();
-        let places = self.x[run.at * pairs_in_word * self.tokens..].chunks_exact_mut(self.tokens);
-        places.zip(pairs).for_each(|(place, [a, b])| place[t] = i32::from(*b) << 16 | i32::from(*a) & 0xFFFF);
-    }
+/// One token's integers, two to a pair, with the steps and the sums of its runs. Pairs beyond a run's columns stay as
+/// they are.
+fn integers(weight: &Panels, x: &[f32], pairs: &mut [i32]) -> (Vec<f32>, Vec<i32>) {
+    let mut values = [0.0; RUN];
+    let one = |run: &Run| {
+        let values = &mut values[..run.columns.len()];
+        match &weight.order {
+            Some(order) => {
+                let order = &order[run.columns.clone()];
+                values.iter_mut().zip(order).for_each(|(value, i)| *value = x[*i as usize]);
+            }
+            None => values.copy_from_slice(&x[run.columns.clone()]),
+        }
+        let halves = bytemuck::cast_slice_mut(&mut pairs[run.at * pairs_in_word(weight.bits)..]);
+        round(values, halves)
+    };
+    weight.runs.iter().map(one).unzip()
 }
 
 /// Writes the multiples of a step that come nearest to `values`; returns the step and their sum. Where a value is
