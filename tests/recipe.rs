@@ -161,8 +161,7 @@ fn the_distance_at_the_end_of_a_run_is_that_of_the_artifact() {
     let log: Value = run(&mut quantize(&demo(), &out, options)).json();
     let told = &log["held_out"];
     assert_eq!((&told["sequences"], &told["tokens"]), (&1.into(), &128.into()), "{told}");
-    let text =
-        dataset::load(&demo_text("train").parse().unwrap(), &DatasetRoots::from_env()).unwrap();
+    let text = dataset::load(&demo_text("train").parse().unwrap(), &DatasetRoots::from_env()).unwrap();
     let request = SampleRequest { samples: 8, seq_len: 128, sampling: Sampling::Consecutive, seed: 0 };
     let ids = text.sample(&Tokenizer::load(&demo()).unwrap(), Join::Raw, &request).unwrap().ids.remove(7);
     let cpu = Cpu::new();
