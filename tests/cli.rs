@@ -64,6 +64,17 @@ fn the_table_of_the_published_model_is_exact() {
     }
 }
 
+#[test]
+fn every_program_loads_what_the_portable_plan_makes() {
+    let rows = run(gptq("table").args(words("causallm-7b --plan portable --json"))).json();
+    let rows = rows.as_array().unwrap();
+    let names: Vec<_> = rows.iter().map(|row| row["branch"].as_str().unwrap()).collect();
+    assert_eq!(names, ["main", "gptq-4bit-32g-actorder_False", "gptq-4bit-64g-actorder_False"]);
+    for verdict in rows.iter().flat_map(|row| row["engines"].as_array().unwrap()) {
+        assert_eq!(verdict["loads"], true, "{verdict}");
+    }
+}
+
 /// `gptq generate --json` with a prompt of its own.
 fn generated(model: &Path, options: &str) -> Value {
     run(gptq("generate").arg(model).args(["--prompt", "The city of"]).args(words(options)).arg("--json"))

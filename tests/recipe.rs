@@ -10,7 +10,7 @@ use gptq_runtime::model::{Model, ModelFiles};
 use gptq_runtime::quant_config::QuantConfig;
 use serde_json::Value;
 
-use crate::program::{demo, demo_text, quantize, run, workplace};
+use crate::program::{artifact, demo, demo_text, quantize, run, workplace};
 use gptq_calibration::dataset::{self, DatasetRoots, Join};
 use gptq_calibration::sampling::{SampleRequest, Sampling};
 use gptq_calibration::tokenizer::Tokenizer;
@@ -178,4 +178,51 @@ fn the_distance_at_the_end_of_a_run_is_that_of_the_artifact() {
     println!("KL {kl}, told {told_kl}; {same} equal first tokens, told {told_same}");
     // An artifact's products sum in another order than those of the solved weights.
     assert!((told_kl / kl - 1.0).abs() < 1e-3 && (told_same - same as f64).abs() < 1.5, "{told_kl}, {kl}");
+}
+
+#[test]
+fn what_a_recipe_cannot_have_is_refused_by_name() {
+    let out = workplace("recipes").join("out");
+    for (options, named) in [
+        ("--method rtn --preset fast", "--method rtn: expected no preset"),
+        ("--method rtn --target residual", "--method rtn: expected no preset"),
+        ("--samples 1 --seq-len 64", "expected two sequences or more, of which one is held out"),
+        ("--order up", "[possible values: act-order, file, gar, static-groups]"),
+        ("--order gar --act-order", "cannot be used with"),
+        ("--no-act-order --static-groups", "cannot be used with"),
+        ("--grid loop --mse", "cannot be used with"),
+    ] {
+        let ended = run(&mut quantize(&demo(), &out, options));
+        assert!(ended.stderr.contains(named), "{options}: {}", ended.stderr);
+        ended.refusal();
+        assert!(!out.exists(), "{options}");
+    }
+}
+
+/// What was used stands in the log, on the card and in quantize_config.json; a file of the card's preset has no key that
+/// AutoGPTQ 0.4.2 does not know.
+#[test]
+fn files_say_what_they_were_made_with() {
+    let read = |dir: &std::path::Path, name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+    let json =
+        |dir: &std::path::Path, name: &str| -> Value { serde_json::from_str(&read(dir, name)).unwrap() };
+    let best = artifact("");
+    let recipe = serde_json::json!({"order": "gar", "grid": "loop", "target": "asymmetric", "rounds": 2});
+    assert_eq!(json(&best, "quantize_config.json")["meta"]["recipe"], recipe);
+    assert_eq!(json(&best, "quantize_log.json")["recipe"]["preset"], "best");
+    let verdict = &json(&best, "quantize_log.json")["layers"][1]["linears"][0]["held_out"];
+    assert!(["target", "swept", "refined"].iter().all(|key| verdict[key].is_f64()), "{verdict}");
+    let card = read(&best, "README.md");
+    assert!(
+        card.contains("| Target | asymmetric |") && card.contains("| Order of columns | gar |"),
+        "{card}"
+    );
+    let published = artifact("--preset card --order gar");
+    assert!(json(&published, "quantize_config.json")["meta"]["recipe"]["grid"] == "absmax");
+    let published = workplace("published").join("q4");
+    run(&mut quantize(&demo(), &published, "--preset card --samples 2 --seq-len 64")).ok();
+    let keys: Vec<_> =
+        json(&published, "quantize_config.json").as_object().unwrap().keys().cloned().collect();
+    assert_eq!(keys.len(), 9, "{keys:?}");
+    assert_eq!(keys[3], "desc_act", "{keys:?}");
 }

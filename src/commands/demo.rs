@@ -46,7 +46,7 @@ pub const CALIBRATION: CalibrationArgs = CalibrationArgs {
     dataset: String::new(),
     text_field: None,
     join: JoinArg::Raw,
-    samples: Some(16),
+    samples: Some(12),
     seq_len: Some(512),
     seed: 0,
     sampling: SamplingArg::Random,
