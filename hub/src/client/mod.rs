@@ -102,7 +102,10 @@ impl Client {
         if matches!(verdict, Verdict::Good) {
             return Ok(Judged::Good(answer));
         }
-        let line = first_line(answer.body_mut());
+        let line = match header(answer.headers(), "x-error-message") {
+            Some(message) => message.to_owned(),
+            None => first_line(answer.body_mut()),
+        };
         match verdict {
             Verdict::Good => Ok(Judged::Good(answer)),
             Verdict::Wait(pause) => Ok(Judged::Wait(pause)),
