@@ -14,7 +14,9 @@ pub mod inspect;
 mod order;
 pub mod plan;
 pub mod produce;
+pub mod publish;
 pub mod record;
+pub mod report;
 pub mod sequential;
 pub mod table;
 

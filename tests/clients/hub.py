@@ -24,7 +24,7 @@ def main():
     endpoint = server.stdout.readline().strip()
     try:
         with tempfile.TemporaryDirectory() as work:
-            for check in [ours_for_python, pythons_for_us, both_at_once, plain_folder]:
+            for check in [ours_for_python, pythons_for_us, both_at_once, plain_folder, pushed_for_python]:
                 check(Caches(endpoint, Path(work) / check.__name__))
                 print(f"ok: {check.__doc__}")
     finally:
@@ -111,6 +111,20 @@ def plain_folder(caches):
     caches.run(hf, "download", REPO, "--local-dir", str(folder))
     _, errors = caches.run(gptq, "download", REPO, "--local-dir", str(folder))
     assert "files," not in errors, errors
+
+
+def pushed_for_python(caches):
+    "Python fetches what we have pushed, and sees nothing to send"
+    pushed = "acme/pushed-GPTQ"
+    for branch in ["other", "main"]:
+        options = ["--branch", branch, "--yes"]
+        caches.run(gptq, "push", artifact, pushed, *options, HF_TOKEN="hf_write")
+    for revision in ["other", "main"]:
+        folder, _ = caches.run(hf, "download", pushed, "--revision", revision, "--quiet")
+        same(folder.splitlines()[-1].removeprefix("path="))
+        caches.run(hf, "cache", "verify", pushed, "--revision", revision)
+    code = f"import huggingface_hub as h; print(sorted(b.name for b in h.list_repo_refs({pushed!r}).branches))"
+    assert caches.python(code) == "['main', 'other']"
 
 
 if __name__ == "__main__":
