@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use gptq_quantizer::plan::Plan;
+use gptq_hub::MAIN;
 use gptq_quantizer::publish::Published;
 use gptq_quantizer::report;
+use gptq_quantizer::table::Row;
 
 use super::push;
 use crate::args::ReportArgs;
@@ -24,7 +25,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     Ok(())
 }
 
-/// The artifacts of a folder, in the card's order.
+/// The artifacts of a folder: main, then those of fewer bits, then the smaller ones.
 pub fn published(dir: &Path, branch: Option<&str>) -> Result<Vec<Published>> {
     let mut branches = Vec::new();
     for (name, folder) in push::branches(dir, branch)? {
@@ -32,9 +33,8 @@ pub fn published(dir: &Path, branch: Option<&str>) -> Result<Vec<Published>> {
         branches
             .push(published.with_context(|| format!("{}: expected quantized weights", folder.display()))?);
     }
-    let card = Plan::card();
-    let place = |name: &str| card.branches.iter().position(|b| b.name == name).unwrap_or(card.branches.len());
-    branches.sort_by_key(|published| (place(&published.row.branch), published.row.branch.clone()));
+    let place = |row: &Row| (row.branch != MAIN, row.bits, row.size_bytes);
+    branches.sort_by_key(|published| place(&published.row));
     Ok(branches)
 }
 

@@ -2,6 +2,8 @@
 //! how it is fetched and run. Everything in it comes from the artifacts and their logs.
 
 mod base;
+#[cfg(test)]
+pub(crate) mod testing;
 mod usage;
 
 use std::path::Path;
@@ -222,15 +224,10 @@ fn fenced(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use gptq_runtime::config::ModelConfig;
-
     use super::*;
-    use crate::plan::Plan;
     use crate::record::CalibrationRecord;
 
     fn publication() -> Publication {
-        let config = ModelConfig::preset("causallm-7b").unwrap();
-        let rows = table::predict(&config, &Plan::card(), "wikitext2:test", 8192).unwrap();
         let calibration = CalibrationRecord {
             dataset: "wikitext2:test".into(),
             fingerprint: "0".into(),
@@ -245,13 +242,12 @@ mod tests {
             calibration: Some(calibration),
             ..QuantizeLog::default()
         };
-        let branches = rows.into_iter().map(|row| Published { row, log: Some(log.clone()) }).collect();
         let card = "---\nlicense: llama2\nlanguage:\n- en\n- no\n---\n# CausalLM\nOurs.";
         Publication {
             repo: "someone/CausalLM-7B-GPTQ".into(),
             name: "CausalLM-7B".into(),
             base: Base::read(Some("CausalLM/7B".into()), card),
-            branches,
+            branches: testing::branches(&log),
             prompt: Some("<|im_start|>system\n{system_message}<|im_end|>\n```\n{prompt}".into()),
             licences: vec!["LICENSE".into(), "LICENSE-llama2.txt".into()],
             pictures: vec![("size.svg".into(), "Size against KL divergence".into())],

@@ -131,7 +131,7 @@ fn with_layers(branches: &[Published]) -> Vec<(usize, &str, &QuantizeLog)> {
     logs.filter(|(_, _, log)| !log.layers.is_empty()).collect()
 }
 
-/// The loss of every linear of one branch: darker is more, by powers of ten.
+/// The loss of every linear of one branch: stronger is more, by factors.
 pub(super) fn loss_by_linear(published: &Published) -> Option<Svg> {
     let log = published.log.as_ref().filter(|log| !log.layers.is_empty())?;
     let modules: Vec<&str> = log.layers[0].linears.iter().map(|linear| linear.module.as_str()).collect();
@@ -175,7 +175,7 @@ pub(super) fn loss_by_linear(published: &Published) -> Option<Svg> {
     for (l, layer) in log.layers.iter().enumerate().step_by(step) {
         svg.text((left + width * (l as f64 + 0.5), below), Anchor::Middle, "faint", &layer.layer.to_string());
     }
-    let legend = format!("layer; from {} (light) to {} (dark), by factors", number(low), number(high));
+    let legend = format!("layer; from {} (faint) to {} (strong), by factors", number(low), number(high));
     svg.text((WIDTH / 2.0, below + 20.0), Anchor::Middle, "", &legend);
     Some(svg)
 }

@@ -135,15 +135,11 @@ fn html_table(grid: &[Vec<String>]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use gptq_runtime::config::ModelConfig;
-
     use super::*;
-    use crate::plan::Plan;
+    use crate::publish::testing;
     use crate::record::{LayerRecord, LinearRecord, QuantizeLog};
 
     fn branches() -> Vec<Published> {
-        let config = ModelConfig::preset("causallm-7b").unwrap();
-        let rows = table::predict(&config, &Plan::card(), "wikitext", 8192).unwrap();
         let linear = |loss| LinearRecord { module: "mlp.<b>".into(), loss, damp_percent: 0.1 };
         let layer = |layer| LayerRecord {
             layer,
@@ -151,15 +147,12 @@ mod tests {
             ..LayerRecord::default()
         };
         let log = QuantizeLog { layers: (0..3).map(layer).collect(), ..QuantizeLog::default() };
-        let measured = |(i, row): (usize, Row)| Published {
-            row: Row {
-                kl_divergence: Some(0.1 / (1 + i) as f64),
-                perplexity: Some(6.0 - 0.1 * i as f64),
-                ..row
-            },
-            log: Some(log.clone()),
-        };
-        rows.into_iter().enumerate().map(measured).collect()
+        let mut branches = testing::branches(&log);
+        for (i, published) in branches.iter_mut().enumerate() {
+            published.row.kl_divergence = Some(0.1 / (1 + i) as f64);
+            published.row.perplexity = Some(6.0 - 0.1 * i as f64);
+        }
+        branches
     }
 
     #[test]
