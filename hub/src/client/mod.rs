@@ -128,7 +128,7 @@ impl Client {
         // What was never reached will hardly be reached in a second.
         let hopeless = match &*failed.cause {
             Cause::Unreachable { .. } => !self.http.has_answered(),
-            Cause::Broken { .. } | Cause::Server { .. } | Cause::Busy { .. } => false,
+            Cause::Broken { .. } | Cause::Server { .. } | Cause::Busy { .. } | Cause::Changed { .. } => false,
             _ => true,
         };
         let Some(pause) = tries.failed().filter(|_| !hopeless) else { return Err(failed) };

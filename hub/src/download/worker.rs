@@ -185,10 +185,10 @@ impl Fetch<'_> {
             Step::Changed => {
                 luck.changes += 1;
                 self.forget(&url);
-                let cause = Cause::Changed { expected: size };
+                let error = subject.fails(Cause::Changed { expected: size });
                 match luck.changes > MOST_CHANGES {
-                    true => return Err(subject.fails(cause)),
-                    false => broken(&cause.to_string()),
+                    true => return Err(error),
+                    false => Next::Again(error),
                 }
             }
             Step::Refused if status == 403 && !client.trusts(&url) => {
