@@ -55,6 +55,8 @@ fn run(verb: Option<Verb>) -> anyhow::Result<ExitCode> {
         Some(Verb::Synth(args)) => commands::synth::run(&args)?,
         Some(Verb::Download(args)) => commands::download::run(&args)?,
         Some(Verb::Push(args)) => commands::push::run(&args)?,
+        Some(Verb::Card(args)) => commands::card::run(&args)?,
+        Some(Verb::Report(args)) => commands::report::run(&args)?,
         Some(Verb::Bench(args)) => match args.what {
             BenchVerb::Cpu(args) => commands::bench::cpu::run(&args)?,
             BenchVerb::Quantize(args) => commands::bench::quantize::run(&args)?,

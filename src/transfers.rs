@@ -14,6 +14,8 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 
 pub struct Transfers {
     title: String,
+    /// What a file is when it is done.
+    done: &'static str,
     bars: Option<MultiProgress>,
     state: Mutex<State>,
 }
@@ -33,7 +35,17 @@ struct State {
 }
 
 impl Transfers {
-    pub fn new(title: &str) -> Self {
+    /// Of files that arrive.
+    pub fn arriving(title: &str) -> Self {
+        Self::new(title, "verified")
+    }
+
+    /// Of files that are sent.
+    pub fn leaving(title: &str) -> Self {
+        Self::new(title, "sent")
+    }
+
+    fn new(title: &str, done: &'static str) -> Self {
         let now = Instant::now();
         let state = State {
             started: now,
@@ -47,17 +59,20 @@ impl Transfers {
             each: HashMap::new(),
         };
         let bars = std::io::stderr().is_terminal().then(MultiProgress::new);
-        Self { title: title.to_owned(), bars, state: Mutex::new(state) }
+        Self { title: title.to_owned(), done, bars, state: Mutex::new(state) }
     }
 
     pub fn show(&self, event: Event) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::Plan { files, bytes: total } => {
-                (state.files, state.total, state.started) = (files, total, Instant::now());
-                match &self.bars {
-                    Some(bars) => state.all = Some(bars.add(bar(&self.title, total))),
-                    None => note!("{}: {files} files, {}", self.title, bytes(total)),
+                // Branches that are sent have a plan each.
+                state.files += files;
+                state.total += total;
+                match (&self.bars, &state.all) {
+                    (Some(_), Some(all)) => all.set_length(state.total),
+                    (Some(bars), None) => state.all = Some(bars.add(bar(&self.title, total))),
+                    (None, _) => note!("{}: {files} files, {}", self.title, bytes(total)),
                 }
             }
             Event::Begin { file, size, done } => {
@@ -85,7 +100,7 @@ impl Transfers {
                     bar.finish_and_clear();
                 }
                 if self.bars.is_none() {
-                    note!("{file}: {}, verified", bytes(size));
+                    note!("{file}: {}, {}", bytes(size), self.done);
                 }
             }
             Event::Wait { pause } => {

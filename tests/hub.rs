@@ -65,7 +65,7 @@ fn download_prints_the_folder_and_every_verb_takes_the_name() {
     };
     assert_eq!(said(hub.gptq("generate").arg(REPO)), said(gptq("generate").arg(artifact(""))));
     let offline = run(hub.gptq("inspect").env("HF_HUB_OFFLINE", "1").arg(REPO)).ok();
-    assert!(offline.contains("static groups"));
+    assert_eq!(offline, run(gptq("inspect").arg(folder)).ok());
 }
 
 #[test]
@@ -168,4 +168,63 @@ fn what_is_pushed_comes_back_by_its_branch_and_measures_the_same() {
             .refusal()
             .contains("config.json")
     );
+}
+
+#[test]
+fn a_card_and_a_report_say_what_the_artifacts_are() {
+    let work = workplace("hub-card");
+    let (dir, base) = (work.join("run"), work.join("base"));
+    fs::create_dir_all(&base).unwrap();
+    fs::write(base.join("README.md"), "---\nlicense: llama2\n---\n# The original\n").unwrap();
+    for (branch, options) in [("main", ""), ("gptq-8bit", "--bits 8")] {
+        fs::create_dir_all(dir.join(branch)).unwrap();
+        for entry in fs::read_dir(artifact(options)).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, dir.join(branch).join(path.file_name().unwrap())).unwrap();
+        }
+        fs::write(dir.join(branch).join("LICENSE-llama2.txt"), "terms").unwrap();
+        fs::write(
+            dir.join(branch).join("chat_template.jinja"),
+            "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}",
+        )
+        .unwrap();
+    }
+    let written = run(gptq("report").arg(&dir)).ok();
+    assert!(written.contains("report.html") && written.contains("seconds.svg"), "{written}");
+    let page = fs::read_to_string(dir.join("report.html")).unwrap();
+    assert!(page.contains("gptq-8bit") && page.contains("Loss of every linear, main"));
+    let card = |branch: &str| {
+        let mut command = gptq("card");
+        command.arg(&dir).args(["--repo", "acme/tiny-GPTQ", "--base-model"]).arg(&base);
+        run(&mut command).ok();
+        fs::read_to_string(dir.join(branch).join("README.md")).unwrap()
+    };
+    let main = card("main");
+    for part in [
+        "license: llama2\n",
+        "| gptq-8bit | 8 | 128 |",
+        "<system>{system_message}<user>{prompt}",
+        "[LICENSE-llama2.txt](LICENSE-llama2.txt)",
+        "# The original",
+        "gptq download acme/tiny-GPTQ:gptq-8bit",
+    ] {
+        assert!(main.contains(part), "{part} is missing in\n{main}");
+    }
+    assert_eq!(card("main"), main, "a second time it is the same");
+    assert!(card("gptq-8bit").contains("branch `gptq-8bit`"));
+    assert!(run(gptq("card").arg(&work).args(["--repo", "a/b"])).refusal().contains("expected an artifact"));
+}
+
+#[test]
+fn branches_that_could_not_be_sent_in_the_end_are_not_begun() {
+    let hub = Hub::new("hub-branches");
+    let out = workplace("hub-branches-out").join("out");
+    let refusal = |options: &str| {
+        let mut command = hub.gptq("branches");
+        run(command.arg(demo()).arg("--out").arg(&out).args(words(options))).refusal()
+    };
+    assert!(refusal("--push acme/tiny-GPTQ").contains("expected --yes, where no terminal can be asked"));
+    assert!(refusal("--push tiny --yes").contains("expected `owner/name`"));
+    assert!(refusal("--private").contains("expected --push REPO beside them"));
+    assert!(!out.exists() && hub.server.log().is_empty());
 }

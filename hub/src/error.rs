@@ -139,7 +139,7 @@ pub enum Cause {
     Malformed { endpoint: String, problem: String },
 
     /// A redirect that the token must not follow, without what would tell that the right file lies there.
-    #[error("{host} is redirected to without the commit and the hash of the file")]
+    #[error("{host} is redirected to without the hash of the file")]
     BlindRedirect { host: String },
 
     #[error("a file name that leaves the folder: `{}`", short(name))]
@@ -168,6 +168,9 @@ pub enum Cause {
 
     #[error("publishing needs a token that may write: set HF_TOKEN")]
     NoToken,
+
+    #[error("the repository is public, although a private one was asked for: nothing was sent")]
+    NotPrivate,
 
     #[error("the file has changed while it was being sent")]
     ChangedHere,

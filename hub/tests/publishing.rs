@@ -168,6 +168,18 @@ fn a_branch_that_somebody_else_has_changed_is_compared_again() {
 }
 
 #[test]
+fn nothing_is_sent_into_a_repository_that_is_public_where_a_private_one_was_asked_for() {
+    let place = place();
+    let request = request(&place, &files());
+    let plan = place.client.push_plan(&request, &gptq_hub::silent).unwrap();
+    // Somebody makes it between plan and push.
+    place.server.world().repos.insert(REPO.into(), gptq_hub_stand_in::Repo::new());
+    let error = place.client.push(&request, &plan, &gptq_hub::silent).unwrap_err().to_string();
+    assert!(error.starts_with("acme/tiny: the repository is public, although"), "{error}");
+    assert!(place.server.log().iter().all(|asked| !asked.path.contains("commit") && asked.method != "PUT"));
+}
+
+#[test]
 fn an_interrupted_push_sends_the_rest() {
     let place = place();
     // The last commit never succeeds: all large files are there by then.

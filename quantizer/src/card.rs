@@ -48,7 +48,7 @@ pub fn model_card(log: &QuantizeLog, config: &ModelConfig) -> String {
     text
 }
 
-fn parameters(log: &QuantizeLog) -> String {
+pub(crate) fn parameters(log: &QuantizeLog) -> String {
     let group =
         if log.group_size < 0 { "none, one per output row".into() } else { log.group_size.to_string() };
     let rows = [
@@ -68,7 +68,7 @@ fn parameters(log: &QuantizeLog) -> String {
     format!("| Parameter | Value |\n| --- | --- |\n{lines}\n")
 }
 
-fn calibration(log: &QuantizeLog) -> String {
+pub(crate) fn calibration(log: &QuantizeLog) -> String {
     let raised = log.raised_damp().len();
     let damp = match raised {
         0 => String::new(),

@@ -17,8 +17,10 @@ pub mod moments;
 mod order;
 pub mod plan;
 pub mod produce;
+pub mod publish;
 pub mod recipe;
 pub mod record;
+pub mod report;
 pub mod sequential;
 pub mod table;
 

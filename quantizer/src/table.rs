@@ -73,7 +73,8 @@ pub fn measure(dir: &Path) -> Result<Vec<Row>> {
             && path.join("config.json").is_file()
             && let Some(quant) = QuantConfig::read(&path)?
         {
-            rows.push(measure_one(&path, &quant)?);
+            let name = path.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
+            rows.push(measure_one(&path, &name, &quant)?);
         }
     }
     if rows.is_empty() {
@@ -89,7 +90,12 @@ pub fn measure(dir: &Path) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn measure_one(dir: &Path, quant: &QuantConfig) -> Result<Row> {
+/// The artifact in a folder, under a branch's name. None where it is not quantized.
+pub(crate) fn measure_as(dir: &Path, branch: &str) -> Result<Option<Row>> {
+    QuantConfig::read(dir)?.map(|quant| measure_one(dir, branch, &quant)).transpose()
+}
+
+fn measure_one(dir: &Path, branch: &str, quant: &QuantConfig) -> Result<Row> {
     let checkpoint = Checkpoint::open(dir)?;
     let entries: Vec<_> = checkpoint.names().filter_map(|name| checkpoint.spec(name)).collect();
     let totals = Totals {
@@ -101,13 +107,12 @@ fn measure_one(dir: &Path, quant: &QuantConfig) -> Result<Row> {
     let log = QuantizeLog::read(dir)?;
     let calibration = log.as_ref().and_then(|log| log.calibration.as_ref());
     let dataset = calibration.map_or("unknown".into(), |c| c.dataset.clone());
-    let name = dir.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
     let config = ModelConfig::from_file(&dir.join("config.json"))?;
     let facts = Facts::of_files(&config, quant, permuted(&checkpoint, &config, quant));
     // A file whose groups lie in its own order says `desc_act: false`; the log knows in which order it was solved.
     let solved =
         QuantConfig { act_order: log.as_ref().map_or(quant.act_order, |log| log.act_order), ..quant.clone() };
-    let row = Row::new(&name, &solved, &facts, dataset, calibration.map(|c| c.seq_len), size, totals);
+    let row = Row::new(branch, &solved, &facts, dataset, calibration.map(|c| c.seq_len), size, totals);
     let evaluation = log.as_ref().and_then(|log| log.evaluation.as_ref());
     let measured = |value: fn(&EvaluationRecord) -> Option<f64>| evaluation.and_then(value);
     Ok(Row {
@@ -250,7 +255,7 @@ pub fn to_terminal(rows: &[Row]) -> String {
     grid.iter().map(line).collect()
 }
 
-fn grid(rows: &[Row], with_desc: bool) -> Vec<Vec<String>> {
+pub(crate) fn grid(rows: &[Row], with_desc: bool) -> Vec<Vec<String>> {
     let measured = rows.iter().any(|row| row.perplexity.is_some() || row.seconds.is_some());
     let mut headings: Vec<String> = HEADINGS.map(String::from).to_vec();
     headings.extend(MEASURED_HEADINGS.map(String::from).into_iter().filter(|_| measured));

@@ -140,3 +140,46 @@ pub struct SendingArgs {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub max_workers: u16,
 }
+
+/// Write the README.md of a repository: of an artifact, or of every branch of a run
+///
+/// Files and figures come from the artifacts, the prompt template from the model's chat template, licence and original card
+/// from the base model. Pictures that `gptq report` has made are shown.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  gptq card ./branches --repo someone/Model-7B-GPTQ
+  gptq card ./q4 --repo someone/Model-7B-GPTQ --base-model someone/Model-7B --print")]
+pub struct CardArgs {
+    /// An artifact's folder, or a folder of branches as `gptq branches` makes it
+    pub dir: PathBuf,
+
+    /// Hub id that the files will have, for the commands on the card
+    #[arg(long)]
+    pub repo: String,
+
+    /// Branch of a single artifact [default: main]
+    #[arg(long)]
+    pub branch: Option<String>,
+
+    /// Folder or hub id of the model that was quantized [default: as the log says]
+    #[arg(long, value_name = "MODEL")]
+    pub base_model: Option<String>,
+
+    /// Print the first branch's card, and write nothing
+    #[arg(long)]
+    pub print: bool,
+}
+
+/// One page about a run: sizes, losses, seconds; and its pictures as SVG files
+#[derive(Args)]
+#[command(after_help = "Examples:
+  gptq report ./branches
+  gptq report ./branches --out /tmp/report.html")]
+pub struct ReportArgs {
+    /// An artifact's folder, or a folder of branches as `gptq branches` makes it
+    pub dir: PathBuf,
+
+    /// The page; pictures go beside it [default: report.html in DIR]
+    #[arg(long, value_name = "FILE.html")]
+    pub out: Option<PathBuf>,
+}

@@ -16,7 +16,7 @@ pub use bench::{
     AgreementBenchArgs, BenchArgs, BenchVerb, CpuBenchArgs, DecodeBenchArgs, LoadBenchArgs, MatmulBenchArgs,
     PrefillBenchArgs, QualityBenchArgs, QuantizeBenchArgs, ReferenceBenchArgs, ServeBenchArgs,
 };
-pub use hub::{DownloadArgs, PushArgs, RepoTypeArg, SendingArgs};
+pub use hub::{CardArgs, DownloadArgs, PushArgs, RepoTypeArg, ReportArgs, SendingArgs};
 pub use quantize::{BranchesArgs, CalibrationArgs, OutputArgs, QuantizeArgs};
 pub use serve::{OpenRouteArg, ServeArgs};
 pub use values::{
@@ -53,6 +53,8 @@ pub enum Verb {
     Synth(SynthArgs),
     Download(DownloadArgs),
     Push(PushArgs),
+    Card(CardArgs),
+    Report(ReportArgs),
     Bench(BenchArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),

@@ -27,6 +27,12 @@ pub fn model_dir(model: &str) -> Result<PathBuf> {
     super::fetch::model(model, Wanted::Model)
 }
 
+/// The config.json of a model named as before. Nothing else of one on the hub is fetched.
+pub fn config_file(model: &str) -> Result<PathBuf> {
+    const CONFIG: &str = "config.json";
+    Ok(super::fetch::model(model, Wanted::Files(vec![CONFIG.into()]))?.join(CONFIG))
+}
+
 /// What the model in a folder says of itself.
 pub fn model_config(dir: &Path) -> Result<ModelConfig> {
     Ok(ModelConfig::from_file(&dir.join("config.json"))?)

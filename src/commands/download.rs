@@ -69,10 +69,13 @@ struct FileReport {
 }
 
 fn fetch(client: &Client, request: &Request, dry_run: bool) -> Result<Report> {
-    let transfers = Transfers::new(request.repo.id());
+    let transfers = Transfers::arriving(request.repo.id());
     let watch = |event: gptq_hub::Event| transfers.show(event);
     // Switched off, the cache alone is asked; it says what is missing.
-    if client.settings.offline.is_some() {
+    if let Some(switch) = client.settings.offline {
+        if let Destination::Folder(folder) = &request.destination {
+            anyhow::bail!("{}: nothing is fetched into {}: {switch} is set", request.repo, folder.display());
+        }
         let snapshot = client.snapshot(request, &watch)?;
         let tree = RepoCache::new(&client.settings.cache, &request.repo).tree(&snapshot.commit);
         let tree = tree.unwrap_or_default();

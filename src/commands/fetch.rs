@@ -30,7 +30,7 @@ pub fn dataset(repo: &str, pattern: &str) -> Result<PathBuf, String> {
 
 fn snapshot(request: &Request) -> gptq_hub::Result<PathBuf> {
     let client = Client::new(Settings::from_env()?)?;
-    let transfers = Transfers::new(request.repo.id());
+    let transfers = Transfers::arriving(request.repo.id());
     Ok(client.snapshot(request, &|event| transfers.show(event))?.folder)
 }
 

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod branches;
+pub mod card;
 pub mod chat;
 mod codec;
 mod common;
@@ -16,6 +17,7 @@ pub mod man;
 mod measurement;
 pub mod push;
 pub mod quantize;
+pub mod report;
 pub mod serve;
 pub mod synth;
 pub mod table;

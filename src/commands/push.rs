@@ -9,6 +9,7 @@ use gptq_hub::{
     BranchPlan, Client, LocalFile, MAIN, PushBranch, PushPlan, PushRequest, RepoId, Settings, bytes,
     check_revision,
 };
+use gptq_runtime::quant_config::QuantConfig;
 use serde_json::json;
 
 use crate::args::{PushArgs, SendingArgs};
@@ -60,7 +61,7 @@ impl Push<'_> {
         }
         let client = Client::new(settings)?;
         let request = self.request(&repo)?;
-        let transfers = Transfers::new(repo.id());
+        let transfers = Transfers::leaving(repo.id());
         let watch = |event: gptq_hub::Event| transfers.show(event);
         let plan = client.push_plan(&request, &watch)?;
         if !self.json {
@@ -116,7 +117,8 @@ pub fn branches(dir: &Path, branch: Option<&str>) -> Result<Vec<(String, PathBuf
     for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !name.starts_with('.') && is_model(&path) {
+        // The model that they were made from may lie beside them.
+        if !name.starts_with('.') && is_model(&path) && QuantConfig::read(&path)?.is_some() {
             check_revision(&name)?;
             found.push((name, path));
         }

@@ -3,12 +3,11 @@
 use std::path::Path;
 
 use anyhow::Result;
-use gptq_hub::Wanted;
 use gptq_quantizer::recipe::Preset;
 use gptq_quantizer::table;
 use gptq_runtime::config::{ModelConfig, PRESETS};
 
-use super::fetch;
+use super::common;
 use crate::args::TableArgs;
 use crate::output;
 
@@ -16,7 +15,7 @@ pub fn run(args: &TableArgs) -> Result<()> {
     let rows = match &args.artifacts {
         Some(dir) => table::measure(dir)?,
         None => {
-            let plan = super::common::plan(&args.plan, Preset::default())?;
+            let plan = common::plan(&args.plan, Preset::default())?;
             table::predict(&config(&args.model)?, &plan, &args.dataset, args.seq_len)?
         }
     };
@@ -36,6 +35,5 @@ pub fn config(model: &str) -> Result<ModelConfig> {
     if path.is_file() {
         return Ok(ModelConfig::from_file(path)?);
     }
-    let wanted = Wanted::Files(vec!["config.json".into()]);
-    Ok(ModelConfig::from_file(&fetch::model(model, wanted)?.join("config.json"))?)
+    Ok(ModelConfig::from_file(&common::config_file(model)?)?)
 }

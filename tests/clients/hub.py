@@ -4,6 +4,7 @@
 """
 
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def main():
     endpoint = server.stdout.readline().strip()
     try:
         with tempfile.TemporaryDirectory() as work:
-            for check in [ours_for_python, pythons_for_us, both_at_once, plain_folder]:
+            for check in [ours_for_python, pythons_for_us, both_at_once, plain_folder, pushed_for_python, asked_first]:
                 check(Caches(endpoint, Path(work) / check.__name__))
                 print(f"ok: {check.__doc__}")
     finally:
@@ -111,6 +112,49 @@ def plain_folder(caches):
     caches.run(hf, "download", REPO, "--local-dir", str(folder))
     _, errors = caches.run(gptq, "download", REPO, "--local-dir", str(folder))
     assert "files," not in errors, errors
+
+
+def pushed_for_python(caches):
+    "Python fetches what we have pushed, and sees nothing to send"
+    pushed = "acme/pushed-GPTQ"
+    for branch in ["other", "main"]:
+        options = ["--branch", branch, "--yes"]
+        caches.run(gptq, "push", artifact, pushed, *options, HF_TOKEN="hf_write")
+    for revision in ["other", "main"]:
+        folder, _ = caches.run(hf, "download", pushed, "--revision", revision, "--quiet")
+        same(folder.splitlines()[-1].removeprefix("path="))
+        caches.run(hf, "cache", "verify", pushed, "--revision", revision)
+    code = f"import huggingface_hub as h; print(sorted(b.name for b in h.list_repo_refs({pushed!r}).branches))"
+    assert caches.python(code) == "['main', 'other']"
+
+
+def asked_first(caches):
+    "Nothing is sent before a terminal's yes"
+    repo = "acme/asked-GPTQ"
+    command = [gptq, "push", artifact, repo]
+
+    def answered(answer):
+        child, terminal = pty.fork()
+        if child == 0:
+            os.execve(gptq, command, caches.env | {"HF_TOKEN": "hf_write"})
+        seen = b""
+        while b"[y/N]" not in seen:
+            seen += os.read(terminal, 1000)
+        os.write(terminal, answer + b"\n")
+        try:
+            while piece := os.read(terminal, 1000):
+                seen += piece
+        except OSError:
+            pass  # the end of a pseudo terminal
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), seen.decode()
+
+    code, seen = answered(b"")
+    assert code == 1 and "nothing was sent" in seen and "model.safetensors" in seen, seen
+    code = f"import huggingface_hub as h; print(h.repo_exists({repo!r}))"
+    assert caches.python(code) == "False"
+    exit_code, seen = answered(b"y")
+    assert exit_code == 0 and "read back and compared" in seen, seen
+    assert caches.python(code) == "True"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,15 @@ use std::path::{Path, PathBuf};
 /// Makes `snapshots/<commit>/<path>` lead to the blob, whatever was there. Where a file system has no links, the content
 /// moves there, as Python's cache has it then; it returns whether there is a link.
 pub(crate) fn point(snapshot: &Path, path: &str, blob: &Path) -> io::Result<bool> {
+    point_with(symlink, snapshot, path, blob)
+}
+
+fn point_with(
+    symlink: impl Fn(&Path, &Path) -> io::Result<()>,
+    snapshot: &Path,
+    path: &str,
+    blob: &Path,
+) -> io::Result<bool> {
     let pointer = snapshot.join(path);
     if leads_to(&pointer, blob) {
         return Ok(true);
@@ -79,5 +88,21 @@ mod tests {
         fs::rename(&repo, folder.path().join("moved")).unwrap();
         assert_eq!(fs::read(folder.path().join("moved/snapshots/c0/x.json")).unwrap(), b"content");
         assert_eq!(fs::read_dir(folder.path().join("moved/snapshots/c0")).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn where_there_are_no_links_the_content_moves_into_the_snapshot() {
+        let folder = tempfile::tempdir().unwrap();
+        let (snapshot, blob) = (folder.path().join("snapshots/c0"), folder.path().join("blobs/b0"));
+        fs::create_dir_all(folder.path().join("blobs")).unwrap();
+        for kind in [io::ErrorKind::Unsupported, io::ErrorKind::PermissionDenied] {
+            fs::write(&blob, "content").unwrap();
+            assert!(!point_with(|_, _| Err(kind.into()), &snapshot, "a/x.json", &blob).unwrap());
+            assert_eq!(fs::read(snapshot.join("a/x.json")).unwrap(), b"content");
+            assert!(!blob.exists() && !snapshot.join("a/x.json").is_symlink());
+        }
+        let full = |_: &Path, _: &Path| Err(io::ErrorKind::StorageFull.into());
+        fs::write(&blob, "content").unwrap();
+        assert!(point_with(full, &snapshot, "b", &blob).is_err() && blob.exists());
     }
 }

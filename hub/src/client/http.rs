@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use ureq::http::{Method, Request, Response, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
@@ -65,6 +66,8 @@ impl<'a> Ask<'a> {
 pub(crate) struct Http {
     agent: Agent,
     proxy: Option<Proxy>,
+    /// Between two pieces of an answer.
+    silence: Duration,
     /// Whether anybody has ever answered.
     answered: AtomicBool,
 }
@@ -92,6 +95,7 @@ impl Http {
         Ok(Self {
             agent: config.new_agent(),
             proxy: settings.proxy.clone(),
+            silence: patience.silence,
             answered: AtomicBool::new(false),
         })
     }
@@ -117,7 +121,10 @@ impl Http {
             Payload::None => self.agent.run(request.body(()).map_err(|error| failed(error.into()))?),
             Payload::Bytes { bytes, kind } => {
                 let request = request.header(header::CONTENT_TYPE, kind).body(bytes);
-                self.agent.run(request.map_err(|error| failed(error.into()))?)
+                let request = request.map_err(|error| failed(error.into()))?;
+                // A commit of many files takes its time before the first byte of the answer.
+                let slow = Some(self.silence * 10);
+                self.agent.run(self.agent.configure_request(request).timeout_per_read(slow).build())
             }
             Payload::Part { file, from, to, sent } => {
                 let mut part = Told { part: Part::new(file, from, to), sent };

@@ -102,7 +102,10 @@ impl Client {
         if matches!(verdict, Verdict::Good) {
             return Ok(Judged::Good(answer));
         }
-        let line = first_line(answer.body_mut());
+        let line = match header(answer.headers(), "x-error-message") {
+            Some(message) => message.to_owned(),
+            None => first_line(answer.body_mut()),
+        };
         match verdict {
             Verdict::Good => Ok(Judged::Good(answer)),
             Verdict::Wait(pause) => Ok(Judged::Wait(pause)),
@@ -125,7 +128,7 @@ impl Client {
         // What was never reached will hardly be reached in a second.
         let hopeless = match &*failed.cause {
             Cause::Unreachable { .. } => !self.http.has_answered(),
-            Cause::Broken { .. } | Cause::Server { .. } | Cause::Busy { .. } => false,
+            Cause::Broken { .. } | Cause::Server { .. } | Cause::Busy { .. } | Cause::Changed { .. } => false,
             _ => true,
         };
         let Some(pause) = tries.failed().filter(|_| !hopeless) else { return Err(failed) };

@@ -2,6 +2,7 @@
 
 mod board;
 mod plan;
+mod receive;
 mod space;
 mod store;
 mod worker;
@@ -78,12 +79,13 @@ impl Client {
             let dir = self.settings.cache.clone();
             return local.map_err(|missing| subject.fails(Cause::Offline { missing, dir, switch }));
         }
-        if crate::is_commit(&request.revision) && local.is_ok() {
-            return local.map_err(|_| subject.fails(Cause::GivenUp));
-        }
+        let local = match local {
+            Ok(whole) if crate::is_commit(&request.revision) => return Ok(whole),
+            local => local.ok(),
+        };
         match (self.download(request, watch), local) {
             (Ok(fetched), _) => Ok(Snapshot { commit: fetched.commit, folder: fetched.folder }),
-            (Err(error), Ok(local)) if is_absence(&error.cause) => {
+            (Err(error), Some(local)) if is_absence(&error.cause) => {
                 watch(Event::Note(&format!("{error}; taking what the cache has of it, {}", local.commit)));
                 Ok(local)
             }

@@ -96,10 +96,14 @@ impl Client {
             fields.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
         };
         let all = headers(upload);
-        let size = all.iter().find(|(name, _)| name == "chunk_size").map(|(_, value)| value.parse::<u64>());
+        let size = match &upload["header"]["chunk_size"] {
+            Value::Null => None,
+            Value::String(text) => Some(text.parse::<u64>().ok()),
+            number => Some(number.as_u64()),
+        };
         let parts = match size {
             None => None,
-            Some(Ok(size)) if size > 0 => {
+            Some(Some(size)) if size > 0 => {
                 let mut parts: Vec<(u64, String)> = all
                     .iter()
                     .filter_map(|(name, value)| Some((name.parse().ok()?, value.clone())))

@@ -130,8 +130,18 @@ impl Client {
 
     fn create(&self, request: &PushRequest, subject: &Subject, watch: &Watch) -> Result<()> {
         let (owner, name) = request.repo.id().split_once('/').unwrap_or_default();
-        let body = json!({"type": "model", "name": name, "organization": owner, "private": request.private});
-        self.post("api/repos/create", &body, subject, watch).map(|_| ()).or_else(there_already)
+        let body = json!({"type": "model", "name": name, "organization": owner, "private": request.private,
+            "visibility": if request.private { "private" } else { "public" }});
+        self.post("api/repos/create", &body, subject, watch).map(|_| ()).or_else(there_already)?;
+        if !request.private {
+            return Ok(());
+        }
+        // What is published cannot be taken back.
+        let (info, _) = self.get::<Value>(&self.url(&request.repo.api()), subject, watch)?;
+        match info["private"].as_bool() {
+            Some(true) => Ok(()),
+            _ => Err(subject.fails(Cause::NotPrivate)),
+        }
     }
 
     fn create_branch(&self, repo: &RepoId, branch: &str, start: &str, watch: &Watch) -> Result<()> {

@@ -265,4 +265,60 @@ mod tests {
         assert!(!t.begin_anew());
         assert_eq!(t.times_damaged(), 3);
     }
+
+    /// Numbers without a pattern, the same for a seed.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, most: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 >> 20) % most.max(1)
+        }
+    }
+
+    #[test]
+    fn whatever_workers_and_servers_do_the_pieces_are_the_bytes_that_arrived() {
+        for seed in 1..2000 {
+            let mut dice = Dice(seed * 0x9e37_79b9_7f4a_7c15);
+            let (size, piece) = (dice.below(300), 1 + dice.below(40));
+            let mut transfer = Transfer::new(size, piece);
+            // The same, kept as plainly as can be.
+            let mut there = vec![false; size as usize];
+            let mut workers: Vec<Option<Work>> = vec![None; 1 + dice.below(5) as usize];
+            let mut steps = 0;
+            while !transfer.is_complete() {
+                steps += 1;
+                assert!(steps < 100_000, "seed {seed}: {transfer:?} never ends");
+                let nth = dice.below(workers.len() as u64) as usize;
+                let Some(mut work) = workers[nth].take() else {
+                    workers[nth] = transfer.next();
+                    continue;
+                };
+                match dice.below(20) {
+                    0 => transfer.give_back(&work),
+                    1 => workers[nth] = transfer.ignored(&work),
+                    2 if dice.below(30) == 0 => {
+                        transfer.begin_anew();
+                        there.fill(false);
+                    }
+                    _ => {
+                        let (from, count) = (work.from, 1 + dice.below(work.to - work.from));
+                        if transfer.arrived(&mut work, count).is_some() {
+                            there[from as usize..work.from as usize].fill(true);
+                            match work.is_empty() {
+                                true => transfer.give_back(&work),
+                                false => workers[nth] = Some(work),
+                            }
+                        }
+                    }
+                }
+                let prefix = there.iter().take_while(|byte| **byte).count() as u64;
+                let count = there.iter().filter(|byte| **byte).count() as u64;
+                assert_eq!((transfer.done(), transfer.contiguous()), (count, prefix), "seed {seed}");
+            }
+            assert!(there.iter().all(|byte| *byte), "seed {seed}");
+        }
+    }
 }

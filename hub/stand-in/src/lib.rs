@@ -34,6 +34,7 @@ pub struct Asked {
     pub path: String,
     pub token: Option<String>,
     pub range: Option<String>,
+    pub accept_encoding: Option<String>,
 }
 
 /// Everything that the server knows.
@@ -171,6 +172,7 @@ fn asked(request: &Request, storage: bool) -> Asked {
         path: request.uri().path_and_query().map_or(String::new(), ToString::to_string),
         token: header("authorization").map(|value| value.trim_start_matches("Bearer ").to_owned()),
         range: header("range"),
+        accept_encoding: header("accept-encoding"),
     }
 }
 

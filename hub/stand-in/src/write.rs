@@ -76,7 +76,7 @@ async fn create(State(hub): State<Shared>, headers: HeaderMap, body: Bytes) -> R
         )
             .into_response();
     }
-    let repo = Repo { private: asked["private"] == true, ..Repo::new() };
+    let repo = Repo { private: asked["visibility"] == "private", ..Repo::new() };
     world.repos.insert(id.clone(), repo);
     axum::Json(json!({"url": url, "name": id, "id": "0"})).into_response()
 }
@@ -166,8 +166,7 @@ async fn batch(State(hub): State<Shared>, headers: HeaderMap, body: Bytes) -> Re
                 return json!({"oid": oid, "size": size, "authenticated": true, "actions": actions});
             }
             parts = true;
-            let mut header =
-                serde_json::Map::from_iter([("chunk_size".to_owned(), json!(world.part_size.to_string()))]);
+            let mut header = serde_json::Map::from_iter([("chunk_size".to_owned(), json!(world.part_size))]);
             for part in 1..=(size as usize).div_ceil(world.part_size) {
                 header.insert(format!("{part:05}"), json!(format!("{href}&part={part}")));
             }
@@ -233,6 +232,9 @@ async fn commit(
         return fail(what);
     }
     let objects = world.objects.clone();
+    // The storage is one for all repositories.
+    let commits = world.repos.values().flat_map(|repo| repo.commits.values());
+    let known: Vec<File> = commits.flat_map(|files| files.values().cloned()).collect();
     let id = format!("{owner}/{name}");
     let Some(repo) = world.repos.get_mut(&id) else {
         return refuse(404, "RepoNotFound", "Repository not found");
@@ -240,10 +242,9 @@ async fn commit(
     let Some(head) = repo.branches.get(&branch).cloned() else {
         return refuse(404, "RevisionNotFound", "Invalid rev id");
     };
-    let known: Vec<File> = repo.commits.values().flat_map(|files| files.values().cloned()).collect();
     let files = match apply(repo.commits[&head].clone(), &body, &head, |oid| {
-        let in_repo = known.iter().find(|file| file.oid == oid).map(|file| file.bytes.clone());
-        objects.get(oid).cloned().or(in_repo)
+        let in_repos = known.iter().find(|file| file.oid == oid).map(|file| file.bytes.clone());
+        objects.get(oid).cloned().or(in_repos)
     }) {
         Ok(files) => files,
         Err((status, message)) => return (status, json!({"error": message}).to_string()).into_response(),
