@@ -10,7 +10,7 @@ use gptq_runtime::model::{Model, ModelFiles};
 use gptq_runtime::quant_config::QuantConfig;
 use serde_json::Value;
 
-use crate::program::{artifact, demo, demo_text, quantize, run, workplace};
+use crate::program::{artifact, demo, demo_text, gptq, quantize, run, words, workplace};
 use gptq_calibration::dataset::{self, DatasetRoots, Join};
 use gptq_calibration::sampling::{SampleRequest, Sampling};
 use gptq_calibration::tokenizer::Tokenizer;
@@ -225,4 +225,30 @@ fn files_say_what_they_were_made_with() {
         json(&published, "quantize_config.json").as_object().unwrap().keys().cloned().collect();
     assert_eq!(keys.len(), 9, "{keys:?}");
     assert_eq!(keys[3], "desc_act", "{keys:?}");
+}
+
+#[test]
+fn presets_are_compared_over_seeds_and_the_better_one_is_told() {
+    let bench = |options: &str| {
+        let mut command = gptq("bench");
+        run(command
+            .args(words("quality --device cpu --seq-len 128 --ctx 128 --max-windows 4"))
+            .args(words(options)))
+    };
+    let report = bench("--samples 8 --seeds 2 --presets best,card --json").json();
+    let [best, card] = &report["presets"].as_array().unwrap()[..] else { panic!("{report}") };
+    for found in [best, card] {
+        let runs = found["runs"].as_array().unwrap();
+        let [first, second] =
+            [&runs[0], &runs[1]].map(|run| run["figures"]["kl_divergence"].as_f64().unwrap());
+        let of = |what: &str| found[what]["kl_divergence"].as_f64().unwrap();
+        assert!((of("mean") - (first + second) / 2.0).abs() < 1e-9, "{found}");
+        assert!((of("deviation") - (first - second).abs() / 2f64.sqrt()).abs() < 1e-9, "{found}");
+        assert!(first != second, "another seed is another calibration: {found}");
+    }
+    for figure in ["kl_divergence", "stage_loss_percent"] {
+        assert!(best["mean"][figure].as_f64() < card["mean"][figure].as_f64(), "{figure}: {report}");
+    }
+    let line = bench("--seeds 2 --sampling consecutive").refusal();
+    assert!(line.contains("expected --sampling random"), "{line}");
 }

@@ -95,7 +95,7 @@ pub fn check_settings(files: &ModelFiles, params: &GptqParams) -> Result<()> {
 }
 
 /// Makes the artifact; its folder appears under its name when everything is in it. `tiles` are the embedded
-/// tokens of the job's sequences.
+/// tokens of the job's sequences, laid out as [`GptqParams::layout`] has it.
 ///
 /// # Errors
 /// [`Error::Stopped`] where the run was asked to stop before it was complete; it can be resumed.
@@ -109,6 +109,11 @@ pub fn produce<B: Backend>(
     let files = job.source.files;
     check_settings(files, job.params)?;
     refuse_source(job)?;
+    if tiles.layout() != job.params.layout() {
+        let problem =
+            format!("expected {:?} as the settings have it, got {:?}", job.params.layout(), tiles.layout());
+        return Err(Error::Invalid { place: "tiles".into(), problem });
+    }
     let layout =
         ArtifactLayout::new(artifact_specs(job), &artifact::metadata(&job.params.quant), job.max_shard_size);
     let written = engines::as_written(&files.config, &job.params.quant);
