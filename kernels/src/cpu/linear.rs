@@ -2,11 +2,9 @@
 
 use std::ops::Range;
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef};
-use rayon::prelude::*;
-
-use super::{Parts, all_cores, dot, team};
+use super::dense::{DenseRow, dots};
+use super::{Isa, Parts, Wanted, each_row, multiply, team};
+use faer::{Accum, MatRef};
 
 /// Up to this many input rows a weight row is widened and used at once; above, a chunk of rows is
 /// widened and handed to the blocked product.
@@ -22,6 +20,9 @@ const GEMV_TASK: usize = 32;
 /// A weight matrix `[out, in]` that can write its rows as f32.
 pub(crate) trait RowSource: Sync {
     fn dims(&self) -> (usize, usize);
+
+    /// Row `row`, as it is stored.
+    fn row(&self, row: usize) -> DenseRow<'_>;
 
     /// Writes row `row`, `in` values.
     fn write_row(&self, row: usize, out: &mut [f32]);
@@ -48,23 +49,16 @@ pub(crate) fn linear(x: &[f32], rows: usize, weight: &impl RowSource, bias: Opti
 }
 
 fn add_dots(x: &[f32], rows: usize, weight: &impl RowSource, y: &mut [f32]) {
-    let (out_features, in_features) = weight.dims();
+    let out_features = weight.dims().0;
     let parts = Parts::of(y);
     team::for_each(out_features.div_ceil(GEMV_TASK), |task| {
-        let mut buffer = Vec::new();
         for n in task * GEMV_TASK..((task + 1) * GEMV_TASK).min(out_features) {
-            let row = match weight.borrow_rows(n..n + 1) {
-                Some(row) => row,
-                None => {
-                    buffer.resize(in_features, 0.0);
-                    weight.write_row(n, &mut buffer);
-                    &buffer[..]
-                }
-            };
-            for (m, x) in x.chunks_exact(in_features.max(1)).enumerate().take(rows) {
+            let mut sums = [0.0; GEMV_ROWS];
+            dots(weight.row(n), x, &mut sums[..rows], Isa::best());
+            for (m, sum) in sums[..rows].iter().enumerate() {
                 // SAFETY: an output is written by the task that has its row.
                 let y = unsafe { parts.part(m * out_features + n, 1) };
-                y[0] += dot(x, row);
+                y[0] += sum;
             }
         }
     });
@@ -73,7 +67,6 @@ fn add_dots(x: &[f32], rows: usize, weight: &impl RowSource, y: &mut [f32]) {
 fn add_product(x: &[f32], rows: usize, weight: &impl RowSource, y: &mut [f32]) {
     let (out_features, in_features) = weight.dims();
     let x = MatRef::from_row_major_slice(x, rows, in_features);
-    let mut y = MatMut::from_row_major_slice_mut(y, rows, out_features);
     let chunk_rows = match weight.borrow_rows(0..0) {
         Some(_) => out_features.max(1),
         None => (CHUNK / in_features.max(1)).max(1),
@@ -86,15 +79,11 @@ fn add_product(x: &[f32], rows: usize, weight: &impl RowSource, y: &mut [f32]) {
             Some(w) => w,
             None => {
                 buffer.resize(length * in_features, 0.0);
-                buffer
-                    .par_chunks_exact_mut(in_features)
-                    .zip(span)
-                    .for_each(|(out, n)| weight.write_row(n, out));
+                each_row(&mut buffer, in_features, |n, out| weight.write_row(start + n, out));
                 &buffer[..]
             }
         };
         let w = MatRef::from_row_major_slice(w, length, in_features);
-        let part = y.as_mut().subcols_mut(start, length);
-        matmul(part, Accum::Add, x, w.transpose(), 1.0, all_cores());
+        multiply(&mut y[start..], out_features, Accum::Add, x, w.transpose(), Wanted::All);
     }
 }

@@ -1,9 +1,11 @@
 //! The CPU backend: candle tensors in f32, products by faer, loops over rayon's threads.
 
+mod dense;
 mod isa;
 mod linear;
 mod panels;
 mod parts;
+mod product;
 pub(crate) mod team;
 mod vector;
 
@@ -13,10 +15,12 @@ use candle_core::{CpuStorage, DType, Storage, Tensor};
 use faer::Par;
 use parking_lot::RwLockReadGuard;
 
+pub(crate) use dense::DenseRow;
 pub(crate) use isa::Isa;
 pub(crate) use linear::{RowSource, linear};
 pub(crate) use panels::Panels;
 pub(crate) use parts::{Parts, each_row, map};
+pub(crate) use product::{Wanted, multiply};
 pub(crate) use vector::{axpy, dot, exp_in_place, maximum, widen_codes};
 
 use crate::{Batch, Device, Error, Result};

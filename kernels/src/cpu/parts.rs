@@ -22,15 +22,21 @@ impl<'a, T> Parts<'a, T> {
         Self { start: slice.as_mut_ptr(), length: slice.len(), _slice: PhantomData }
     }
 
+    /// Where element `first` lies, which has `length` elements from itself on.
+    pub fn place(&self, first: usize, length: usize) -> *mut T {
+        assert!(first + length <= self.length, "a part beyond the end");
+        // SAFETY: within the slice.
+        unsafe { self.start.add(first) }
+    }
+
     /// `length` elements from `first` on.
     ///
     /// # Safety
     /// As long as the part is in use, nobody may have another that overlaps it.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn part(&self, first: usize, length: usize) -> &mut [T] {
-        assert!(first + length <= self.length, "a part beyond the end");
         // SAFETY: within the slice, which is borrowed for as long as `self`.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(first), length) }
+        unsafe { std::slice::from_raw_parts_mut(self.place(first, length), length) }
     }
 }
 

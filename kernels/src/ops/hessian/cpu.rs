@@ -1,11 +1,9 @@
 use candle_core::Tensor;
-use faer::linalg::matmul::matmul as whole_matmul;
-use faer::linalg::matmul::triangular::{BlockStructure, matmul};
-use faer::{Accum, MatMut, MatRef};
+use faer::{Accum, MatRef};
 use ndarray::Array2;
 
 use super::{Hessian, check, check_difference};
-use crate::cpu::{View, all_cores};
+use crate::cpu::{View, Wanted, multiply};
 use crate::{Cpu, Device, Result};
 
 impl Hessian for Cpu {
@@ -20,19 +18,7 @@ impl Hessian for Cpu {
         check(self.shape(x), size)?;
         let x = View::of(x)?;
         let x = MatRef::from_row_major_slice(&x, x.rows, x.columns);
-        let whole = BlockStructure::Rectangular;
-        let h = MatMut::from_row_major_slice_mut(values(hessian), size, size);
-        matmul(
-            h,
-            BlockStructure::TriangularLower,
-            Accum::Add,
-            x.transpose(),
-            whole,
-            x,
-            whole,
-            1.0,
-            all_cores(),
-        );
+        multiply(values(hessian), size, Accum::Add, x.transpose(), x, Wanted::Lower);
         Ok(())
     }
 
@@ -51,14 +37,9 @@ impl Hessian for Cpu {
         check_difference((rows, columns), [a, b, x].map(|tensor| self.shape(tensor)))?;
         let (a, b, x) = (View::of(a)?, View::of(b)?, View::of(x)?);
         let difference: Vec<f32> = a.iter().zip(b.iter()).map(|(a, b)| a - b).collect();
-        whole_matmul(
-            MatMut::from_row_major_slice_mut(values(products), rows, columns),
-            Accum::Add,
-            MatRef::from_row_major_slice(&difference, x.rows, rows).transpose(),
-            MatRef::from_row_major_slice(&x, x.rows, columns),
-            1.0,
-            all_cores(),
-        );
+        let difference = MatRef::from_row_major_slice(&difference, x.rows, rows);
+        let x = MatRef::from_row_major_slice(&x, x.rows, columns);
+        multiply(values(products), columns, Accum::Add, difference.transpose(), x, Wanted::All);
         Ok(())
     }
 

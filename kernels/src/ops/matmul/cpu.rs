@@ -5,7 +5,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::{MatMul, check, check_parts};
-use crate::cpu::{Isa, Panels, RowSource, View, linear};
+use crate::cpu::{DenseRow, Isa, Panels, RowSource, View, linear};
 use crate::{Cpu, Device, Dtype, Error, HostTensor, Result};
 
 /// A weight `[out, in]`, kept in the checkpoint's own type and widened row by row; or one that was quantized and stands
@@ -99,6 +99,15 @@ impl CpuWeight {
 impl RowSource for Dense {
     fn dims(&self) -> (usize, usize) {
         self.dims
+    }
+
+    fn row(&self, row: usize) -> DenseRow<'_> {
+        let span = row * self.dims.1..(row + 1) * self.dims.1;
+        match &self.values {
+            Values::F16(values) => DenseRow::F16(&values[span]),
+            Values::BF16(values) => DenseRow::BF16(&values[span]),
+            Values::F32(values) => DenseRow::F32(&values[span]),
+        }
     }
 
     fn write_row(&self, row: usize, out: &mut [f32]) {
