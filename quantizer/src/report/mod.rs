@@ -140,7 +140,10 @@ mod tests {
     use crate::record::{LayerRecord, LinearRecord, QuantizeLog};
 
     fn branches() -> Vec<Published> {
-        let linear = |loss| LinearRecord { module: "mlp.<b>".into(), loss, damp_percent: 0.1 };
+        let linear = |loss: f64| -> LinearRecord {
+            let record = serde_json::json!({"module": "mlp.<b>", "loss": loss, "damp_percent": 0.1});
+            serde_json::from_value(record).unwrap()
+        };
         let layer = |layer| LayerRecord {
             layer,
             linears: vec![linear(1.0 + layer as f64)],
