@@ -65,6 +65,8 @@ fn places_in_a_long_text_are_found_in_one_pass() {
         begun.elapsed().as_secs_f64()
     };
     time(100);
-    let (short, long) = (time(2_000), time(30_000));
+    // The least of some: other processes take time too.
+    let least = |letters| (0..4).map(|_| time(letters)).fold(f64::INFINITY, f64::min);
+    let (short, long) = (least(2_000), least(30_000));
     assert!(long < 60.0 * short.max(0.005), "{short} s for 2,000 letters and {long} s for 30,000");
 }
