@@ -1,4 +1,4 @@
-//! Locks between processes, Python's among them: whoever fetches a blob holds its lock.
+//! Locks between processes, Python's among them: a process holds a blob's lock while it fetches the blob.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -12,7 +12,7 @@ pub(crate) struct Lock(#[allow(dead_code, reason = "held, not used")] File);
 #[derive(Debug)]
 pub(crate) enum Asked {
     Mine(Lock),
-    /// Somebody else's.
+    /// Another process has it.
     Held,
     /// The file system has no locks.
     Unknown,

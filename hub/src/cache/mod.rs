@@ -113,7 +113,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     })
 }
 
-/// A name that nobody else uses, in the same folder.
+/// A name that no other process uses, in the same folder.
 pub(crate) fn beside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.{}.gptq.tmp", eight_hex()))

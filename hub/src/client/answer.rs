@@ -12,7 +12,7 @@ use crate::error::{Cause, Subject};
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Good,
-    /// For everybody; None where the server does not say how long.
+    /// All workers wait; None where the server does not say how long.
     Wait(Option<Duration>),
     Again,
     Refused(Refusal),
@@ -24,7 +24,7 @@ pub(crate) enum Refusal {
     Revision,
     File,
     Gated,
-    /// 401: nobody asked, or one whom the server does not know.
+    /// 401: the request had no token, or one that the server does not know.
     Unknown,
     Forbidden,
     ParentMoved,

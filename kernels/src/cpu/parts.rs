@@ -32,7 +32,7 @@ impl<'a, T> Parts<'a, T> {
     /// `length` elements from `first` on.
     ///
     /// # Safety
-    /// As long as the part is in use, nobody may have another that overlaps it.
+    /// As long as the part is in use, no other part that overlaps it may exist.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn part(&self, first: usize, length: usize) -> &mut [T] {
         // SAFETY: within the slice, which is borrowed for as long as `self`.
