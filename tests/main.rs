@@ -3,6 +3,7 @@
 mod artifacts;
 mod chat;
 mod cli;
+mod families;
 mod folders_as_found;
 mod going_on;
 mod golden_gptq;

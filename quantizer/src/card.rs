@@ -74,13 +74,29 @@ pub(crate) fn calibration(log: &QuantizeLog) -> String {
         0 => String::new(),
         n => format!(" {n} linears needed more damp than asked for; the log names them."),
     };
+    let experts = experts_line(log).map_or(String::new(), |line| format!(" {line}."));
     match &log.calibration {
         None => "Rounded to nearest, without calibration.\n\n".into(),
         Some(c) => format!(
-            "Calibrated on {} sequences of {} tokens from {} (rows joined {}, {} windows, seed {}), in {:.0} s on {}.{damp}\n\n",
+            "Calibrated on {} sequences of {} tokens from {} (rows joined {}, {} windows, seed {}), in {:.0} s on \
+             {}.{damp}{experts}\n\n",
             c.samples, c.seq_len, c.dataset, c.join, c.sampling, c.seed, log.seconds, log.device
         ),
     }
+}
+
+/// How many tokens experts were solved with; `None` without experts.
+pub fn experts_line(log: &QuantizeLog) -> Option<String> {
+    let mut tokens: Vec<usize> = log.experts().flat_map(|layer| layer.tokens.iter().copied()).collect();
+    tokens.sort_unstable();
+    let (least, most) = (tokens.first()?, tokens.last()?);
+    let starved: usize = log.experts().map(|layer| layer.starved.len()).sum();
+    let filled = match starved {
+        0 => "all had as many as they have inputs".into(),
+        n => format!("{n} had fewer than they have inputs, and other tokens filled up their Hessians"),
+    };
+    let (count, middle) = (tokens.len(), tokens[tokens.len() / 2]);
+    Some(format!("Tokens an expert: {least} to {most}, median {middle}, of {count} experts; {filled}"))
 }
 
 fn measurement(e: &EvaluationRecord) -> String {

@@ -160,7 +160,7 @@ impl Facts {
 /// Whether an artifact's `g_idx` differs from `i / group_size`, so that its file has to say `desc_act: true`:
 /// not where the groups are those of the file's order, and not where a row is one group.
 pub fn needs_desc_act(config: &ModelConfig, quant: &QuantConfig) -> bool {
-    let grouped = || layout::linears(config).iter().any(|linear| quant.groups(linear.in_features) > 1);
+    let grouped = || layout::linears(config).iter().any(|(_, linear)| quant.groups(linear.in_features) > 1);
     quant.act_order && !quant.static_groups && grouped()
 }
 

@@ -8,7 +8,7 @@ use gptq_input::{short_line, short_path};
 pub enum Error {
     // Causes are part of the message and not `source()`, so that a printed chain does not repeat them.
     #[error("layer {layer}, stage {stage}: {cause}")]
-    Stage { layer: usize, stage: &'static str, cause: Box<Error> },
+    Stage { layer: usize, stage: String, cause: Box<Error> },
 
     #[error("the Hessian is not positive definite even at damp_percent {last}")]
     Damp { last: f64 },

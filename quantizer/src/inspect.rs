@@ -7,7 +7,7 @@ use std::path::Path;
 use gptq_runtime::layout::{self, TensorSpec};
 use gptq_runtime::model::ModelFiles;
 use gptq_runtime::quant_config::QuantConfig;
-use gptq_runtime::soundness::{Finding, Module, Stored, summary};
+use gptq_runtime::soundness::{Finding, Stored, summary};
 use rayon::prelude::*;
 
 pub use report::{GroupIndex, Quantization, Report};
@@ -28,7 +28,7 @@ pub fn inspect(dir: &Path) -> Result<Report> {
             let permuted = summary.g_idx == GroupIndex::ActOrder;
             let facts = Facts {
                 overrides: summary.own_settings || summary.dense_linears > 0,
-                split_overrides: has_split_stages(&files)?,
+                split_overrides: has_split_groups(&files)?,
                 ..Facts::of_files(&files.config, quant, permuted)
             };
             (Some(summary), verdicts(&facts))
@@ -89,14 +89,17 @@ fn summarise(files: &ModelFiles, quant: &QuantConfig) -> Result<Quantization> {
 }
 
 /// Whether linears that programs stack, as q, k and v, are quantized in several ways.
-fn has_split_stages(files: &ModelFiles) -> Result<bool> {
-    let modules = files.modules()?;
-    let per_layer = modules.len() / files.config.num_hidden_layers.max(1);
-    let split = |layer: &[Module]| {
-        let alike = |a: &Module, b: &Module| a.quant == b.quant || a.linear.stage != b.linear.stage;
-        layer.iter().zip(layer.iter().skip(1)).any(|(a, b)| !alike(a, b))
-    };
-    Ok(modules.chunks(per_layer.max(1)).any(split))
+fn has_split_groups(files: &ModelFiles) -> Result<bool> {
+    for index in 0..files.config.num_hidden_layers {
+        for group in layout::layer(&files.config, index).groups {
+            let modules = group.linears.into_iter().map(|linear| files.module(index, linear));
+            let modules = modules.collect::<std::result::Result<Vec<_>, _>>()?;
+            if modules.iter().zip(modules.iter().skip(1)).any(|(a, b)| a.quant != b.quant) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Floating-point tensors that are not finite. Those that are missing or misshapen are findings.

@@ -23,23 +23,26 @@ pub fn stage_losses<B: Backend>(
     quantized: &Model<B>,
     windows: &[Vec<u32>],
 ) -> Result<Vec<StageLoss>> {
-    let stages = original.layers().len() * Stage::ALL.len();
-    let mut sums = vec![(0.0, 0.0); stages];
+    let stages = |layer: &Layer<B>| layer.spec().stages();
+    let mut sums: Vec<Vec<(f64, f64)>> =
+        original.layers().iter().map(|layer| vec![(0.0, 0.0); stages(layer).len()]).collect();
     let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
     for group in windows.chunks((BATCH_TOKENS / longest.max(1)).max(1)) {
         let (ids, batch) = (group.concat(), Batch::fresh(group.iter().map(Vec::len)));
         let mut hidden = [original.embed(&ids)?, quantized.embed(&ids)?];
-        for (i, layers) in original.layers().iter().zip(quantized.layers()).enumerate() {
-            let sums = &mut sums[i * Stage::ALL.len()..][..Stage::ALL.len()];
+        for (layers, sums) in original.layers().iter().zip(quantized.layers()).zip(&mut sums) {
             hidden = through(original.backend(), layers.into(), hidden, &batch, sums)?;
         }
     }
-    let loss = |(i, (error, whole)): (usize, (f64, f64))| StageLoss {
-        layer: i / Stage::ALL.len(),
-        stage: Stage::ALL[i % Stage::ALL.len()],
-        loss: error / whole,
-    };
-    Ok(sums.into_iter().enumerate().map(loss).collect())
+    let losses = original.layers().iter().zip(sums).enumerate().flat_map(|(layer, (of, sums))| {
+        let loss = move |(stage, (error, whole)): (&Stage, (f64, f64))| StageLoss {
+            layer,
+            stage: *stage,
+            loss: error / whole,
+        };
+        stages(of).iter().zip(sums).map(loss)
+    });
+    Ok(losses.collect())
 }
 
 /// Takes both hidden states through one layer and adds up squares of each stage: of the difference, and of the original.
@@ -52,7 +55,7 @@ fn through<B: Backend>(
 ) -> Result<[B::Tensor; 2]> {
     let [of_original, of_quantized] = hidden;
     let mut states = [layers[0].enter(backend, of_original)?, layers[1].enter(backend, of_quantized)?];
-    for (stage, (error, whole)) in Stage::ALL.into_iter().zip(sums) {
+    for (stage, (error, whole)) in layers[0].spec().stages().iter().copied().zip(sums) {
         let mut outputs = Vec::with_capacity(2);
         for (layer, state) in layers.iter().zip(&mut states) {
             outputs.push(backend.to_vec(&layer.product(backend, stage, &state.input)?)?);

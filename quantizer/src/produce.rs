@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
 
 use gptq_kernels::Backend;
-use gptq_runtime::layout::{self, Stage};
+use gptq_runtime::layout::{self, Role};
 use gptq_runtime::model::ModelFiles;
 use serde_json::{Value, json};
 
@@ -18,10 +18,10 @@ use crate::card;
 use crate::engines;
 use crate::gptq::{self, GptqParams, Method};
 use crate::recipe::Preset;
-use crate::record::{AgreementRecord, CalibrationRecord, LOG_FILE, LayerRecord, QuantizeLog, RecipeRecord};
+use crate::record::{AgreementRecord, CalibrationRecord, ExpertsRecord, LOG_FILE, LayerRecord, QuantizeLog, RecipeRecord};
 use crate::sequential::{Reader, SolvedLayer, Tiles, Walk};
 use crate::{Error, Result};
-use tensors::{artifact_specs, outer_tensors, restore, write_copy, write_norms, write_stage};
+use tensors::{artifact_specs, restore, write_copy, write_group, write_others};
 
 /// Name and version, as GPTQModel writes its own.
 const QUANTIZER: &str = concat!("gptq:", env!("CARGO_PKG_VERSION"));
@@ -62,7 +62,7 @@ pub enum Event {
     },
     Solving {
         layer: usize,
-        stage: Stage,
+        group: Role,
     },
     /// Solved; it is being written while the next one is solved.
     Done {
@@ -136,7 +136,7 @@ pub fn produce<B: Backend>(
     let (mut writer, records) = solve_and_write(backend, job, &mut walk, writer, records, on_event)?;
     let agreement = walk.agreement()?;
     drop(walk);
-    for spec in outer_tensors(job) {
+    for spec in layout::outer_tensors(&files.config) {
         write_copy(&writer, job, &spec)?;
     }
     let seconds = started.elapsed().as_secs_f64();
@@ -189,11 +189,11 @@ fn solve_and_write<B: Backend>(
             if job.stop.load(Ordering::Relaxed) {
                 break;
             }
-            let on_stage = &mut |stage| on_event(Event::Solving { layer, stage });
-            let mut solved = walk.solve_layer(layer, &reader, None, on_stage)?;
+            let on_group = &mut |group| on_event(Event::Solving { layer, group });
+            let mut solved = walk.solve_layer(layer, &reader, None, on_group)?;
             solved.phases.wait += waited;
             let sequences = job.solved_sequences();
-            let loss = solved.stages.iter().map(|stage| gptq::loss(&stage.losses, sequences)).sum();
+            let loss = solved.groups.iter().map(|group| gptq::loss(&group.losses, sequences)).sum();
             on_event(Event::Done { layer, loss });
             let sending = Instant::now();
             // A writer that is gone has failed: its error comes with the join.
@@ -216,15 +216,17 @@ fn write_all<B: Backend>(
     mut records: Vec<LayerRecord>,
     layers: Receiver<(usize, SolvedLayer<B>)>,
 ) -> Result<(ArtifactWriter, Vec<LayerRecord>)> {
-    for (layer, SolvedLayer { stages, mut phases }) in layers {
+    for (layer, SolvedLayer { groups, experts, mut phases }) in layers {
         let started = Instant::now();
+        let spec = layout::layer(&job.source.files.config, layer);
         let mut linears = Vec::new();
-        for (stage, solved) in Stage::ALL.into_iter().zip(stages) {
-            linears.extend(write_stage(backend, &writer, job, (layer, stage), solved)?);
+        for (group, solved) in spec.groups.iter().zip(groups) {
+            linears.extend(write_group(backend, &writer, job, (layer, group), solved)?);
         }
-        write_norms(&writer, job, layer)?;
+        write_others(&writer, job, layer)?;
         phases.write = started.elapsed().as_secs_f64();
-        let record = LayerRecord { layer, phases, linears };
+        let experts = experts.map(|experts| ExpertsRecord { tokens: experts.tokens, starved: experts.starved });
+        let record = LayerRecord { layer, phases, linears, experts };
         writer.layer_done(&record)?;
         records.push(record);
     }

@@ -102,6 +102,18 @@ pub struct LayerRecord {
     #[serde(flatten)]
     pub phases: Phases,
     pub linears: Vec<LinearRecord>,
+    /// Where the layer has experts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<ExpertsRecord>,
+}
+
+/// What the experts of a layer were solved with.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+pub struct ExpertsRecord {
+    /// Calibration tokens that the router sent to each.
+    pub tokens: Vec<usize>,
+    /// Experts with fewer tokens than inputs: the other tokens filled up their Hessians.
+    pub starved: Vec<usize>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -219,6 +231,11 @@ impl QuantizeLog {
     /// Seconds of one phase over all layers.
     pub fn seconds_of(&self, phase: fn(&Phases) -> f64) -> f64 {
         self.layers.iter().map(|layer| phase(&layer.phases)).sum()
+    }
+
+    /// Layers with experts.
+    pub fn experts(&self) -> impl Iterator<Item = &ExpertsRecord> {
+        self.layers.iter().filter_map(|layer| layer.experts.as_ref())
     }
 
     /// Sum of all linears' losses.

@@ -127,14 +127,13 @@ fn measure_one(dir: &Path, branch: &str, quant: &QuantConfig) -> Result<Row> {
 
 /// Whether some linear's features of one group lie apart.
 fn permuted(checkpoint: &Checkpoint, config: &ModelConfig, quant: &QuantConfig) -> bool {
-    let apart = |linear: &layout::LinearSpec, layer: usize| {
+    let apart = |(layer, linear): (usize, layout::LinearSpec)| {
         let name = format!("{}{}.g_idx", layout::layer_prefix(layer), linear.module);
         let size = quant.group_size.unwrap_or(linear.in_features);
         let g_idx = checkpoint.ints(&name, &[linear.in_features]);
         g_idx.is_ok_and(|g_idx| g_idx.iter().enumerate().any(|(i, group)| *group != (i / size) as i32))
     };
-    let linears = layout::linears(config);
-    (0..config.num_hidden_layers).any(|layer| linears.iter().any(|linear| apart(linear, layer)))
+    layout::linears(config).into_iter().any(apart)
 }
 
 struct Totals {

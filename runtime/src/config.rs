@@ -1,5 +1,7 @@
 //! What `config.json` says of a model, validated once: every later size follows from [`ModelConfig`].
 
+mod experts;
+mod families;
 pub(crate) mod fields;
 mod foreign;
 mod parse;
@@ -10,22 +12,15 @@ mod write;
 
 use std::path::Path;
 
-use gptq_kernels::Dtype;
+use gptq_kernels::{Activation, Dtype, Pairing};
 use serde_json::Value;
 
+pub use experts::ExpertsConfig;
+pub use families::{Architecture, ExpertNames, NormNames, QkNormKind};
 pub use presets::PRESETS;
-pub use rope::{LongRope, RopeScaling, Yarn};
+pub use rope::{LongRope, QueryGrowth, RopeScaling, Yarn};
 
 use crate::{Error, Result};
-
-/// The decoder families that share one forward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    Llama,
-    Mistral,
-    Qwen2,
-    Qwen3,
-}
 
 /// A validated model configuration. Names are Hugging Face's.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,19 +37,41 @@ pub struct ModelConfig {
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
     pub rope_scaling: RopeScaling,
+    /// The base of windowed layers, where it is one of their own; nothing scales it.
+    pub local_rope_theta: Option<f64>,
+    /// Features of a head that are rotated, the first ones.
+    pub rotated: usize,
+    /// For every layer whether it has no rotation; empty where all have one.
+    pub unrotated_layers: Vec<bool>,
+    pub query_growth: Option<QueryGrowth>,
     pub tie_word_embeddings: bool,
-    /// q, k and v carry a bias (Qwen2 always, Llama by `attention_bias`).
+    /// q, k and v carry a bias.
     pub qkv_bias: bool,
-    /// o_proj carries a bias (Llama's `attention_bias`).
+    /// o_proj carries a bias.
     pub o_bias: bool,
-    /// gate, up and down carry a bias (`mlp_bias`).
+    /// gate, up and down carry a bias.
     pub mlp_bias: bool,
-    /// q and k are normalised per head before the rotation (Qwen3).
-    pub qk_norm: bool,
+    /// q and k are normalised before the rotation.
+    pub qk_norm: QkNormKind,
     /// In layers that have a window a token sees itself and at most `sliding_window - 1` tokens before it.
     pub sliding_window: Option<usize>,
     /// For every layer whether it has the window; empty where all have it (Mistral).
     pub windowed_layers: Vec<bool>,
+    /// Of the MLPs' gates.
+    pub activation: Activation,
+    /// What scores of attention are multiplied by, where it is not `1 / sqrt(head_dim)`.
+    pub attention_scale: Option<f64>,
+    /// Scores of attention become `cap tanh(score / cap)`.
+    pub score_cap: Option<f64>,
+    /// The same of the vocabulary's scores.
+    pub logit_cap: Option<f64>,
+    /// What embeddings are multiplied by, as the config says it.
+    pub embedding_factor: f64,
+    /// What attention and MLP add to the residual stream is multiplied by it.
+    pub residual_factor: f64,
+    /// What the vocabulary's scores are divided by.
+    pub logit_divisor: f64,
+    pub experts: Option<ExpertsConfig>,
     /// What the floating-point tensors of the checkpoint are stored in.
     pub dtype: Dtype,
     pub bos_token_id: Option<u32>,
@@ -76,14 +93,72 @@ impl ModelConfig {
 
     /// The architecture of a well-known model, one of [`PRESETS`].
     pub fn preset(name: &str) -> Result<Self> {
-        presets::preset(name)
-            .ok_or_else(|| Error::UnknownPreset { name: name.into(), known: PRESETS.join(", ") })
+        let config = presets::preset(name)
+            .ok_or_else(|| Error::UnknownPreset { name: name.into(), known: PRESETS.join(", ") })?;
+        Self::from_json(&config, Path::new(name))
     }
 
     /// The window of layer `index`.
     pub fn window(&self, index: usize) -> Option<usize> {
         let windowed = self.windowed_layers.get(index).copied().unwrap_or(self.windowed_layers.is_empty());
         self.sliding_window.filter(|_| windowed)
+    }
+
+    /// Whether layer `index` is rotated by the base of windowed layers.
+    pub fn is_local(&self, index: usize) -> bool {
+        self.local_rope_theta.is_some() && self.windowed_layers.get(index).copied().unwrap_or(false)
+    }
+
+    /// Names that the family gives to what an MLP of experts has.
+    pub fn expert_names(&self) -> Option<&'static ExpertNames> {
+        self.architecture.family().experts
+    }
+
+    pub fn norm_names(&self) -> NormNames {
+        self.architecture.family().norms
+    }
+
+    /// Whether q, k and v are one linear.
+    pub fn fuses_qkv(&self) -> bool {
+        self.architecture.family().fused_qkv
+    }
+
+    /// Whether gate and up are one linear.
+    pub fn fuses_gate_up(&self) -> bool {
+        self.architecture.family().fused_gate_up
+    }
+
+    /// Which features of a head are rotated together.
+    pub fn pairing(&self) -> Pairing {
+        self.architecture.family().pairing
+    }
+
+    /// Features that the norms of q and k have weights for.
+    pub fn qk_norm_widths(&self) -> (usize, usize) {
+        match self.qk_norm {
+            QkNormKind::AllHeads => {
+                (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim)
+            }
+            QkNormKind::Head | QkNormKind::None => (self.head_dim, self.head_dim),
+        }
+    }
+
+    /// Whether norms multiply by `1 + weight`.
+    pub fn norms_add_one(&self) -> bool {
+        self.architecture.family().gemma
+    }
+
+    /// What embeddings are multiplied by. Gemma's root is rounded to the type of the weights where it is computed in.
+    pub fn embedding_scale(&self, half_precision: bool) -> f32 {
+        if !self.architecture.family().gemma {
+            return self.embedding_factor as f32;
+        }
+        let root = (self.hidden_size as f64).sqrt() as f32;
+        match self.dtype {
+            Dtype::F16 if half_precision => half::f16::from_f32(root).to_f32(),
+            Dtype::BF16 if half_precision => half::bf16::from_f32(root).to_f32(),
+            _ => root,
+        }
     }
 
     /// Tokens of a sequence at most, what stretches the rotation included.
@@ -97,7 +172,7 @@ impl ModelConfig {
     }
 
     /// Sizes that no model has are refused here, so that products of them cannot overflow later:
-    /// a matrix has at most 2^44 elements, a model at most 4,096 layers of seven.
+    /// a matrix has at most 2^44 elements, a model at most 4,096 layers.
     fn validate(&self, path: &Path) -> Result<()> {
         let refuse = |key: &str, expected: String, got: &dyn ToString| {
             Err(Error::Config { path: path.into(), key: key.into(), expected, got: got.to_string() })
@@ -124,6 +199,9 @@ impl ModelConfig {
         }
         if !self.head_dim.is_multiple_of(2) {
             return refuse("head_dim", "an even number".into(), &self.head_dim);
+        }
+        if !(2..=self.head_dim).contains(&self.rotated) || !self.rotated.is_multiple_of(2) {
+            return refuse("partial_rotary_factor", format!("an even share of {}", self.head_dim), &self.rotated);
         }
         if heads.checked_mul(self.head_dim).is_none_or(|width| width > 1 << 22) {
             return refuse("num_attention_heads", format!("at most {}", (1 << 22) / self.head_dim), &heads);

@@ -39,7 +39,7 @@ pub enum Error {
     QuantSetting { key: &'static str, expected: String, got: String },
 
     #[error("{linear}: {bits} bits need {dimension} to be a multiple of {multiple}, got {size}")]
-    Unquantizable { linear: &'static str, dimension: &'static str, bits: u32, multiple: usize, size: usize },
+    Unquantizable { linear: String, dimension: &'static str, bits: u32, multiple: usize, size: usize },
 
     /// A safetensors file, or a folder of them, that breaks its format.
     #[error("{}: {}", short_path(path), short_line(problem))]

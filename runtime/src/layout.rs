@@ -3,7 +3,7 @@
 
 use gptq_kernels::Dtype;
 
-use crate::config::ModelConfig;
+use crate::config::{ExpertNames, ExpertsConfig, ModelConfig, QkNormKind};
 use crate::quant_config::QuantConfig;
 use crate::{Error, Result};
 
@@ -24,47 +24,242 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
 }
 
-/// The four stages of a decoder layer, in order. Linears of one stage see the same input.
+/// One decoder layer: its linears by the inputs that they share, and its other tensors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerSpec {
+    /// In the order in which a token passes them: q|k|v, o, then the MLP's.
+    pub groups: Vec<LinearGroup>,
+    /// Norms and what mixtures have beside linears: name inside the layer, and shape.
+    pub others: Vec<(String, Vec<usize>)>,
+    pub mlp: MlpKind,
+}
+
+/// What follows the attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MlpKind {
+    Dense,
+    /// A mixture of so many experts, perhaps with an MLP for all tokens beside them.
+    Experts { count: usize, shared: bool },
+}
+
+/// Linears that share their input. They are stacked along `out`, and solved together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinearGroup {
+    pub role: Role,
+    pub linears: Vec<LinearSpec>,
+}
+
+/// What a group of linears is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    Qkv,
+    O,
+    GateUp(Mlp),
+    Down(Mlp),
+}
+
+/// One of a layer's MLPs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mlp {
+    /// The only one.
+    Whole,
+    Expert(usize),
+    /// The one that all tokens go through beside the experts.
+    Shared,
+}
+
+/// A part of the way through a layer, which begins with the input of some linears and ends with the next input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
     Qkv,
     O,
     GateUp,
     Down,
+    /// Router and experts as a whole, in the place of gate_up and down.
+    Mixture,
 }
 
 /// One linear of a layer: `self_attn.q_proj` and so on, with its dimensions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinearSpec {
     /// Module path inside the layer, e.g. `self_attn.q_proj`.
-    pub module: &'static str,
-    pub stage: Stage,
+    pub module: String,
     pub in_features: usize,
     pub out_features: usize,
     pub bias: bool,
 }
 
-/// The linears of every layer, in the order q, k, v, o, gate, up, down.
-pub fn linears(config: &ModelConfig) -> Vec<LinearSpec> {
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+/// Layer `index` of a model.
+pub fn layer(config: &ModelConfig, index: usize) -> LayerSpec {
+    let mut layer = LayerSpec { groups: attention(config), others: Vec::new(), mlp: MlpKind::Dense };
+    let experts = config.experts.as_ref().filter(|experts| experts.layers.get(index) == Some(&true));
+    if let (Some(experts), Some(names)) = (experts, config.expert_names()) {
+        layer.mixture(config, experts, names);
+    } else {
+        let names = ["gate_proj", "up_proj", "down_proj"];
+        let width = config.intermediate_size;
+        layer.groups.extend(mlp(config, Mlp::Whole, "mlp", (names, width), config.mlp_bias));
+    }
+    layer.norms(config);
+    layer
+}
+
+/// The linears of all layers, each with its layer.
+pub fn linears(config: &ModelConfig) -> Vec<(usize, LinearSpec)> {
+    let layers = 0..config.num_hidden_layers;
+    layers.flat_map(|index| layer(config, index).into_linears().map(move |linear| (index, linear))).collect()
+}
+
+/// Weights that one token is multiplied by: of experts, those that it is sent to.
+pub fn active_weights(config: &ModelConfig) -> f64 {
+    weights_read(config, 1)
+}
+
+/// Weights that so many tokens are multiplied by, where each goes to experts of its own choice: expected for routers that
+/// choose evenly.
+pub fn weights_read(config: &ModelConfig, tokens: usize) -> f64 {
+    let share = config.experts.as_ref().map_or(1.0, |experts| {
+        1.0 - (1.0 - experts.chosen as f64 / experts.count as f64).powi(tokens.min(1 << 20) as i32)
+    });
+    let weights = |group: &LinearGroup| {
+        let (out, inputs) = group.dims();
+        let expert = matches!(group.role, Role::GateUp(Mlp::Expert(_)) | Role::Down(Mlp::Expert(_)));
+        (out * inputs) as f64 * if expert { share } else { 1.0 }
+    };
+    let layers = 0..config.num_hidden_layers;
+    layers.map(|index| layer(config, index).groups.iter().map(weights).sum::<f64>()).sum()
+}
+
+fn attention(config: &ModelConfig) -> Vec<LinearGroup> {
+    let hidden = config.hidden_size;
     let width = config.num_attention_heads * config.head_dim;
     let kv_width = config.num_key_value_heads * config.head_dim;
-    let linear = |module, stage, in_features, out_features, bias| LinearSpec {
-        module,
-        stage,
-        in_features,
-        out_features,
-        bias,
+    let of = |name: &str, out_features| LinearSpec::new("self_attn", name, [hidden, out_features], config.qkv_bias);
+    let qkv = match config.fuses_qkv() {
+        true => vec![of("qkv_proj", width + 2 * kv_width)],
+        false => vec![of("q_proj", width), of("k_proj", kv_width), of("v_proj", kv_width)],
     };
-    vec![
-        linear("self_attn.q_proj", Stage::Qkv, hidden, width, config.qkv_bias),
-        linear("self_attn.k_proj", Stage::Qkv, hidden, kv_width, config.qkv_bias),
-        linear("self_attn.v_proj", Stage::Qkv, hidden, kv_width, config.qkv_bias),
-        linear("self_attn.o_proj", Stage::O, width, hidden, config.o_bias),
-        linear("mlp.gate_proj", Stage::GateUp, hidden, inner, config.mlp_bias),
-        linear("mlp.up_proj", Stage::GateUp, hidden, inner, config.mlp_bias),
-        linear("mlp.down_proj", Stage::Down, inner, hidden, config.mlp_bias),
-    ]
+    let o = LinearSpec::new("self_attn", "o_proj", [width, hidden], config.o_bias);
+    vec![LinearGroup { role: Role::Qkv, linears: qkv }, LinearGroup { role: Role::O, linears: vec![o] }]
+}
+
+/// Both groups of one MLP; `names` are those of gate, up and down.
+fn mlp(
+    config: &ModelConfig,
+    which: Mlp,
+    prefix: &str,
+    (names, width): ([&str; 3], usize),
+    bias: bool,
+) -> [LinearGroup; 2] {
+    let hidden = config.hidden_size;
+    let of = |name: &str, shape| LinearSpec::new(prefix, name, shape, bias);
+    let [gate, up, down] = names;
+    let gate_up = match config.fuses_gate_up() {
+        true => vec![of("gate_up_proj", [hidden, 2 * width])],
+        false => vec![of(gate, [hidden, width]), of(up, [hidden, width])],
+    };
+    let down = vec![of(down, [width, hidden])];
+    let group = |role, linears| LinearGroup { role, linears };
+    [group(Role::GateUp(which), gate_up), group(Role::Down(which), down)]
+}
+
+impl LayerSpec {
+    fn mixture(&mut self, config: &ModelConfig, experts: &ExpertsConfig, names: &ExpertNames) {
+        let hidden = config.hidden_size;
+        let shared = names.shared.filter(|_| experts.shared_width > 0);
+        self.mlp = MlpKind::Experts { count: experts.count, shared: shared.is_some() };
+        for index in 0..experts.count {
+            let prefix = format!("{}.{index}", names.experts);
+            let shape = (names.linears, experts.width);
+            self.groups.extend(mlp(config, Mlp::Expert(index), &prefix, shape, false));
+        }
+        if let Some(shared) = shared {
+            let shape = (["gate_proj", "up_proj", "down_proj"], experts.shared_width);
+            self.groups.extend(mlp(config, Mlp::Shared, shared, shape, false));
+        }
+        self.others.push((format!("{}.weight", names.router), vec![experts.count, hidden]));
+        if let Some(correction) = names.correction {
+            self.others.push((correction.into(), vec![experts.count]));
+        }
+        if let Some(gate) = names.shared_gate {
+            self.others.push((format!("{gate}.weight"), vec![1, hidden]));
+        }
+    }
+
+    fn norms(&mut self, config: &ModelConfig) {
+        let mut norm = |name: &str, size: usize| self.others.push((format!("{name}.weight"), vec![size]));
+        let (q, k) = config.qk_norm_widths();
+        if config.qk_norm != QkNormKind::None {
+            norm("self_attn.q_norm", q);
+            norm("self_attn.k_norm", k);
+        }
+        let names = config.norm_names();
+        let all = [names.before_attention, names.after_attention, names.before_mlp, names.after_mlp];
+        all.into_iter().flatten().for_each(|name| norm(name, config.hidden_size));
+    }
+
+    /// The stages in order.
+    pub fn stages(&self) -> &'static [Stage] {
+        match self.mlp {
+            MlpKind::Dense => &[Stage::Qkv, Stage::O, Stage::GateUp, Stage::Down],
+            MlpKind::Experts { .. } => &[Stage::Qkv, Stage::O, Stage::Mixture],
+        }
+    }
+
+    /// The place of a group in [`Self::groups`].
+    pub fn position(&self, role: Role) -> Option<usize> {
+        self.groups.iter().position(|group| group.role == role)
+    }
+
+    pub fn linears(&self) -> impl Iterator<Item = &LinearSpec> {
+        self.groups.iter().flat_map(|group| &group.linears)
+    }
+
+    fn into_linears(self) -> impl Iterator<Item = LinearSpec> {
+        self.groups.into_iter().flat_map(|group| group.linears)
+    }
+}
+
+impl LinearGroup {
+    /// `(out, in)` of the stacked linears.
+    pub fn dims(&self) -> (usize, usize) {
+        let out = self.linears.iter().map(|linear| linear.out_features).sum();
+        (out, self.linears.first().map_or(0, |linear| linear.in_features))
+    }
+}
+
+impl LinearSpec {
+    fn new(prefix: &str, name: &str, [in_features, out_features]: [usize; 2], bias: bool) -> Self {
+        Self { module: format!("{prefix}.{name}"), in_features, out_features, bias }
+    }
+}
+
+impl Role {
+    /// The stage in which the group is used.
+    pub fn stage(self) -> Stage {
+        match self {
+            Self::Qkv => Stage::Qkv,
+            Self::O => Stage::O,
+            Self::GateUp(Mlp::Whole) => Stage::GateUp,
+            Self::Down(Mlp::Whole) => Stage::Down,
+            Self::GateUp(_) | Self::Down(_) => Stage::Mixture,
+        }
+    }
+
+    /// For people, e.g. `gate_up of expert 3`.
+    pub fn name(self) -> String {
+        let (what, mlp) = match self {
+            Self::Qkv => return "qkv".into(),
+            Self::O => return "o".into(),
+            Self::GateUp(mlp) => ("gate_up", mlp),
+            Self::Down(mlp) => ("down", mlp),
+        };
+        match mlp {
+            Mlp::Whole => what.into(),
+            Mlp::Expert(index) => format!("{what} of expert {index}"),
+            Mlp::Shared => format!("{what} of the shared expert"),
+        }
+    }
 }
 
 /// What names of the tensors of layer `index` start with: `model.layers.N.`.
@@ -75,7 +270,7 @@ pub fn layer_prefix(index: usize) -> String {
 /// Every tensor of a checkpoint that is not quantized.
 pub fn checkpoint_tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     tensors(config, &|prefix, linear| {
-        let (module, dtype) = (linear.module, config.dtype.into());
+        let (module, dtype) = (&linear.module, config.dtype.into());
         let mut specs = vec![TensorSpec::new(
             format!("{prefix}{module}.weight"),
             dtype,
@@ -102,11 +297,11 @@ pub fn check_quantizable(config: &ModelConfig, quant: &QuantConfig) -> Result<()
         3 => 32,
         bits => 32 / bits as usize,
     };
-    for linear in linears(config) {
+    for (_, linear) in linears(config) {
         let sizes = [("in_features", linear.in_features), ("out_features", linear.out_features)];
         for (dimension, size) in sizes {
             if !size.is_multiple_of(multiple) {
-                let (linear, bits) = (linear.module, quant.bits);
+                let (linear, bits) = (linear.module.clone(), quant.bits);
                 return Err(Error::Unquantizable { linear, dimension, bits, multiple, size });
             }
         }
@@ -115,20 +310,19 @@ pub fn check_quantizable(config: &ModelConfig, quant: &QuantConfig) -> Result<()
 }
 
 impl Stage {
-    pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
-
     pub fn name(self) -> &'static str {
         match self {
             Self::Qkv => "qkv",
             Self::O => "o",
             Self::GateUp => "gate_up",
             Self::Down => "down",
+            Self::Mixture => "mixture",
         }
     }
 
     /// Its output is added to the residual stream.
     pub fn ends_block(self) -> bool {
-        matches!(self, Self::O | Self::Down)
+        matches!(self, Self::O | Self::Down | Self::Mixture)
     }
 }
 
@@ -192,26 +386,48 @@ impl TensorSpec {
     }
 }
 
-/// All tensors of a model in the order of its modules; `linear` gives those of one linear from the layer's
-/// prefix.
-fn tensors(config: &ModelConfig, linear: &dyn Fn(&str, &LinearSpec) -> Vec<TensorSpec>) -> Vec<TensorSpec> {
+/// Tensors of layer `index` that are no linear's.
+pub fn layer_tensors(config: &ModelConfig, index: usize) -> Vec<TensorSpec> {
+    let prefix = layer_prefix(index);
+    let others = layer(config, index).others.into_iter();
+    others.map(|(name, shape)| TensorSpec::new(format!("{prefix}{name}"), config.dtype.into(), shape)).collect()
+}
+
+/// Tensors outside the layers: embedding, final norm, head.
+pub fn outer_tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     let (dtype, hidden, vocab) = (config.dtype.into(), config.hidden_size, config.vocab_size);
-    let linears = linears(config);
-    let mut all = vec![TensorSpec::new("model.embed_tokens.weight", dtype, [vocab, hidden])];
-    for prefix in (0..config.num_hidden_layers).map(layer_prefix) {
-        let norm = |name: &str, size| TensorSpec::new(format!("{prefix}{name}.weight"), dtype, [size]);
-        all.push(norm("input_layernorm", hidden));
-        all.extend(linears.iter().flat_map(|spec| linear(&prefix, spec)));
-        if config.qk_norm {
-            all.push(norm("self_attn.q_norm", config.head_dim));
-            all.push(norm("self_attn.k_norm", config.head_dim));
-        }
-        all.push(norm("post_attention_layernorm", hidden));
-    }
-    all.push(TensorSpec::new("model.norm.weight", dtype, [hidden]));
+    let mut all = vec![
+        TensorSpec::new("model.embed_tokens.weight", dtype, [vocab, hidden]),
+        TensorSpec::new("model.norm.weight", dtype, [hidden]),
+    ];
     if !config.tie_word_embeddings {
         all.push(TensorSpec::new("lm_head.weight", dtype, [vocab, hidden]));
     }
+    all
+}
+
+/// Tensors that stay as they are when a model is quantized.
+pub fn other_tensors(config: &ModelConfig) -> Vec<TensorSpec> {
+    let layers = (0..config.num_hidden_layers).flat_map(|index| layer_tensors(config, index));
+    outer_tensors(config).into_iter().chain(layers).collect()
+}
+
+/// All tensors of a model in the order of its modules; `linear` gives those of one linear from the layer's
+/// prefix.
+fn tensors(config: &ModelConfig, linear: &dyn Fn(&str, &LinearSpec) -> Vec<TensorSpec>) -> Vec<TensorSpec> {
+    let mut outer = outer_tensors(config);
+    let after = outer.split_off(1);
+    let mut all = outer;
+    let first = config.norm_names().before_attention.map(|name| format!("{name}.weight"));
+    for index in 0..config.num_hidden_layers {
+        let prefix = layer_prefix(index);
+        let is_first = |spec: &TensorSpec| spec.name.strip_prefix(&prefix) == first.as_deref();
+        let (before, others): (Vec<_>, Vec<_>) = layer_tensors(config, index).into_iter().partition(is_first);
+        all.extend(before);
+        all.extend(layer(config, index).linears().flat_map(|spec| linear(&prefix, spec)));
+        all.extend(others);
+    }
+    all.extend(after);
     all
 }
 
@@ -291,7 +507,7 @@ mod tests {
     #[test]
     fn biases_norms_and_ties_follow_the_config() {
         let llama = ModelConfig::preset("tinyllama-1.1b").unwrap();
-        let config = ModelConfig { qkv_bias: true, qk_norm: true, tie_word_embeddings: true, ..llama };
+        let config = ModelConfig { qkv_bias: true, qk_norm: QkNormKind::Head, tie_word_embeddings: true, ..llama };
         let has = |specs: &[TensorSpec], name: &str| specs.iter().any(|s| s.name == name);
         let specs = checkpoint_tensors(&config);
         assert!(has(&specs, "model.layers.21.self_attn.q_norm.weight"));

@@ -1,11 +1,12 @@
 //! Random checkpoints of a given architecture, for tests of scale: sizes, speed and memory do not depend on
 //! what the weights say.
 //!
-//! Weights are nearly normal with standard deviation 0.02, norms are 1. One input column in 512 of every
+//! Weights are nearly normal with standard deviation 0.02, norms multiply by 1. One input column in 512 of every
 //! matrix is eight times as large, at a random place, like the outliers of trained models. Element `i` of
 //! tensor `t` takes bytes `8 i .. 8 i + 8` of ChaCha8's stream `t`: a seed gives the same files with any
 //! number of threads.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -67,6 +68,9 @@ fn write_files(
     let specs = checkpoint_tensors(config);
     let total = specs.iter().map(TensorSpec::bytes).sum();
     let shards = shards(&specs, max_shard_size);
+    let streams: HashMap<&str, usize> =
+        specs.iter().enumerate().map(|(i, spec)| (spec.name.as_str(), i)).collect();
+    let norm = if config.norms_add_one() { 0.0 } else { 1.0 };
     let names: Vec<String> = (1..=shards.len()).map(|i| shard_name(i, shards.len())).collect();
     let mut done = 0;
     for (shard, name) in shards.iter().zip(&names) {
@@ -75,12 +79,13 @@ fn write_files(
             file.write_all(&plan.header)?;
             for (spec, _) in &plan.tensors {
                 // Streams are numbered in the order of the model, whatever shard a tensor falls into.
-                let stream = specs.iter().position(|s| s.name == spec.name).unwrap_or_default();
+                let stream = streams.get(spec.name.as_str()).copied().unwrap_or_default();
                 let mut advance = |bytes: usize| {
                     done += bytes as u64;
                     progress(done, total);
                 };
-                write_tensor(file, spec, config.dtype, Source { seed, stream: stream as u64 }, &mut advance)?;
+                let source = Source { seed, stream: stream as u64, norm };
+                write_tensor(file, spec, config.dtype, source, &mut advance)?;
             }
             Ok(())
         })?;
@@ -143,6 +148,8 @@ fn write_json(path: &Path, json: &serde_json::Value) -> Result<()> {
 struct Source {
     seed: u64,
     stream: u64,
+    /// What norms hold, so that they multiply by 1.
+    norm: f64,
 }
 
 fn write_tensor(
@@ -170,7 +177,7 @@ fn write_values<const N: usize>(
     let rows = spec.elements() as usize / columns;
     if spec.name.ends_with("norm.weight") {
         advance(columns * N);
-        return file.write_all(&encode(1.0).repeat(columns));
+        return file.write_all(&encode(source.norm).repeat(columns));
     }
     let row_bytes = columns * N;
     let rows_at_once = (BUFFER_BYTES / row_bytes).clamp(1, rows);

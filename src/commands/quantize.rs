@@ -7,12 +7,14 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use gptq_kernels::{Backend, Memory};
 use gptq_quantizer::artifact::OutMode;
+use gptq_quantizer::card;
 use gptq_quantizer::engines::{self, Facts, Place};
 use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::produce::{self, Event, Job, Source, produce};
 use gptq_quantizer::record::QuantizeLog;
 use gptq_quantizer::sequential::{Placement, Tiles};
-use gptq_runtime::layout::Stage;
+use gptq_runtime::config::ModelConfig;
+use gptq_runtime::layout;
 use gptq_runtime::model::ModelFiles;
 use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
 
@@ -91,8 +93,8 @@ impl OnDevice for Quantize<'_> {
 
 /// Makes one artifact with progress on stderr.
 pub fn make<B: Backend>(device: &B, job: &Job, tiles: Tiles<B>, title: &str) -> Result<QuantizeLog> {
-    let layers = job.source.files().config.num_hidden_layers;
-    let mut progress = Progress::start(title, (layers * Stage::ALL.len()) as u64);
+    let groups = groups(&job.source.files().config);
+    let mut progress = Progress::start(title, groups.iter().sum::<usize>() as u64);
     if let Some(c) = job.calibration {
         progress.note(&format!(
             "{} sequences of {} tokens from {} ({}, seed {}) on {}",
@@ -115,17 +117,17 @@ pub fn make<B: Backend>(device: &B, job: &Job, tiles: Tiles<B>, title: &str) -> 
         }
         Event::Restoring { layer } => {
             progress.message(&format!("layer {layer} is done already"));
-            progress.advance(Stage::ALL.len() as u64);
+            progress.advance(groups[layer] as u64);
         }
-        Event::Solving { layer, stage } => {
+        Event::Solving { layer, group } => {
             if job.stop.load(Ordering::Relaxed) && !std::mem::replace(&mut told, true) {
                 progress
                     .note(&format!("stopping once layer {layer} is written; a second signal stops at once"));
             }
             let memory = device.memory().ok().flatten();
-            progress.message(&format!("layer {layer}, {:<7} {}", stage.name(), pace.describe(memory)));
+            progress.message(&format!("layer {layer}, {:<7} {}", group.name(), pace.describe(memory)));
             progress.advance(1);
-            pace.stages += 1;
+            pace.layers += 1.0 / groups[layer] as f64;
         }
         Event::Done { layer, loss } => {
             tracing::info!("layer {layer}: loss {loss:.4}");
@@ -133,6 +135,11 @@ pub fn make<B: Backend>(device: &B, job: &Job, tiles: Tiles<B>, title: &str) -> 
         }
     })?;
     Ok(log)
+}
+
+/// Groups of linears of each layer.
+fn groups(config: &ModelConfig) -> Vec<usize> {
+    (0..config.num_hidden_layers).map(|index| layout::layer(config, index).groups.len()).collect()
 }
 
 /// Where the activations are.
@@ -149,8 +156,8 @@ fn describe(placement: &Placement) -> String {
 struct Pace {
     started: Instant,
     tokens: usize,
-    /// Stages begun.
-    stages: usize,
+    /// Begun, parts of one included.
+    layers: f64,
     /// Of the last layer.
     loss: Option<f64>,
 }
@@ -158,15 +165,14 @@ struct Pace {
 impl Pace {
     fn new(job: &Job) -> Self {
         let tokens = job.sequences.iter().map(Vec::len).sum();
-        Self { started: Instant::now(), tokens, stages: 0, loss: None }
+        Self { started: Instant::now(), tokens, layers: 0.0, loss: None }
     }
 
     /// Calibration tokens per second through a layer, the last layer's loss, the device's memory.
     fn describe(&self, memory: Option<Memory>) -> String {
         let mut parts = Vec::new();
-        if self.stages > 0 && self.tokens > 0 {
-            let layers = self.stages as f64 / Stage::ALL.len() as f64;
-            let rate = self.tokens as f64 * layers / self.started.elapsed().as_secs_f64();
+        if self.layers > 0.0 && self.tokens > 0 {
+            let rate = self.tokens as f64 * self.layers / self.started.elapsed().as_secs_f64();
             parts.push(format!("{:.0}k tokens/s a layer", rate / 1e3));
         }
         parts.extend(self.loss.map(|loss| format!("loss {loss:.2}")));
@@ -227,7 +233,8 @@ fn phase_line(log: &QuantizeLog) -> String {
 fn print_summary(log: &QuantizeLog, out: &Path) -> Result<()> {
     output::line(format_args!("{:>5}  {:<18} {:>14} {:>8}", "layer", "linear", "loss", "damp"))?;
     for layer in &log.layers {
-        for linear in &layer.linears {
+        // Those of experts are in the log.
+        for linear in layer.linears.iter().filter(|linear| !linear.module.contains(".experts.")) {
             let kept = linear.held_out.as_ref().map_or(String::new(), |verdict| {
                 let kept = [(verdict.takes_target(), "target"), (verdict.takes_refinement(), "refined")];
                 kept.iter().filter(|(kept, _)| *kept).map(|(_, what)| format!("  {what}")).collect()
@@ -239,6 +246,9 @@ fn print_summary(log: &QuantizeLog, out: &Path) -> Result<()> {
         }
     }
     output::line(format_args!("\n{}", phase_line(log)))?;
+    if let Some(line) = card::experts_line(log) {
+        output::line(format_args!("{line}"))?;
+    }
     for (layer, linear) in log.raised_damp() {
         output::line(format_args!(
             "layer {layer}, {}: needed damp_percent {} instead of {}",

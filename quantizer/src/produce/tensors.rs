@@ -1,8 +1,10 @@
-//! The artifact's tensors: from solved stages and the source's own into the writer, and back from an unfinished artifact.
+//! The artifact's tensors: from solved groups and the source's own into the writer, and back from an unfinished artifact.
+
+use std::collections::HashSet;
 
 use gptq_kernels::Backend;
 use gptq_kernels::packing::{PackedLinear, Scales};
-use gptq_runtime::layout::{self, LinearSpec, Stage, TensorSpec};
+use gptq_runtime::layout::{self, LinearGroup, LinearSpec, TensorSpec};
 use gptq_runtime::model;
 
 use super::Job;
@@ -13,46 +15,37 @@ use crate::{Error, Result};
 
 /// The artifact's tensors, with the types that the source's own tensors have.
 pub(super) fn artifact_specs(job: &Job) -> Vec<TensorSpec> {
-    let specs = layout::artifact_tensors(&job.source.files.config, &job.params.quant, job.zero_bias);
-    specs.into_iter().map(|spec| as_stored(job, spec)).collect()
+    let config = &job.source.files.config;
+    let copied: HashSet<String> = layout::other_tensors(config).into_iter().map(|spec| spec.name).collect();
+    let specs = layout::artifact_tensors(config, &job.params.quant, job.zero_bias).into_iter();
+    specs.map(|spec| if copied.contains(&spec.name) { as_stored(job, spec) } else { spec }).collect()
 }
 
 fn as_stored(job: &Job, mut spec: TensorSpec) -> TensorSpec {
-    let copied = !is_packed(&spec.name);
-    if let Some(stored) = job.source.files.checkpoint.spec(&spec.name).filter(|_| copied) {
+    if let Some(stored) = job.source.files.checkpoint.spec(&spec.name) {
         spec.dtype = stored.stored().unwrap_or(spec.dtype);
     }
     spec
 }
 
-/// Tensors of quantized linears; all others are copied.
-fn is_packed(name: &str) -> bool {
-    [".qweight", ".qzeros", ".scales", ".g_idx", ".bias"].iter().any(|suffix| name.ends_with(suffix))
-}
-
-/// Tensors outside the layers: embedding, final norm, head.
-pub(super) fn outer_tensors(job: &Job) -> Vec<TensorSpec> {
-    artifact_specs(job).into_iter().filter(|spec| !spec.name.starts_with("model.layers.")).collect()
-}
-
-/// Cuts a solved stage into its linears and writes them.
-pub(super) fn write_stage<B: Backend>(
+/// Cuts a solved group into its linears and writes them.
+pub(super) fn write_group<B: Backend>(
     backend: &B,
     writer: &ArtifactWriter,
     job: &Job,
-    (layer, stage): (usize, Stage),
+    (layer, group): (usize, &LinearGroup),
     solved: Solved<B>,
 ) -> Result<Vec<LinearRecord>> {
     let Solved { packed, losses, damp_percent, verdicts, .. } = solved;
     let packed = backend.collect(packed)?;
     let (mut records, mut start) = (Vec::new(), 0);
-    for (i, linear) in model::stage_linears(job.source.files, stage).into_iter().enumerate() {
+    for (i, linear) in group.linears.iter().enumerate() {
         let rows = start..start + linear.out_features;
         start = rows.end;
-        write_linear(writer, job, layer, &linear, &packed.rows(rows.clone())?)?;
+        write_linear(writer, job, layer, linear, &packed.rows(rows.clone())?)?;
         let loss = gptq::loss(&losses[rows], job.solved_sequences());
         let held_out = verdicts.as_ref().and_then(|verdicts| verdicts.get(i).copied());
-        records.push(LinearRecord { module: linear.module.into(), loss, damp_percent, held_out });
+        records.push(LinearRecord { module: linear.module.clone(), loss, damp_percent, held_out });
     }
     Ok(records)
 }
@@ -79,52 +72,58 @@ fn write_linear(
     Ok(())
 }
 
-pub(super) fn write_norms(writer: &ArtifactWriter, job: &Job, layer: usize) -> Result<()> {
-    let prefix = layout::layer_prefix(layer);
-    let specs = artifact_specs(job).into_iter();
-    let mut norms = specs.filter(|spec| spec.name.starts_with(&prefix) && !is_packed(&spec.name));
-    norms.try_for_each(|spec| write_copy(writer, job, &spec))
+/// Copies what a layer has beside its linears.
+pub(super) fn write_others(writer: &ArtifactWriter, job: &Job, layer: usize) -> Result<()> {
+    let specs = layout::layer_tensors(&job.source.files.config, layer);
+    specs.into_iter().try_for_each(|spec| write_copy(writer, job, &spec))
 }
 
 pub(super) fn write_copy(writer: &ArtifactWriter, job: &Job, spec: &TensorSpec) -> Result<()> {
     writer.write_tensor(&spec.name, job.source.files.checkpoint.tensor(&spec.name, &spec.shape)?.bytes)
 }
 
-/// The stages of a finished layer, their linears stacked, read back from the unfinished artifact.
+/// The groups of a finished layer, their linears stacked, read back from the unfinished artifact.
 pub(super) fn restore(
     writer: &ArtifactWriter,
     job: &Job,
     layer: usize,
-) -> Result<[PackedLinear<'static>; 4]> {
+) -> Result<Vec<PackedLinear<'static>>> {
+    let group = |group: LinearGroup| {
+        let linears = group.linears.iter().map(|linear| restore_linear(writer, job, layer, linear));
+        PackedLinear::stack(linears.collect::<Result<Vec<_>>>()?).map_err(|_| Error::Invalid {
+            place: format!("layer {layer} of the interrupted run"),
+            problem: "expected linears of a group to share their groups".into(),
+        })
+    };
+    layout::layer(&job.source.files.config, layer).groups.into_iter().map(group).collect()
+}
+
+fn restore_linear(
+    writer: &ArtifactWriter,
+    job: &Job,
+    layer: usize,
+    linear: &LinearSpec,
+) -> Result<PackedLinear<'static>> {
     let quant = &job.params.quant;
-    let mut stages = [const { Vec::new() }; 4];
-    for linear in layout::linears(&job.source.files.config) {
-        let name = |tensor: &str| format!("{}{}.{tensor}", layout::layer_prefix(layer), linear.module);
-        let words = |tensor: &str| -> Result<Vec<u32>> {
-            let bytes = writer.read_tensor(&name(tensor))?;
-            Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-        };
-        let scales = writer.read_tensor(&name("scales"))?;
-        let scales = scales.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]])).collect();
-        let (_, biases) = model::dense_parts(job.source.files, layer, &[linear])?;
-        let packed = PackedLinear {
-            bits: quant.bits,
-            in_features: linear.in_features,
-            out_features: linear.out_features,
-            qweight: vec![words("qweight")?.into()],
-            qzeros: words("qzeros")?,
-            scales: Scales::F16(scales),
-            g_idx: words("g_idx")?,
-            zero_offset: quant.format.zero_offset(),
-            bias: biases.first().map(|bias| bias.to_f32()),
-        };
-        packed.check()?;
-        stages[linear.stage as usize].push(packed);
-    }
-    let stacked =
-        stages.into_iter().filter_map(|linears| PackedLinear::stack(linears).ok()).collect::<Vec<_>>();
-    stacked.try_into().map_err(|_| Error::Invalid {
-        place: format!("layer {layer} of the interrupted run"),
-        problem: "expected linears of a stage to share their groups".into(),
-    })
+    let name = |tensor: &str| format!("{}{}.{tensor}", layout::layer_prefix(layer), linear.module);
+    let words = |tensor: &str| -> Result<Vec<u32>> {
+        let bytes = writer.read_tensor(&name(tensor))?;
+        Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    };
+    let scales = writer.read_tensor(&name("scales"))?;
+    let scales = scales.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]])).collect();
+    let (_, biases) = model::dense_parts(job.source.files, layer, std::slice::from_ref(linear))?;
+    let packed = PackedLinear {
+        bits: quant.bits,
+        in_features: linear.in_features,
+        out_features: linear.out_features,
+        qweight: vec![words("qweight")?.into()],
+        qzeros: words("qzeros")?,
+        scales: Scales::F16(scales),
+        g_idx: words("g_idx")?,
+        zero_offset: quant.format.zero_offset(),
+        bias: biases.first().map(|bias| bias.to_f32()),
+    };
+    packed.check()?;
+    Ok(packed)
 }

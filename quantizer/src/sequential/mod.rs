@@ -1,22 +1,24 @@
-//! The walk through the model: every stage is solved on inputs that the quantized stages before it made.
+//! The walk through the model: every group of linears is solved on inputs that the quantized groups before it made.
 //!
 //! One forward pass serves everything: while the tiles of tokens advance through a solved stage, the next
 //! stage's Hessian grows from what they become. That is `true_sequential` at one pass instead of five.
 
 mod agreement;
+mod mixture;
 mod phases;
 mod reader;
 mod tiles;
 
 pub use agreement::Agreement;
+pub use mixture::ExpertTokens;
 pub use phases::Phases;
 pub use reader::Reader;
 pub use tiles::{Layout, Placement, Tiles};
 
 use gptq_kernels::packing::PackedLinear;
 use gptq_kernels::{Backend, Batch};
-use gptq_runtime::layout::Stage;
-use gptq_runtime::model::{self, Layer, ModelFiles, Projection, State};
+use gptq_runtime::layout::{self, LayerSpec, LinearGroup, Role, Stage};
+use gptq_runtime::model::{Layer, ModelFiles, Projection, State};
 
 use crate::gptq::{self, GptqParams, Method, Solved};
 use crate::moments::{Evidence, Moments, Reaching};
@@ -34,10 +36,28 @@ pub struct Walk<'a, B: Backend> {
     tiles: Tiles<B>,
 }
 
-/// A solved layer, its stages in the order of [`Stage::ALL`].
+/// A solved layer, its groups in the order of its spec.
 pub struct SolvedLayer<B: Backend> {
-    pub stages: Vec<Solved<B>>,
+    pub groups: Vec<Solved<B>>,
+    /// Where the layer has experts.
+    pub experts: Option<ExpertTokens>,
     pub phases: Phases,
+}
+
+/// A layer on its way through the walk.
+struct Solving<'w, 'a, B: Backend> {
+    walk: &'w mut Walk<'a, B>,
+    index: usize,
+    spec: LayerSpec,
+    /// For each stream.
+    layers: Vec<Layer<B>>,
+    reader: &'w Reader<B>,
+    /// Groups of another solution, which the quantized stream goes through.
+    through: Option<&'w [PackedLinear<'static>]>,
+    on_group: &'w mut dyn FnMut(Role),
+    clock: Clock,
+    /// By the groups of the spec.
+    solved: Vec<Option<Solved<B>>>,
 }
 
 impl<'a, B: Backend> Walk<'a, B> {
@@ -47,61 +67,41 @@ impl<'a, B: Backend> Walk<'a, B> {
         Self { backend, files, params, tiles }
     }
 
-    /// Solves layer `index`, whose weights `reader` gives next, and moves behind it; `on_stage` is told of
-    /// each stage before it is solved. The quantized stream goes through what was solved, or `through` the stages of
+    /// Solves layer `index`, whose weights `reader` gives next, and moves behind it; `on_group` is told of
+    /// each group before it is solved. The quantized stream goes through what was solved, or `through` the groups of
     /// another solution, to compare with it from equal inputs.
     pub fn solve_layer(
         &mut self,
         index: usize,
         reader: &Reader<B>,
-        through: Option<&[PackedLinear; 4]>,
-        on_stage: &mut dyn FnMut(Stage),
+        through: Option<&[PackedLinear<'static>]>,
+        on_group: &mut dyn FnMut(Role),
     ) -> Result<SolvedLayer<B>> {
-        let mut clock = Clock::new();
-        let mut layers = self.layers(index)?;
-        let mut evidence = self.enter(&layers, &mut clock)?;
-        let mut stages = Vec::with_capacity(Stage::ALL.len());
-        for stage in Stage::ALL {
-            on_stage(stage);
-            let (weights, read) = reader.next()?;
-            clock.lap(|phases| &mut phases.wait);
-            let solved = gptq::solve(self.backend, &weights, evidence.take().as_ref(), self.params);
-            let solved = solved.map_err(|error| error.at(index, stage))?;
-            clock.skip();
-            clock.phases += solved.phases;
-            clock.phases.read += read;
-            let of_quantized = || match through {
-                Some(stages) => self.backend.dense_weight(&stages[stage as usize]),
-                None => self.backend.packed_weight(&solved.packed),
-            };
-            // Nobody looks behind the last stage but who compares both streams.
-            let last = self.is_last(index) && stage == Stage::Down;
-            if !last || layers.len() > 1 {
-                for (stream, layer) in layers.iter_mut().enumerate() {
-                    let weight =
-                        if stream == 0 { of_quantized()? } else { weights.original(self.backend)? };
-                    layer.replace(stage, Projection::Dense(weight));
-                }
-                evidence = self.advance(&layers, stage, last, &mut clock)?;
-            }
-            stages.push(solved);
-        }
-        Ok(SolvedLayer { stages, phases: clock.phases })
+        let spec = layout::layer(&self.files.config, index);
+        let layers = self.layers(index)?;
+        let solved = spec.groups.iter().map(|_| None).collect();
+        let clock = Clock::new();
+        let mut solving =
+            Solving { walk: self, index, spec, layers, reader, through, on_group, clock, solved };
+        let experts = solving.stages()?;
+        let Solving { solved, clock, .. } = solving;
+        Ok(SolvedLayer { groups: solved.into_iter().flatten().collect(), experts, phases: clock.phases })
     }
 
-    /// Moves behind layer `index`, which an earlier run solved: `stages` are its stages' linears, stacked.
-    pub fn skip_layer(&mut self, index: usize, stages: &[PackedLinear; 4]) -> Result<()> {
+    /// Moves behind layer `index`, which an earlier run solved: `groups` are its groups' linears, stacked.
+    pub fn skip_layer(&mut self, index: usize, groups: &[PackedLinear]) -> Result<()> {
         let mut layers = self.layers(index)?;
-        for stage in Stage::ALL {
+        let spec = layout::layer(&self.files.config, index);
+        for (group, packed) in spec.groups.iter().zip(groups) {
             for (stream, layer) in layers.iter_mut().enumerate() {
                 let projection = match stream {
-                    0 => Projection::dequantized(self.backend, &stages[stage as usize])?,
+                    0 => Projection::dequantized(self.backend, packed)?,
                     _ => {
-                        let weights = reader::read(self.backend, self.files, index, stage)?;
+                        let weights = reader::read(self.backend, self.files, index, group)?;
                         Projection::Dense(weights.original(self.backend)?)
                     }
                 };
-                layer.replace(stage, projection);
+                layer.replace(group.role, projection);
             }
         }
         let whole = Pass { reads: Touched::Hidden, writes: Touched::Hidden, held_out_only: false };
@@ -128,21 +128,89 @@ impl<'a, B: Backend> Walk<'a, B> {
         (0..self.tiles.layout().streams).map(layer).collect()
     }
 
-    fn is_last(&self, index: usize) -> bool {
-        index + 1 == self.files.config.num_hidden_layers
+    /// Nothing yet known of the inputs of `group`, whose outputs are added to the residual stream where `adds` says so;
+    /// `None` where rounding to nearest needs none.
+    fn evidence(&self, group: &LinearGroup, adds: bool) -> Result<Option<Evidence<B>>> {
+        if self.params.method == Method::Rtn {
+            return Ok(None);
+        }
+        let empty = || Moments::new(self.backend, group.dims(), adds, self.params.recipe.target);
+        let held_out = self.tiles.layout().holds_out.then(empty).transpose()?;
+        Ok(Some(Evidence { solving: empty()?, held_out }))
+    }
+}
+
+impl<B: Backend> Solving<'_, '_, B> {
+    fn stages(&mut self) -> Result<Option<ExpertTokens>> {
+        let mut evidence = self.enter()?;
+        let mut experts = None;
+        let stages = self.spec.stages();
+        for (i, stage) in stages.iter().enumerate() {
+            match self.place(*stage) {
+                Some(_) if *stage == Stage::Mixture => experts = Some(self.solve_experts()?),
+                Some(place) => self.solve(place, evidence.take().as_ref())?,
+                None => {}
+            }
+            let next = stages.get(i + 1).copied();
+            // Where only one stream is there, nothing is asked of what stands behind the last stage.
+            let last = next.is_none() && self.index + 1 == self.walk.files.config.num_hidden_layers;
+            if !last || self.layers.len() > 1 {
+                evidence = self.advance(*stage, next, last)?;
+            }
+        }
+        Ok(experts)
+    }
+
+    /// The first group of a stage.
+    fn place(&self, stage: Stage) -> Option<usize> {
+        self.spec.groups.iter().position(|group| group.role.stage() == stage)
+    }
+
+    /// Solves the group at a place of the spec and puts it into the layers.
+    fn solve(&mut self, place: usize, evidence: Option<&Evidence<B>>) -> Result<()> {
+        let (backend, role) = (self.walk.backend, self.spec.groups[place].role);
+        (self.on_group)(role);
+        let (weights, read) = self.reader.next()?;
+        self.clock.lap(|phases| &mut phases.wait);
+        let solved = gptq::solve(backend, &weights, evidence, self.walk.params);
+        let solved = solved.map_err(|error| error.at(self.index, role))?;
+        self.clock.skip();
+        self.clock.phases += solved.phases;
+        self.clock.phases.read += read;
+        for (stream, layer) in self.layers.iter_mut().enumerate() {
+            let weight = match (stream, self.through) {
+                (0, Some(groups)) => backend.dense_weight(&groups[place])?,
+                (0, None) => backend.packed_weight(&solved.packed)?,
+                _ => weights.original(backend)?,
+            };
+            layer.replace(role, Projection::Dense(weight));
+        }
+        self.solved[place] = Some(solved);
+        Ok(())
+    }
+
+    /// What is known of the inputs of a stage's linears: nothing yet. Experts have each their own.
+    fn evidence(&self, stage: Stage) -> Result<Option<Evidence<B>>> {
+        match self.place(stage) {
+            Some(place) if stage != Stage::Mixture => {
+                self.walk.evidence(&self.spec.groups[place], self.layers[0].adds_products(stage))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Makes all tiles' inputs of the first stage, and what is known of them.
-    fn enter(&mut self, layers: &[Layer<B>], clock: &mut Clock) -> Result<Option<Evidence<B>>> {
+    fn enter(&mut self) -> Result<Option<Evidence<B>>> {
         let mut evidence = self.evidence(Stage::Qkv)?;
         let pass = Pass { reads: Touched::Hidden, writes: Touched::Input, held_out_only: false };
-        self.tiles.each(self.backend, pass, &mut |tile, streams| {
+        let (backend, layers, clock) = (self.walk.backend, &self.layers, &mut self.clock);
+        self.walk.tiles.each(backend, pass, &mut |tile, streams| {
             let enter = |(layer, parts): (&Layer<B>, Parts<B::Tensor>)| {
-                let state = parts.hidden.map(|hidden| layer.enter(self.backend, hidden)).transpose()?;
+                let state = parts.hidden.map(|hidden| layer.enter(backend, hidden)).transpose()?;
                 Ok(Parts { hidden: None, input: state.map(|state| state.input) })
             };
             let moved = layers.iter().zip(streams).map(enter).collect::<Result<Vec<_>>>()?;
-            add(self.backend, &mut evidence, tile.held_out, &moved, clock)?;
+            add(backend, &mut evidence, tile.held_out, &moved, clock)?;
             Ok(moved)
         })?;
         Ok(evidence)
@@ -151,14 +219,12 @@ impl<'a, B: Backend> Walk<'a, B> {
     /// Moves all tiles behind `stage`, or those held out alone, while what is known of the next stage's inputs grows.
     fn advance(
         &mut self,
-        layers: &[Layer<B>],
         stage: Stage,
+        next: Option<Stage>,
         held_out_only: bool,
-        clock: &mut Clock,
     ) -> Result<Option<Evidence<B>>> {
-        let next = Stage::ALL.get(stage as usize + 1);
-        let mut evidence = next.map_or(Ok(None), |next| self.evidence(*next))?;
-        let residual = self.params.recipe.target == Target::Residual;
+        let mut evidence = next.map_or(Ok(None), |next| self.evidence(next))?;
+        let residual = self.walk.params.recipe.target == Target::Residual;
         let pass = Pass {
             reads: if stage.ends_block() || residual { Touched::Both } else { Touched::Input },
             writes: match (stage.ends_block(), next) {
@@ -168,26 +234,14 @@ impl<'a, B: Backend> Walk<'a, B> {
             },
             held_out_only,
         };
-        self.tiles.each(self.backend, pass, &mut |tile, streams| {
-            let moved = |(layer, parts)| behind(self.backend, layer, stage, parts, tile.batch);
+        let (backend, layers, clock) = (self.walk.backend, &self.layers, &mut self.clock);
+        self.walk.tiles.each(backend, pass, &mut |tile, streams| {
+            let moved = |(layer, parts)| behind(backend, layer, stage, parts, tile.batch);
             let moved = layers.iter().zip(streams).map(moved).collect::<Result<Vec<_>>>()?;
-            add(self.backend, &mut evidence, tile.held_out, &moved, clock)?;
+            add(backend, &mut evidence, tile.held_out, &moved, clock)?;
             Ok(moved)
         })?;
         Ok(evidence)
-    }
-
-    /// Nothing yet known of the inputs of `stage`; `None` where rounding to nearest needs none.
-    fn evidence(&self, stage: Stage) -> Result<Option<Evidence<B>>> {
-        if self.params.method == Method::Rtn {
-            return Ok(None);
-        }
-        let linears = model::stage_linears(self.files, stage);
-        let width = linears.first().map_or(0, |linear| linear.in_features);
-        let dims = (linears.iter().map(|linear| linear.out_features).sum(), width);
-        let empty = || Moments::new(self.backend, dims, stage.ends_block(), self.params.recipe.target);
-        let held_out = self.tiles.layout().holds_out.then(empty).transpose()?;
-        Ok(Some(Evidence { solving: empty()?, held_out }))
     }
 }
 
@@ -235,7 +289,7 @@ fn add<B: Backend>(
 }
 
 impl Error {
-    fn at(self, layer: usize, stage: Stage) -> Self {
-        Self::Stage { layer, stage: stage.name(), cause: Box::new(self) }
+    fn at(self, layer: usize, role: Role) -> Self {
+        Self::Stage { layer, stage: role.name(), cause: Box::new(self) }
     }
 }

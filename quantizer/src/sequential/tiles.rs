@@ -134,15 +134,16 @@ pub(super) enum Touched {
     Hidden,
     Input,
     Both,
+    Nothing,
 }
 
 impl Touched {
     fn hidden(self) -> bool {
-        self != Self::Input
+        matches!(self, Self::Hidden | Self::Both)
     }
 
     fn input(self) -> bool {
-        self != Self::Hidden
+        matches!(self, Self::Input | Self::Both)
     }
 }
 
@@ -188,7 +189,8 @@ impl<B: Backend> Tiles<B> {
             for (i, (held_out, group)) in groups.iter().enumerate() {
                 let stays = i < placement.on_device;
                 let ids: Vec<u32> = group.iter().flat_map(|ids| ids.iter()).copied().collect();
-                let hidden = Held::keep(backend, backend.embedding(&embedding, &ids)?, stays)?;
+                let rows = backend.embedding(&embedding, &ids)?;
+                let hidden = Held::keep(backend, model::scaled(backend, &files.config, rows)?, stays)?;
                 let one = || Activations { hidden: hidden.clone(), input: hidden.clone() };
                 let streams = (0..layout.streams).map(|_| one()).collect();
                 let batch = Batch::fresh(group.iter().map(|ids| ids.len()));
@@ -258,8 +260,7 @@ impl Placement {
         size: usize,
         layout: Layout,
     ) -> Self {
-        let linears = layout::linears(config);
-        let widest = linears.iter().map(|linear| linear.in_features).max().unwrap_or(0);
+        let widest = Sizes::of(config).widest_kept;
         let tile = rows * size * (config.hidden_size + widest) * layout.streams;
         let bytes = tiles * tile;
         let Some(memory) = memory else {
@@ -270,19 +271,43 @@ impl Placement {
     }
 }
 
+/// The largest groups of a model.
+struct Sizes {
+    /// Weights of one group.
+    largest: usize,
+    /// Weights of one layer.
+    all: usize,
+    /// Input and output features.
+    widest: usize,
+    widest_output: usize,
+    /// Input features of what is kept between two stages: not those of experts.
+    widest_kept: usize,
+}
+
+impl Sizes {
+    fn of(config: &ModelConfig) -> Self {
+        let mut sizes = Self { largest: 0, all: 0, widest: 0, widest_output: 0, widest_kept: config.hidden_size };
+        for index in 0..config.num_hidden_layers {
+            let mut all = 0;
+            for group in layout::layer(config, index).groups {
+                let (out, inputs) = group.dims();
+                all += out * inputs;
+                sizes.largest = sizes.largest.max(out * inputs);
+                sizes.widest = sizes.widest.max(inputs);
+                sizes.widest_output = sizes.widest_output.max(out);
+                if group.role.stage() != Stage::Mixture {
+                    sizes.widest_kept = sizes.widest_kept.max(inputs);
+                }
+            }
+            sizes.all = sizes.all.max(all);
+        }
+        sizes
+    }
+}
+
 /// Bytes that one layer needs while it is solved, beside the activations that wait: an upper bound.
 fn working_set(config: &ModelConfig, rows: usize, size: usize, layout: Layout) -> usize {
-    let linears = layout::linears(config);
-    let weights = |stage: Stage| -> usize {
-        linears.iter().filter(|l| l.stage == stage).map(|l| l.out_features * l.in_features).sum()
-    };
-    let outputs =
-        |stage: Stage| -> usize { linears.iter().filter(|l| l.stage == stage).map(|l| l.out_features).sum() };
-    let stages = Stage::ALL.into_iter();
-    let largest = stages.clone().map(weights).max().unwrap_or(0);
-    let all: usize = stages.clone().map(weights).sum();
-    let widest_output = stages.map(outputs).max().unwrap_or(0);
-    let widest = linears.iter().map(|linear| linear.in_features).max().unwrap_or(0);
+    let Sizes { largest, all, widest, widest_output, .. } = Sizes::of(config);
     // The product and what follows it, with the tiles before and after, coming and leaving.
     let moving = rows * size * (2 * widest_output + 4 * (config.hidden_size + widest)) * layout.streams;
     let (apart, judged) = ((layout.streams - 1) * 4, layout.holds_out as usize * 4);

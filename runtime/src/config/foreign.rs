@@ -5,6 +5,7 @@
 
 use serde_json::Value;
 
+use super::families::{Family, QkNormKind};
 use super::fields::Fields;
 use crate::Result;
 
@@ -39,14 +40,21 @@ const FOREIGN: &[(&str, Neutral, &str)] = &[
     ("num_local_experts", Neutral::Nothing, "one MLP a layer"),
     ("num_experts", Neutral::Nothing, "one MLP a layer"),
     ("n_routed_experts", Neutral::Nothing, "one MLP a layer"),
+    ("llama_4_scaling_beta", Neutral::Nothing, "queries that do not grow"),
+    ("residual_scale", Neutral::One, "residuals as they are"),
     // Weights of other quantizers.
     ("quantization", Neutral::Nothing, "weights of GPTQ or none, not of MLX"),
     ("compression_config", Neutral::Nothing, "weights of GPTQ or none, not of compressed-tensors"),
 ];
 
-/// Refuses a config with one of these keys, unless it says nothing.
-pub(super) fn refuse(config: Fields) -> Result<()> {
-    for (key, neutral, expected) in FOREIGN {
+/// Refuses a config with one of these keys, unless it says nothing, or the family knows it.
+pub(super) fn refuse(config: Fields, family: &Family) -> Result<()> {
+    let knows = |key: &str| {
+        family.keys.contains(&key)
+            || family.experts.is_some() && key.ends_with("_experts")
+            || family.qk_norm != QkNormKind::None && key.starts_with("use_qk_norm")
+    };
+    for (key, neutral, expected) in FOREIGN.iter().filter(|(key, _, _)| !knows(key)) {
         let Some(value) = config.value(key) else { continue };
         let harmless = match neutral {
             Neutral::Nothing => is_nothing(value),

@@ -2,35 +2,38 @@
 
 use std::path::Path;
 
-use gptq_kernels::Dtype;
+use gptq_kernels::{Activation, Dtype};
 use serde_json::Value;
 
+use super::experts::experts;
+use super::families::{FAMILIES, Family, Flag};
 use super::fields::Fields;
 use super::rope::rope;
-use super::window::windows;
-use super::{Architecture, ModelConfig, foreign};
+use super::window::{unrotated, windows};
+use super::{Architecture, ModelConfig, QkNormKind, foreign};
 use crate::{Error, Result};
 
 /// Reads what the forward pass depends on and refuses by name what it does not implement.
 pub(super) fn parse(config: &Value, path: &Path) -> Result<ModelConfig> {
     let config = Fields::new(config, path, "")?;
     let architecture = architecture(config)?;
+    let family = architecture.family();
+    let defaults = &family.defaults;
     let integer = |key| config.required(key, config.integer(key)?);
-    let flag = |key| Ok::<_, Error>(config.boolean(key)?.unwrap_or(false));
     let (hidden_size, heads, layers) =
         (integer("hidden_size")?, integer("num_attention_heads")?, integer("num_hidden_layers")?);
-    // Two names of one function.
-    if config.string("hidden_act")?.is_some_and(|name| !["silu", "swish"].contains(&name)) {
-        return Err(config.invalid("hidden_act", "silu"));
-    }
-    foreign::refuse(config)?;
-    let is = |family| architecture == family;
-    let attention_bias = (is(Architecture::Llama) || is(Architecture::Qwen3)) && flag("attention_bias")?;
+    let activation = activation(config, family)?;
+    foreign::refuse(config, family)?;
     let max_position_embeddings =
-        config.integer("max_position_embeddings")?.unwrap_or(architecture.default_context());
-    let head_dim = head_dim(config, architecture, hidden_size, heads)?;
-    let (rope_theta, rope_scaling) = rope(config, max_position_embeddings, head_dim)?;
-    let (sliding_window, windowed_layers) = windows(config, architecture, layers)?;
+        config.integer("max_position_embeddings")?.unwrap_or(defaults.context);
+    let head_dim = head_dim(config, family, hidden_size, heads)?;
+    let ropes = rope(config, family, max_position_embeddings, head_dim)?;
+    let unrotated_layers = unrotated(config, family, layers)?;
+    let (sliding_window, windowed_layers) = windows(config, family, layers, &unrotated_layers)?;
+    let factor = |key: &'static str| match family.keys.contains(&key) {
+        true => positive(config, key),
+        false => Ok(None),
+    };
     Ok(ModelConfig {
         architecture,
         hidden_size,
@@ -41,59 +44,82 @@ pub(super) fn parse(config: &Value, path: &Path) -> Result<ModelConfig> {
         head_dim,
         vocab_size: integer("vocab_size")?,
         max_position_embeddings,
-        rms_norm_eps: config.float("rms_norm_eps")?.unwrap_or(1e-6),
-        rope_theta,
-        rope_scaling,
-        tie_word_embeddings: flag("tie_word_embeddings")?,
-        qkv_bias: attention_bias || is(Architecture::Qwen2),
-        o_bias: attention_bias,
-        mlp_bias: is(Architecture::Llama) && flag("mlp_bias")?,
-        qk_norm: is(Architecture::Qwen3),
+        rms_norm_eps: config.float("rms_norm_eps")?.unwrap_or(defaults.eps),
+        rope_theta: ropes.theta,
+        rope_scaling: ropes.scaling,
+        local_rope_theta: ropes.local_theta,
+        rotated: ropes.rotated,
+        unrotated_layers,
+        query_growth: ropes.query_growth,
+        tie_word_embeddings: config.boolean("tie_word_embeddings")?.unwrap_or(defaults.tied),
+        qkv_bias: flag(config, family.qkv_bias)?,
+        o_bias: flag(config, family.o_bias)?,
+        mlp_bias: flag(config, family.mlp_bias)?,
+        qk_norm: match family.qk_norm_key {
+            Some(key) if !config.boolean(key)?.unwrap_or(false) => QkNormKind::None,
+            _ => family.qk_norm,
+        },
         sliding_window,
         windowed_layers,
+        activation,
+        attention_scale: match family.gemma {
+            true => Some(1.0 / factor("query_pre_attn_scalar")?.unwrap_or(256.0).sqrt()),
+            // Granite's default is 1, not the root.
+            false if family.keys.contains(&"attention_multiplier") => {
+                Some(factor("attention_multiplier")?.unwrap_or(1.0))
+            }
+            false => None,
+        },
+        score_cap: cap(config, family, "attn_logit_softcapping", defaults.score_cap)?,
+        logit_cap: cap(config, family, "final_logit_softcapping", defaults.logit_cap)?,
+        embedding_factor: factor("embedding_multiplier")?.unwrap_or(1.0),
+        residual_factor: factor("residual_multiplier")?.unwrap_or(1.0),
+        logit_divisor: factor("logits_scaling")?.unwrap_or(1.0),
+        experts: experts(config, family, layers)?,
         dtype: dtype(config)?,
-        bos_token_id: token_ids(config, "bos_token_id", architecture.default_bos())?.first().copied(),
-        eos_token_ids: token_ids(config, "eos_token_id", architecture.default_eos())?,
+        bos_token_id: token_ids(config, "bos_token_id", defaults.bos)?.first().copied(),
+        eos_token_ids: token_ids(config, "eos_token_id", defaults.eos)?,
     })
 }
 
-impl Architecture {
-    const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
-
-    /// The entry of `architectures`.
-    pub fn class_name(self) -> &'static str {
-        match self {
-            Self::Llama => "LlamaForCausalLM",
-            Self::Mistral => "MistralForCausalLM",
-            Self::Qwen2 => "Qwen2ForCausalLM",
-            Self::Qwen3 => "Qwen3ForCausalLM",
-        }
+fn flag(config: Fields, flag: Flag) -> Result<bool> {
+    match flag {
+        Flag::Never => Ok(false),
+        Flag::Always => Ok(true),
+        Flag::Key(key, default) => Ok(config.boolean(key)?.unwrap_or(default)),
     }
+}
 
-    /// The value of `model_type`.
-    pub fn model_type(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Mistral => "mistral",
-            Self::Qwen2 => "qwen2",
-            Self::Qwen3 => "qwen3",
-        }
+fn positive(config: Fields, key: &str) -> Result<Option<f64>> {
+    match config.float(key)? {
+        Some(value) if !(value > 0.0 && value.is_finite()) => Err(config.invalid(key, "a number above 0")),
+        value => Ok(value),
     }
+}
 
-    fn default_context(self) -> usize {
-        match self {
-            Self::Llama => 2048,
-            Self::Mistral => 131_072,
-            Self::Qwen2 | Self::Qwen3 => 32_768,
-        }
+/// A soft cap; an explicit null is none.
+fn cap(config: Fields, family: &Family, key: &str, default: Option<f64>) -> Result<Option<f64>> {
+    match family.keys.contains(&key) && config.has(key) {
+        true => positive(config, key),
+        false => Ok(default),
     }
+}
 
-    fn default_bos(self) -> Option<u32> {
-        matches!(self, Self::Llama | Self::Mistral).then_some(1)
-    }
-
-    fn default_eos(self) -> Option<u32> {
-        matches!(self, Self::Llama | Self::Mistral).then_some(2)
+/// The family's activation, under any of its names.
+fn activation(config: Fields, family: &Family) -> Result<Activation> {
+    let names: &[&str] = match family.activation {
+        Activation::Silu => &["silu", "swish"],
+        Activation::GeluTanh => &["gelu_pytorch_tanh", "gelu_new", "gelu_fast"],
+        Activation::Gelu => &["gelu"],
+    };
+    // Gemma's `hidden_act` is ignored where there is the newer key.
+    let key = match config.value("hidden_activation").filter(|_| family.gemma) {
+        Some(_) => "hidden_activation",
+        None => "hidden_act",
+    };
+    match config.string(key)? {
+        Some(name) if !names.contains(&name) => Err(config.invalid(key, names[0])),
+        _ => Ok(family.activation),
     }
 }
 
@@ -108,23 +134,21 @@ fn architecture(config: Fields) -> Result<Architecture> {
         }
         (None, _) => return Err(config.invalid("model_type", "a value")),
     };
-    let known = |a: &Architecture| if model_type.is_some() { a.model_type() } else { a.class_name() };
-    Architecture::ALL.into_iter().find(|a| known(a).eq_ignore_ascii_case(name)).ok_or_else(|| {
-        Error::UnsupportedArchitecture {
-            path: config.path().into(),
-            name: name.into(),
-            supported: Architecture::ALL.map(|a| known(&a)).join(", "),
-        }
+    let known = |family: &Family| if model_type.is_some() { family.model_type } else { family.class_name };
+    let family = FAMILIES.iter().find(|family| known(family).eq_ignore_ascii_case(name));
+    family.map(|family| family.architecture).ok_or_else(|| Error::UnsupportedArchitecture {
+        path: config.path().into(),
+        name: name.into(),
+        supported: FAMILIES.each_ref().map(known).join(", "),
     })
 }
 
-fn head_dim(config: Fields, architecture: Architecture, hidden_size: usize, heads: usize) -> Result<usize> {
-    match (config.integer("head_dim")?, architecture) {
-        (Some(head_dim), _) => Ok(head_dim),
-        (None, Architecture::Qwen3) => Ok(128),
+fn head_dim(config: Fields, family: &Family, hidden_size: usize, heads: usize) -> Result<usize> {
+    match config.integer("head_dim")?.or(family.defaults.head_dim) {
+        Some(head_dim) => Ok(head_dim),
         // Zero heads are refused later, by their own name.
-        (None, _) if hidden_size.is_multiple_of(heads) || heads == 0 => Ok(hidden_size / heads.max(1)),
-        (None, _) => Err(config.invalid("hidden_size", format!("a multiple of {heads} attention heads"))),
+        None if hidden_size.is_multiple_of(heads) || heads == 0 => Ok(hidden_size / heads.max(1)),
+        None => Err(config.invalid("hidden_size", format!("a multiple of {heads} attention heads"))),
     }
 }
 
@@ -185,7 +209,7 @@ mod tests {
         let qwen2 = read("Qwen2ForCausalLM", json!({"sliding_window": 16})).unwrap();
         assert!(qwen2.qkv_bias && !qwen2.o_bias && qwen2.sliding_window.is_none());
         let qwen3 = read("Qwen3ForCausalLM", json!({})).unwrap();
-        assert!(qwen3.qk_norm && !qwen3.qkv_bias && qwen3.head_dim == 128);
+        assert!(qwen3.qk_norm == QkNormKind::Head && !qwen3.qkv_bias && qwen3.head_dim == 128);
         let biased = read("LlamaForCausalLM", json!({"attention_bias": true})).unwrap();
         assert!(biased.qkv_bias && biased.o_bias && !biased.mlp_bias);
     }
@@ -208,7 +232,7 @@ mod tests {
             (json!({"architectures": ["GPT2LMHeadModel"]}), "architecture GPT2LMHeadModel is not supported"),
             (
                 json!({"architectures": [], "model_type": "gpt2"}),
-                "expected one of llama, mistral, qwen2, qwen3",
+                "expected one of llama, mistral, qwen2, qwen3, phi3",
             ),
             (json!({"hidden_act": "gelu"}), r#"hidden_act: expected silu, got "gelu""#),
             (json!({"torch_dtype": "int8"}), "torch_dtype: expected float16, bfloat16 or float32"),

@@ -1,5 +1,6 @@
 //! Rotary embedding keys of old and new configs, with transformers' precedence among them.
 
+use super::families::{Architecture, Family};
 use super::fields::Fields;
 use crate::Result;
 
@@ -49,6 +50,13 @@ pub struct LongRope {
     pub original_max_position_embeddings: usize,
     /// q and k are multiplied by it.
     pub attention_factor: f64,
+}
+
+/// Queries are multiplied by `1 + beta ln(1 + floor(position / original))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryGrowth {
+    pub beta: f64,
+    pub original: usize,
 }
 
 impl RopeScaling {
@@ -109,32 +117,96 @@ const KNOWN: [&str; 17] = [
     "finetuned",
 ];
 
-/// Base and scaling. `context` is `max_position_embeddings`.
+/// How a model rotates q and k.
+pub(super) struct Ropes {
+    pub theta: f64,
+    pub scaling: RopeScaling,
+    /// The base of windowed layers, where it is one of their own; nothing scales it.
+    pub local_theta: Option<f64>,
+    /// Features of a head that are rotated.
+    pub rotated: usize,
+    pub query_growth: Option<QueryGrowth>,
+}
+
+/// `context` is `max_position_embeddings`.
 ///
 /// As in transformers 5, a `rope_scaling` that is not empty takes the place of `rope_parameters` as a whole; the base is
-/// the one inside it, else `rope_theta` beside it, else 10000.
-pub(super) fn rope(config: Fields, context: usize, head_dim: usize) -> Result<(f64, RopeScaling)> {
+/// the one inside it, else `rope_theta` beside it, else the family's.
+pub(super) fn rope(config: Fields, family: &Family, context: usize, head_dim: usize) -> Result<Ropes> {
     let old = config.object("rope_scaling", "rope_scaling.")?.filter(|old| old.keys().next().is_some());
-    let parameters = match old {
-        Some(old) => Some(old),
-        None => config.object("rope_parameters", "rope_parameters.")?,
+    let new = config.object("rope_parameters", "rope_parameters.")?;
+    let (new, local) = match family.local_theta {
+        Some(default) => by_layer_type(config, new, default)?,
+        None => (new, None),
     };
-    for fields in parameters.into_iter().chain([config]) {
-        if fields.float("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
-            return Err(fields.invalid("partial_rotary_factor", "1, the only supported value"));
-        }
-    }
-    let own_theta = parameters.map(|p| p.float("rope_theta")).transpose()?.flatten();
-    let theta = match own_theta {
+    let parameters = old.or(new);
+    let theta = |fields: Option<Fields>| fields.map_or(Ok(None), |fields| fields.float("rope_theta"));
+    let own = match (theta(parameters)?, family.local_theta) {
+        // By layer type, a scaling is laid over the parameters.
+        (None, Some(_)) => theta(new)?,
+        (own, _) => own,
+    };
+    let theta = match own {
         Some(theta) => theta,
-        None => config.float("rope_theta")?.unwrap_or(10000.0),
+        None => config.float("rope_theta")?.unwrap_or(family.defaults.theta),
     };
-    let Some(parameters) = parameters else { return Ok((theta, RopeScaling::None)) };
-    if let Some(key) = parameters.keys().find(|key| !KNOWN.contains(key)) {
+    let rotated = rotated(config, parameters, family, head_dim)?;
+    let plain = Ropes { theta, scaling: RopeScaling::None, local_theta: local, rotated, query_growth: None };
+    let Some(parameters) = parameters else { return Ok(plain) };
+    let known = |key: &&str| KNOWN.contains(key) || family.keys.contains(key);
+    if let Some(key) = parameters.keys().find(|key| !known(key)) {
         return Err(parameters.invalid(key, "a key that this program knows"));
     }
-    let scaling = Scaling { rope: parameters, config, context, head_dim };
-    Ok((theta, scaling.read()?))
+    let scaling = Scaling { rope: parameters, config, context, rotated, family };
+    Ok(Ropes { scaling: scaling.read()?, query_growth: scaling.query_growth()?, ..plain })
+}
+
+/// Parameters of layers that see everything, and the base of windowed ones.
+fn by_layer_type<'a>(
+    config: Fields<'a>,
+    parameters: Option<Fields<'a>>,
+    default: f64,
+) -> Result<(Option<Fields<'a>>, Option<f64>)> {
+    let (mut full, mut local) = (None, None);
+    if let Some(parameters) = parameters {
+        let types = ["full_attention", "sliding_attention"];
+        if let Some(key) = parameters.keys().find(|key| !types.contains(key)) {
+            return Err(parameters.invalid(key, "full_attention and sliding_attention alone"));
+        }
+        full = parameters.object("full_attention", "rope_parameters.full_attention.")?;
+        let sliding = parameters.object("sliding_attention", "rope_parameters.sliding_attention.")?;
+        if let Some(sliding) = sliding {
+            if sliding.string("rope_type")?.is_some_and(|kind| kind != "default") {
+                return Err(sliding.invalid("rope_type", "default"));
+            }
+            local = sliding.float("rope_theta")?;
+        }
+    }
+    let local = match local {
+        Some(theta) => theta,
+        None => config.float("rope_local_base_freq")?.unwrap_or(default),
+    };
+    Ok((full, Some(local)))
+}
+
+/// Features of a head that are rotated: an even number.
+fn rotated(config: Fields, parameters: Option<Fields>, family: &Family, head_dim: usize) -> Result<usize> {
+    let key = "partial_rotary_factor";
+    for fields in parameters.into_iter().chain([config]) {
+        let Some(factor) = fields.float(key)? else { continue };
+        if factor == 1.0 {
+            return Ok(head_dim);
+        }
+        if !family.keys.contains(&key) {
+            return Err(fields.invalid(key, "1, the only value of this family"));
+        }
+        let rotated = (head_dim as f64 * factor) as usize;
+        return match (0.0..1.0).contains(&factor) && rotated >= 2 && rotated.is_multiple_of(2) {
+            true => Ok(rotated),
+            false => Err(fields.invalid(key, format!("a share of 1 with an even number of {head_dim} features"))),
+        };
+    }
+    Ok((head_dim as f64 * family.defaults.rotary) as usize)
 }
 
 /// A scaling and what it depends on.
@@ -142,7 +214,8 @@ struct Scaling<'a> {
     rope: Fields<'a>,
     config: Fields<'a>,
     context: usize,
-    head_dim: usize,
+    rotated: usize,
+    family: &'a Family,
 }
 
 impl Scaling<'_> {
@@ -155,9 +228,27 @@ impl Scaling<'_> {
             Some("linear") => Ok(RopeScaling::Linear { factor: self.positive("factor")? }),
             Some("dynamic") => Ok(RopeScaling::Dynamic { factor: self.positive("factor")? }),
             Some("llama3") => self.llama3(),
+            Some("yarn") if self.is_phi() => self.long_rope(),
             Some("yarn") => self.yarn(),
             Some("longrope") => self.long_rope(),
+            // The first Phi-3 files.
+            Some("su") if self.is_phi() => self.long_rope(),
             _ => Err(rope.invalid(key, "default, linear, dynamic, llama3, yarn or longrope")),
+        }
+    }
+
+    fn is_phi(&self) -> bool {
+        self.family.architecture == Architecture::Phi3
+    }
+
+    fn query_growth(&self) -> Result<Option<QueryGrowth>> {
+        let key = "llama_4_scaling_beta";
+        match self.family.keys.contains(&key) {
+            true => {
+                let beta = self.rope.required(key, self.rope.float(key)?)?;
+                Ok(Some(QueryGrowth { beta, original: self.original_context()? }))
+            }
+            false => Ok(None),
         }
     }
 
@@ -257,9 +348,9 @@ impl Scaling<'_> {
         }
     }
 
-    /// A factor for each pair of a head's features.
+    /// A factor for each pair of a head's features that are rotated.
     fn factors(&self, key: &str) -> Result<Vec<f64>> {
-        let pairs = self.head_dim / 2;
+        let pairs = self.rotated / 2;
         let wrong =
             || self.rope.invalid(key, format!("{pairs} numbers above 0, one for each pair of features"));
         let list = self.rope.value(key).and_then(|list| list.as_array()).ok_or_else(wrong)?;

@@ -1,9 +1,10 @@
 //! [`ModelConfig`] as a `config.json` for readers of every age.
 
-use gptq_kernels::Dtype;
+use gptq_kernels::{Activation, Dtype};
 use serde_json::{Value, json};
 
-use super::{Architecture, ModelConfig, RopeScaling};
+use super::families::{Demand, Family, Flag, Windows};
+use super::{Architecture, ExpertsConfig, ModelConfig, QkNormKind, RopeScaling};
 
 /// Old transformers read `torch_dtype`, `rope_theta` and `rope_scaling`, new ones `dtype` and
 /// `rope_parameters`; both are written.
@@ -18,6 +19,12 @@ pub(super) fn to_json(config: &ModelConfig) -> Value {
         Dtype::BF16 => "bfloat16",
         Dtype::F32 => "float32",
     };
+    let family = config.architecture.family();
+    let activation = match config.activation {
+        Activation::Silu => "silu",
+        Activation::GeluTanh => "gelu_pytorch_tanh",
+        Activation::Gelu => "gelu",
+    };
     let mut json = json!({
         "architectures": [config.architecture.class_name()],
         "model_type": config.architecture.model_type(),
@@ -27,45 +34,125 @@ pub(super) fn to_json(config: &ModelConfig) -> Value {
         "num_attention_heads": config.num_attention_heads,
         "num_key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
-        "hidden_act": "silu",
+        "hidden_act": activation,
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_position_embeddings,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
         "rope_scaling": rope_scaling(config),
-        "rope_parameters": rope_parameters(config),
+        "rope_parameters": rope_parameters_by_type(config),
         "tie_word_embeddings": config.tie_word_embeddings,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": eos,
         "torch_dtype": dtype,
         "dtype": dtype,
     });
-    match config.architecture {
-        Architecture::Llama => {
-            json["attention_bias"] = json!(config.o_bias);
-            json["mlp_bias"] = json!(config.mlp_bias);
+    for flag in [family.qkv_bias, family.o_bias, family.mlp_bias] {
+        if let Flag::Key(key, _) = flag {
+            json[key] = json!(config.has_bias(flag, family));
         }
-        Architecture::Mistral => json["sliding_window"] = json!(config.sliding_window),
-        Architecture::Qwen2 => qwen_windows(config, &mut json),
-        Architecture::Qwen3 => {
-            json["attention_bias"] = json!(config.o_bias);
-            qwen_windows(config, &mut json);
+    }
+    if config.architecture == Architecture::Gemma3 {
+        json["rope_local_base_freq"] = json!(config.local_rope_theta);
+    }
+    windows(config, family.windows, &mut json);
+    for key in family.keys {
+        if let Some(value) = own_key(config, key) {
+            json[*key] = value;
         }
+    }
+    if let Some(experts) = &config.experts {
+        write_experts(config, experts, &mut json);
     }
     json
 }
 
-/// Old readers know a first layer with a window, new ones a list.
-fn qwen_windows(config: &ModelConfig, json: &mut Value) {
-    json["use_sliding_window"] = json!(config.sliding_window.is_some());
-    let windowed: Vec<bool> =
-        (0..config.num_hidden_layers).map(|layer| config.window(layer).is_some()).collect();
-    if let Some(window) = config.sliding_window {
-        let name = |windowed: &bool| if *windowed { "sliding_attention" } else { "full_attention" };
-        let first = windowed.iter().position(|windowed| *windowed).unwrap_or(config.num_hidden_layers);
-        json["sliding_window"] = json!(window);
-        json["max_window_layers"] = json!(first);
-        json["layer_types"] = windowed.iter().map(name).collect();
+impl ModelConfig {
+    /// What a key says that one or more of the family's biases follow from.
+    fn has_bias(&self, flag: Flag, family: &Family) -> bool {
+        match flag {
+            flag if flag == family.qkv_bias => self.qkv_bias,
+            flag if flag == family.o_bias => self.o_bias,
+            _ => self.mlp_bias,
+        }
+    }
+}
+
+/// The value of a key that only some families have.
+fn own_key(config: &ModelConfig, key: &str) -> Option<Value> {
+    let scale = config.attention_scale.unwrap_or(1.0);
+    Some(match key {
+        "attn_logit_softcapping" => json!(config.score_cap),
+        "final_logit_softcapping" => json!(config.logit_cap),
+        "query_pre_attn_scalar" => json!((1.0 / (scale * scale)).round()),
+        "attention_multiplier" => json!(scale),
+        "embedding_multiplier" => json!(config.embedding_factor),
+        "residual_multiplier" => json!(config.residual_factor),
+        "logits_scaling" => json!(config.logit_divisor),
+        "partial_rotary_factor" => json!(config.rotated as f64 / config.head_dim as f64),
+        "use_qk_norm" => json!(config.qk_norm != QkNormKind::None),
+        "no_rope_layers" => {
+            let rotates = |layer| u8::from(!config.unrotated_layers.get(layer).copied().unwrap_or(false));
+            (0..config.num_hidden_layers).map(rotates).collect()
+        }
+        _ => return None,
+    })
+}
+
+fn write_experts(config: &ModelConfig, experts: &ExpertsConfig, json: &mut Value) {
+    let count = match config.architecture {
+        Architecture::Mixtral => "num_local_experts",
+        Architecture::Glm4Moe => "n_routed_experts",
+        _ => "num_experts",
+    };
+    let dense: Vec<usize> =
+        (0..config.num_hidden_layers).filter(|layer| experts.layers.get(*layer) == Some(&false)).collect();
+    json[count] = json!(experts.count);
+    json["num_experts_per_tok"] = json!(experts.chosen);
+    json["norm_topk_prob"] = json!(experts.renormalise);
+    if experts.width != config.intermediate_size {
+        json["moe_intermediate_size"] = json!(experts.width);
+    }
+    if config.architecture == Architecture::Glm4Moe {
+        // The layers that transformers' class takes, which knows no list.
+        json["first_k_dense_replace"] = json!(dense.len());
+        json["n_shared_experts"] = json!(experts.shared_width / experts.width.max(1));
+        json["n_group"] = json!(experts.groups);
+        json["topk_group"] = json!(experts.groups_kept);
+        json["routed_scaling_factor"] = json!(experts.factor);
+        return;
+    }
+    json["mlp_only_layers"] = json!(dense);
+    if experts.shared_width > 0 {
+        json["shared_expert_intermediate_size"] = json!(experts.shared_width);
+    }
+}
+
+/// Old readers of Qwen know a first layer with a window, new ones a list.
+fn windows(config: &ModelConfig, windows: Windows, json: &mut Value) {
+    let windowed = |layer| config.windowed_layers.get(layer).copied().unwrap_or(false);
+    let types = || -> Value {
+        let name = |layer| if windowed(layer) { "sliding_attention" } else { "full_attention" };
+        (0..config.num_hidden_layers).map(name).collect()
+    };
+    match windows {
+        Windows::Never => {}
+        Windows::Everywhere(_) => json["sliding_window"] = json!(config.sliding_window),
+        Windows::OnDemand(demand) => {
+            json["use_sliding_window"] = json!(config.sliding_window.is_some());
+            if let Some(window) = config.sliding_window {
+                json["sliding_window"] = json!(window);
+                if demand != Demand::All {
+                    let first = (0..config.num_hidden_layers).position(windowed);
+                    json["max_window_layers"] = json!(first.unwrap_or(config.num_hidden_layers));
+                    json["layer_types"] = types();
+                }
+            }
+        }
+        Windows::AllButEvery(_) => {
+            json["sliding_window"] = json!(config.sliding_window);
+            json["layer_types"] = types();
+        }
     }
 }
 
@@ -82,6 +169,17 @@ fn rope_scaling(config: &ModelConfig) -> Value {
             }
             scaling
         }
+    }
+}
+
+/// For each kind of layer where windowed ones have a base of their own.
+fn rope_parameters_by_type(config: &ModelConfig) -> Value {
+    match config.local_rope_theta {
+        None => rope_parameters(config),
+        Some(theta) => json!({
+            "full_attention": rope_parameters(config),
+            "sliding_attention": { "rope_type": "default", "rope_theta": theta },
+        }),
     }
 }
 
@@ -121,6 +219,13 @@ fn rope_parameters(config: &ModelConfig) -> Value {
         }),
     };
     json["rope_theta"] = json!(config.rope_theta);
+    if config.rotated < config.head_dim {
+        json["partial_rotary_factor"] = json!(config.rotated as f64 / config.head_dim as f64);
+    }
+    if let Some(growth) = config.query_growth {
+        json["llama_4_scaling_beta"] = json!(growth.beta);
+        json["original_max_position_embeddings"] = json!(growth.original);
+    }
     json
 }
 
@@ -204,7 +309,7 @@ mod tests {
         round_trips(&ModelConfig { architecture: Architecture::Qwen2, qkv_bias: true, ..none.clone() });
         round_trips(&ModelConfig {
             architecture: Architecture::Qwen3,
-            qk_norm: true,
+            qk_norm: QkNormKind::Head,
             dtype: Dtype::F32,
             ..none
         });

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::rope;
+use super::attention::main_frequencies;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::layout::LinearSpec;
@@ -18,8 +18,8 @@ pub struct ModelFiles {
     pub checkpoint: Checkpoint,
     /// What is amiss with the folder without making a number wrong.
     pub notes: Vec<Finding>,
-    /// Rotary angle of each pair of features per position, `[head_dim / 2]`, of a sequence that scaling by length leaves
-    /// alone.
+    /// Rotary angle of each pair of features per position, `[head_dim / 2]`, in layers that see everything, of a sequence that
+    /// scaling by length leaves alone.
     pub inverse_frequencies: Vec<f32>,
 }
 
@@ -48,7 +48,7 @@ impl ModelFiles {
         let config = ModelConfig::from_file(&dir.join("config.json"))?;
         let quant = QuantConfig::read(dir)?;
         let mut files = Self {
-            inverse_frequencies: rope::inverse_frequencies(&config, 0),
+            inverse_frequencies: main_frequencies(&config),
             checkpoint: Checkpoint::open(dir)?,
             notes: vec![],
             config,

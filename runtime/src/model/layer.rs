@@ -1,30 +1,44 @@
-//! A decoder layer is four stages, each "input, linears, what follows":
+//! A decoder layer: attention and an MLP, each between a norm or two and the residual stream.
 //!
 //! | stage | linears | input | what follows |
 //! | --- | --- | --- | --- |
-//! | qkv | q_proj k_proj v_proj | rms_norm(hidden) | rope, attention |
-//! | o | o_proj | attention output | + residual |
-//! | gate_up | gate_proj up_proj | rms_norm(hidden) | silu(gate) * up |
-//! | down | down_proj | that product | + residual |
+//! | qkv | q_proj k_proj v_proj | norm(hidden) | rope, attention |
+//! | o | o_proj | attention output | norm, + residual |
+//! | gate_up | gate_proj up_proj | norm(hidden) | activation(gate) * up |
+//! | down | down_proj | that product | norm, + residual |
+//! | mixture | router and experts, in the place of the last two | norm(hidden) | norm, + residual |
+//!
+//! Families have either norm, or both. What a layer holds is said by [`crate::layout::LayerSpec`].
 
-use gptq_kernels::{AttentionShape, Backend, Batch, Norm, QkNorm, RopeShape};
+use gptq_kernels::{Activation, Backend, Batch, Norm};
 
+use super::attention::AttentionPart;
+use super::mixture::Mixture;
 use super::projection::{HostProjection, Projection};
-use super::rope::Rotation;
-use super::{ModelFiles, vector};
-use crate::config::ModelConfig;
-use crate::layout::{self, Stage};
+use super::{ModelFiles, norm_weight};
+use crate::layout::{self, LayerSpec, Mlp, MlpKind, Role, Stage};
 use crate::{Error, Result};
 
 /// One decoder layer.
 pub struct Layer<B: Backend> {
-    input_norm: B::Tensor,
-    post_attention_norm: B::Tensor,
+    spec: LayerSpec,
+    norms: Norms<B>,
     eps: f32,
-    /// In the order of [`Stage::ALL`]; `None` until they are put in.
-    projections: [Option<Projection<B>>; 4],
-    rotation: Rotation<B>,
-    attention: AttentionShape,
+    activation: Activation,
+    /// What is added to the residual stream is multiplied by it.
+    residual_factor: f32,
+    attention: AttentionPart<B>,
+    /// In the order of the spec's groups, those of a mixture apart; `None` until they are put in.
+    projections: Vec<Option<Projection<B>>>,
+    mixture: Option<Mixture<B>>,
+}
+
+/// Weights `[1, hidden]`, where the family has the norm.
+struct Norms<B: Backend> {
+    before_attention: Option<B::Tensor>,
+    after_attention: Option<B::Tensor>,
+    before_mlp: Option<B::Tensor>,
+    after_mlp: Option<B::Tensor>,
 }
 
 /// What flows between two stages: the residual stream, and the input of the next stage's linears.
@@ -36,15 +50,26 @@ pub struct State<T> {
 }
 
 impl<B: Backend> Layer<B> {
-    /// Layer `index` with what was read of its stages.
-    pub fn new(backend: &B, files: &ModelFiles, index: usize, stages: &[HostProjection; 4]) -> Result<Self> {
+    /// Layer `index` with what was read of its groups, in the order of its spec.
+    pub fn new(backend: &B, files: &ModelFiles, index: usize, groups: &[HostProjection]) -> Result<Self> {
         let mut layer = Self::without_linears(backend, files, index)?;
-        // From the last on: a stage may leave its result in the order in which the next one wants it.
-        let mut order = None;
-        for (stage, read) in Stage::ALL.into_iter().zip(stages).rev() {
-            let projection = Projection::new(backend, stage, read, order.as_ref())?;
-            order = projection.input_order(backend);
-            layer.replace(stage, projection);
+        let place = |role| layer.spec.position(role);
+        let (gate_up, down) = (place(Role::GateUp(Mlp::Whole)), place(Role::Down(Mlp::Whole)));
+        // From the last on: gate and up may leave their result in the order in which down wants it.
+        for (i, read) in groups.iter().enumerate().take(layer.projections.len()).rev() {
+            let gated = Some(i) == gate_up && layer.norms.before_mlp.is_some();
+            let projection = match gated {
+                true => {
+                    let down = down.and_then(|down| layer.projections[down].as_ref());
+                    let order = down.and_then(|down| down.input_order(backend));
+                    Projection::gated(backend, read, order.as_ref())?
+                }
+                false => Projection::new(backend, read)?,
+            };
+            layer.projections[i] = Some(projection);
+        }
+        if let Some(mixture) = &mut layer.mixture {
+            mixture.put(backend, &layer.spec, groups)?;
         }
         Ok(layer)
     }
@@ -52,54 +77,66 @@ impl<B: Backend> Layer<B> {
     /// Layer `index` with the files' norms, its linears still to be put in.
     pub fn without_linears(backend: &B, files: &ModelFiles, index: usize) -> Result<Self> {
         let config = &files.config;
-        let norm = |name: &str, length| {
-            vector(backend, files, &format!("{}{name}", layout::layer_prefix(index)), length)
+        let spec = layout::layer(config, index);
+        let names = config.norm_names();
+        let norm = |name: Option<&str>| {
+            let name = name.map(|name| format!("{}{name}.weight", layout::layer_prefix(index)));
+            name.map(|name| norm_weight(backend, files, &name, config.hidden_size)).transpose()
         };
-        let (heads, kv_heads, head_dim) =
-            (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-        let eps = config.rms_norm_eps as f32;
-        let head_norm = |name| norm(name, head_dim);
-        let norms = match config.qk_norm {
-            true => Some(QkNorm {
-                q: head_norm("self_attn.q_norm.weight")?,
-                k: head_norm("self_attn.k_norm.weight")?,
-                eps,
-            }),
-            false => None,
+        let own = spec.groups.iter().filter(|group| group.role.stage() != Stage::Mixture).count();
+        let mixture = match spec.mlp {
+            MlpKind::Dense => None,
+            MlpKind::Experts { .. } => Some(Mixture::without_linears(backend, files, index)?),
         };
-        let inv_freq = backend.wide_tensor(files.inverse_frequencies.clone(), (1, head_dim / 2))?;
         Ok(Self {
-            input_norm: norm("input_layernorm.weight", config.hidden_size)?,
-            post_attention_norm: norm("post_attention_layernorm.weight", config.hidden_size)?,
-            eps,
-            projections: [const { None }; 4],
-            rotation: Rotation::new(config, RopeShape { heads, kv_heads, head_dim, inv_freq, norms }),
-            attention: attention_shape(config, index),
+            norms: Norms {
+                before_attention: norm(names.before_attention)?,
+                after_attention: norm(names.after_attention)?,
+                before_mlp: norm(names.before_mlp)?,
+                after_mlp: norm(names.after_mlp)?,
+            },
+            eps: config.rms_norm_eps as f32,
+            activation: config.activation,
+            residual_factor: config.residual_factor as f32,
+            attention: AttentionPart::new(backend, files, index)?,
+            projections: (0..own).map(|_| None).collect(),
+            mixture,
+            spec,
         })
     }
 
-    /// Puts in the weights of one stage: the quantizer does, once it has solved them.
-    pub fn replace(&mut self, stage: Stage, projection: Projection<B>) {
-        self.projections[stage as usize] = Some(projection);
+    pub fn spec(&self) -> &LayerSpec {
+        &self.spec
+    }
+
+    /// Puts in the weights of one group: the quantizer does, once it has solved them.
+    pub fn replace(&mut self, role: Role, projection: Projection<B>) {
+        match (&mut self.mixture, self.spec.position(role)) {
+            (Some(mixture), _) if role.stage() == Stage::Mixture => mixture.replace(role, projection),
+            (_, Some(place)) => self.projections[place] = Some(projection),
+            (_, None) => {}
+        }
+    }
+
+    /// The experts, where the layer has some.
+    pub fn mixture(&self) -> Option<&Mixture<B>> {
+        self.mixture.as_ref()
     }
 
     /// The state before the first stage.
     pub fn enter(&self, backend: &B, hidden: B::Tensor) -> Result<State<B::Tensor>> {
-        let input = backend.rms_norm(&hidden, &self.input_norm, self.eps)?;
+        let input = self.normed(backend, &hidden, self.norms.before_attention.as_ref())?;
         Ok(State { hidden, input })
     }
 
     /// Runs a stage that begins a block, which leaves the residual stream alone: returns the input of the one
     /// that ends it.
     pub fn follow(&self, backend: &B, stage: Stage, input: &B::Tensor, batch: &Batch) -> Result<B::Tensor> {
-        let output = self.projection(stage)?.forward(backend, input)?;
-        Ok(match stage {
-            Stage::Qkv | Stage::O => {
-                let rope = self.rotation.shape(backend, batch)?;
-                backend.rope_attention(&output, batch, &rope, &self.attention, None, None)?
-            }
-            Stage::GateUp | Stage::Down => backend.silu_mul(&output)?,
-        })
+        let output = self.product(backend, stage, input)?;
+        match stage {
+            Stage::Qkv => self.attention.forward(backend, &output, batch, None, None),
+            _ => Ok(backend.gated(&output, self.activation)?),
+        }
     }
 
     /// Runs a stage that ends a block, by adding to the residual stream.
@@ -110,29 +147,31 @@ impl<B: Backend> Layer<B> {
         input: &B::Tensor,
         hidden: &B::Tensor,
     ) -> Result<State<B::Tensor>> {
-        let output = self.projection(stage)?.forward(backend, input)?;
-        let hidden = backend.add(hidden, &output)?;
-        Ok(match stage {
-            Stage::Qkv | Stage::O => {
-                State { input: backend.rms_norm(&hidden, &self.post_attention_norm, self.eps)?, hidden }
-            }
-            Stage::GateUp | Stage::Down => State { input: hidden.clone(), hidden },
-        })
+        let output = self.product(backend, stage, input)?;
+        let hidden = self.add(backend, hidden, output, self.norm_after(stage))?;
+        let input = match stage {
+            Stage::O => self.normed(backend, &hidden, self.norms.before_mlp.as_ref())?,
+            _ => hidden.clone(),
+        };
+        Ok(State { hidden, input })
     }
 
-    /// What the linears of a stage make of its input, side by side.
+    /// What a stage makes of its input: the linears' outputs side by side, or what the experts say.
     pub fn product(&self, backend: &B, stage: Stage, input: &B::Tensor) -> Result<B::Tensor> {
-        self.projection(stage)?.forward(backend, input)
+        match &self.mixture {
+            Some(mixture) if stage == Stage::Mixture => mixture.forward(backend, input),
+            _ => self.projection(stage)?.forward(backend, input),
+        }
     }
 
-    fn projection(&self, stage: Stage) -> Result<&Projection<B>> {
-        self.projections[stage as usize].as_ref().ok_or_else(|| Error::Unsound {
-            tensor: format!("stage {}", stage.name()),
-            problem: "its weights were not put in yet".into(),
-        })
+    /// Whether what a stage's linears put out is what is added to the residual stream, and nothing else.
+    pub fn adds_products(&self, stage: Stage) -> bool {
+        matches!(stage, Stage::O | Stage::Down)
+            && self.norm_after(stage).is_none()
+            && self.residual_factor == 1.0
     }
 
-    /// All four stages, in as few operations as the device has for them: `[tokens, hidden]` to the same.
+    /// All stages, in as few operations as the device has for them: `[tokens, hidden]` to the same.
     pub fn forward(
         &self,
         backend: &B,
@@ -140,32 +179,87 @@ impl<B: Backend> Layer<B> {
         batch: &Batch,
         cache: Option<&mut B::KvCache>,
     ) -> Result<B::Tensor> {
-        let [qkv, o] = [self.projection(Stage::Qkv)?, self.projection(Stage::O)?];
-        let [gate_up, down] = [self.projection(Stage::GateUp)?, self.projection(Stage::Down)?];
-        let norm = |weight| Norm { weight, eps: self.eps };
-        let x = qkv.normed(backend, &hidden, norm(&self.input_norm))?;
-        let order = o.input_order(backend);
-        let rope = self.rotation.shape(backend, batch)?;
-        let x = backend.rope_attention(&x, batch, &rope, &self.attention, cache, order.as_ref())?;
-        let hidden = o.add_to(backend, &x, &hidden)?;
-        let x = gate_up.normed_gate_up(backend, &hidden, norm(&self.post_attention_norm))?;
-        down.add_to(backend, &x, &hidden)
+        let (qkv, o) = (self.projection(Stage::Qkv)?, self.projection(Stage::O)?);
+        let x = match self.norm(&self.norms.before_attention) {
+            Some(norm) => qkv.normed(backend, &hidden, norm)?,
+            None => qkv.forward(backend, &hidden)?,
+        };
+        let x = self.attention.forward(backend, &x, batch, cache, o.input_order(backend).as_ref())?;
+        let hidden = self.add_product(backend, Stage::O, &x, hidden)?;
+        let x = match (&self.mixture, self.norm(&self.norms.before_mlp)) {
+            (Some(_), _) => self.normed(backend, &hidden, self.norms.before_mlp.as_ref())?,
+            (None, Some(norm)) => {
+                self.projection(Stage::GateUp)?.normed_gate_up(backend, &hidden, norm, self.activation)?
+            }
+            (None, None) => {
+                let product = self.product(backend, Stage::GateUp, &hidden)?;
+                backend.gated(&product, self.activation)?
+            }
+        };
+        let last = if self.mixture.is_some() { Stage::Mixture } else { Stage::Down };
+        self.add_product(backend, last, &x, hidden)
+    }
+
+    /// The residual stream after a stage that ends a block.
+    fn add_product(&self, backend: &B, stage: Stage, x: &B::Tensor, hidden: B::Tensor) -> Result<B::Tensor> {
+        if self.adds_products(stage) {
+            return self.projection(stage)?.add_to(backend, x, &hidden);
+        }
+        let product = self.product(backend, stage, x)?;
+        self.add(backend, &hidden, product, self.norm_after(stage))
+    }
+
+    /// `hidden + factor * norm(output)`
+    fn add(
+        &self,
+        backend: &B,
+        hidden: &B::Tensor,
+        output: B::Tensor,
+        after: Option<&B::Tensor>,
+    ) -> Result<B::Tensor> {
+        let output = self.normed(backend, &output, after)?;
+        Ok(match self.residual_factor {
+            1.0 => backend.add(hidden, &output)?,
+            factor => backend.add_scaled(hidden, &output, factor)?,
+        })
+    }
+
+    fn normed(&self, backend: &B, x: &B::Tensor, weight: Option<&B::Tensor>) -> Result<B::Tensor> {
+        match weight {
+            Some(weight) => Ok(backend.rms_norm(x, weight, self.eps)?),
+            None => Ok(x.clone()),
+        }
+    }
+
+    fn norm<'a>(&self, weight: &'a Option<B::Tensor>) -> Option<Norm<'a, B::Tensor>> {
+        weight.as_ref().map(|weight| Norm { weight, eps: self.eps })
+    }
+
+    fn norm_after(&self, stage: Stage) -> Option<&B::Tensor> {
+        match stage {
+            Stage::O => self.norms.after_attention.as_ref(),
+            _ => self.norms.after_mlp.as_ref(),
+        }
+    }
+
+    fn projection(&self, stage: Stage) -> Result<&Projection<B>> {
+        let place = self.spec.groups.iter().position(|group| group.role.stage() == stage);
+        let projection = place.and_then(|place| self.projections.get(place)?.as_ref());
+        projection.ok_or_else(|| not_put_in(stage.name()))
     }
 
     /// Whether a sequence of the batch is so long that its rotation differs from that of others.
     pub fn rotation_varies(&self, batch: &Batch) -> bool {
-        self.rotation.varies(batch)
+        self.attention.rotation_varies(batch)
     }
 
-    /// The projections in the order in which a pass reads them.
+    /// The projections in the order in which a pass reads them, but those of experts.
     pub fn projections(&self) -> impl Iterator<Item = &Projection<B>> {
         self.projections.iter().flatten()
     }
 }
 
-/// The attention of layer `index`. What scaling multiplies q and k by is in the factor of their products.
-pub fn attention_shape(config: &ModelConfig, index: usize) -> AttentionShape {
-    let plain = AttentionShape::new(config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-    let stretch = config.rope_scaling.attention_factor().powi(2) as f32;
-    AttentionShape { window: config.window(index), scale: plain.scale * stretch, ..plain }
+/// A group whose weights are asked for too early.
+pub(super) fn not_put_in(group: impl std::fmt::Display) -> Error {
+    Error::Unsound { tensor: format!("stage {group}"), problem: "its weights were not put in yet".into() }
 }

@@ -1,26 +1,31 @@
 //! The one Llama: inference composes its stages, the quantizer walks them.
 
+mod attention;
 mod files;
 mod head;
 mod layer;
+mod mixture;
 mod projection;
 mod rope;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+pub use attention::attention_shape;
 pub use files::ModelFiles;
 pub use head::Head;
-pub use layer::{Layer, State, attention_shape};
-pub use projection::{HostProjection, Projection, dense_parts, stage_linears};
+pub use layer::{Layer, State};
+pub use mixture::{Mixture, Tokens};
+pub use projection::{HostProjection, Projection, dense_parts};
 
 use gptq_kernels::{Backend, Batch, KvDtype, KvShape, SequenceRows};
+use head::Scores;
 
 use rayon::prelude::*;
 
 use crate::Result;
 use crate::config::ModelConfig;
-use crate::layout::Stage;
+use crate::layout;
 
 /// A model whose weights lie on a backend.
 pub struct Model<B: Backend> {
@@ -31,6 +36,7 @@ pub struct Model<B: Backend> {
     norm: B::Tensor,
     /// `None` where the embedding serves as the head.
     lm_head: Option<B::Weight>,
+    scores: Scores,
     /// Of the caches that it makes.
     kv_dtype: KvDtype,
 }
@@ -80,7 +86,8 @@ impl<B: Backend> Model<B> {
         let head = (!config.tie_word_embeddings).then(|| matrix(&backend, files, "lm_head.weight"));
         Ok(Self {
             embedding: embedding(&backend, files)?,
-            norm: vector(&backend, files, "model.norm.weight", config.hidden_size)?,
+            norm: norm_weight(&backend, files, "model.norm.weight", config.hidden_size)?,
+            scores: Scores::of(&config),
             lm_head: head.transpose()?,
             kv_dtype: KvDtype::Auto,
             layers,
@@ -115,21 +122,23 @@ impl<B: Backend> Model<B> {
 
     /// Hidden states of tokens before the first layer, `[tokens, hidden]`.
     pub fn embed(&self, ids: &[u32]) -> Result<B::Tensor> {
-        Ok(self.backend.embedding(&self.embedding, ids)?)
+        scaled(&self.backend, &self.config, self.backend.embedding(&self.embedding, ids)?)
     }
 
     /// The last hidden states `[tokens, hidden]`, normed and ready for [`Self::logits`]. Without caches every token sees
     /// exact keys and values, whatever [`Self::kv_dtype`] is.
     pub fn forward(&self, ids: &[u32], batch: &Batch, caches: Option<&mut KvCaches<B>>) -> Result<B::Tensor> {
-        self.through_layers(self.embed(ids)?, batch, caches)
+        self.through_layers(self.backend.embedding(&self.embedding, ids)?, batch, caches)
     }
 
+    /// From rows of the embedding table to the last hidden states.
     fn through_layers(
         &self,
-        mut hidden: B::Tensor,
+        rows: B::Tensor,
         batch: &Batch,
         mut caches: Option<&mut KvCaches<B>>,
     ) -> Result<B::Tensor> {
+        let mut hidden = scaled(&self.backend, &self.config, rows)?;
         for (i, layer) in self.layers.iter().enumerate() {
             let cache = caches.as_mut().map(|caches| &mut caches.layers[i]);
             hidden = layer.forward(&self.backend, hidden, batch, cache)?;
@@ -226,7 +235,8 @@ impl<B: Backend> Model<B> {
     /// Scores of every vocabulary entry for the given rows, `[rows, vocab]`.
     pub fn logits(&self, hidden: &B::Tensor, rows: Range<usize>) -> Result<B::Tensor> {
         let hidden = self.backend.rows(hidden, rows)?;
-        Ok(self.backend.logits(&hidden, self.lm_head.as_ref().unwrap_or(&self.embedding))?)
+        let logits = self.backend.logits(&hidden, self.lm_head.as_ref().unwrap_or(&self.embedding))?;
+        self.scores.of_vocabulary(&self.backend, logits)
     }
 }
 
@@ -242,10 +252,9 @@ fn filled<B: Backend>(batch: &Batch, caches: &KvCaches<B>) -> Batch {
 const READ_AHEAD: usize = 4;
 
 fn load_layers<B: Backend>(backend: &B, files: &ModelFiles) -> Result<Vec<Layer<B>>> {
-    let read = |index: usize| -> Result<[HostProjection; 4]> {
-        let [a, b, c, d] = Stage::ALL;
-        let of = |stage| HostProjection::read(files, index, stage);
-        Ok([of(a)?, of(b)?, of(c)?, of(d)?])
+    let read = |index: usize| -> Result<Vec<HostProjection>> {
+        let groups = layout::layer(&files.config, index).groups;
+        groups.iter().map(|group| HostProjection::read(files, index, group)).collect()
     };
     std::thread::scope(|scope| {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
@@ -253,14 +262,14 @@ fn load_layers<B: Backend>(backend: &B, files: &ModelFiles) -> Result<Vec<Layer<
             let indices: Vec<usize> = (0..files.config.num_hidden_layers).collect();
             for window in indices.chunks(READ_AHEAD) {
                 let layers: Vec<_> = window.par_iter().map(|index| (*index, read(*index))).collect();
-                // Nobody listens where a layer before could not be put on the device.
+                // The receiver is gone where a layer before could not be put on the device.
                 if sender.send(layers).is_err() {
                     return;
                 }
             }
         });
         let layers = receiver.into_iter().flatten();
-        layers.map(|(index, stages)| Layer::new(backend, files, index, &stages?)).collect()
+        layers.map(|(index, groups)| Layer::new(backend, files, index, &groups?)).collect()
     })
 }
 
@@ -274,6 +283,19 @@ fn matrix<B: Backend>(backend: &B, files: &ModelFiles, name: &str) -> Result<B::
     Ok(backend.weight(&[files.checkpoint.tensor(name, &shape)?], &[])?)
 }
 
-fn vector<B: Backend>(backend: &B, files: &ModelFiles, name: &str, length: usize) -> Result<B::Tensor> {
-    Ok(backend.tensor_from_host(&files.checkpoint.tensor(name, &[length])?)?)
+/// Rows of the embedding table as the first layer gets them.
+pub fn scaled<B: Backend>(backend: &B, config: &ModelConfig, rows: B::Tensor) -> Result<B::Tensor> {
+    match config.embedding_scale(backend.element_size() == 2) {
+        1.0 => Ok(rows),
+        scale => Ok(backend.scale(&rows, scale)?),
+    }
+}
+
+/// What a norm multiplies with, `[1, length]`.
+fn norm_weight<B: Backend>(backend: &B, files: &ModelFiles, name: &str, length: usize) -> Result<B::Tensor> {
+    let stored = files.checkpoint.tensor(name, &[length])?;
+    Ok(match files.config.norms_add_one() {
+        true => backend.tensor(stored.to_f32().iter().map(|w| 1.0 + w).collect(), (1, length))?,
+        false => backend.tensor_from_host(&stored)?,
+    })
 }

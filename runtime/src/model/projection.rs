@@ -1,16 +1,16 @@
-//! The linears of one stage as one matrix: they share their input, so they are stacked along `out`.
+//! The linears of one group as one matrix: they share their input, so they are stacked along `out`.
 
 use gptq_kernels::packing::{PackedLinear, Scales};
-use gptq_kernels::{Backend, Dtype, HostTensor, Norm};
+use gptq_kernels::{Activation, Backend, Dtype, HostTensor, Norm};
 use rayon::prelude::*;
 
 use super::ModelFiles;
-use crate::layout::{self, LinearSpec, Stage};
+use crate::layout::{self, LinearGroup, LinearSpec};
 use crate::quant_config::QuantConfig;
 use crate::soundness::{Module, Stored, zeros_as_v2};
 use crate::{Error, Result};
 
-/// The weights of one stage on a backend.
+/// The weights of one group on a backend.
 pub enum Projection<B: Backend> {
     Dense(B::Weight),
     Quantized(B::QuantWeight),
@@ -19,13 +19,13 @@ pub enum Projection<B: Backend> {
     Parts(Vec<Part<B>>),
 }
 
-/// One linear of a stage.
+/// One linear of a group.
 pub enum Part<B: Backend> {
     Dense(B::Weight),
     Quantized(B::QuantWeight),
 }
 
-/// The weights of one stage as they were read, dense or quantized as the files are.
+/// The weights of one group as they were read, dense or quantized as the files are.
 pub enum HostProjection<'a> {
     /// Weights and biases.
     Dense(Vec<HostTensor<'a>>, Vec<HostTensor<'a>>),
@@ -41,19 +41,18 @@ pub enum HostPart<'a> {
 }
 
 impl<'a> HostProjection<'a> {
-    /// Reads a stage of layer `index`.
-    pub fn read(files: &'a ModelFiles, index: usize, stage: Stage) -> Result<Self> {
-        let linears = stage_linears(files, stage);
-        let modules =
-            linears.iter().map(|linear| files.module(index, *linear)).collect::<Result<Vec<_>>>()?;
+    /// Reads a group of layer `index`.
+    pub fn read(files: &'a ModelFiles, index: usize, group: &LinearGroup) -> Result<Self> {
+        let modules = group.linears.iter().map(|linear| files.module(index, linear.clone()));
+        let modules = modules.collect::<Result<Vec<_>>>()?;
         if modules.iter().all(|module| module.quant.is_none()) {
-            let (weights, biases) = dense_parts(files, index, &linears)?;
+            let (weights, biases) = dense_parts(files, index, &group.linears)?;
             return Ok(Self::Dense(weights, biases));
         }
         let read = |module: &Module| match &module.quant {
             Some(quant) => Ok(HostPart::Quantized(packed(files, quant, module)?)),
             None => {
-                let (mut weights, mut biases) = dense_parts(files, index, &[module.linear])?;
+                let (mut weights, mut biases) = dense_parts(files, index, std::slice::from_ref(&module.linear))?;
                 Ok(HostPart::Dense(weights.remove(0), biases.pop()))
             }
         };
@@ -83,13 +82,19 @@ impl<'a> HostProjection<'a> {
 }
 
 impl<B: Backend> Projection<B> {
-    /// Puts what was read of a stage on the device. `order` is the one in which the next stage wants its input.
-    pub fn new(backend: &B, stage: Stage, read: &HostProjection, order: Option<&B::Order>) -> Result<Self> {
+    /// Gate and up for [`Self::normed_gate_up`] alone, whose result may come in the order in which the next linear wants its
+    /// input.
+    pub fn gated(backend: &B, read: &HostProjection, order: Option<&B::Order>) -> Result<Self> {
+        match read {
+            HostProjection::Quantized(whole) => Ok(Self::Quantized(backend.gated_weight(whole, order)?)),
+            HostProjection::Dense(..) | HostProjection::Parts(_) => Self::new(backend, read),
+        }
+    }
+
+    /// Puts what was read of a group on the device.
+    pub fn new(backend: &B, read: &HostProjection) -> Result<Self> {
         Ok(match read {
             HostProjection::Dense(weights, biases) => Self::Dense(backend.weight(weights, biases)?),
-            HostProjection::Quantized(whole) if stage == Stage::GateUp => {
-                Self::Quantized(backend.gated_weight(whole, order)?)
-            }
             HostProjection::Quantized(whole) => Self::Quantized(backend.quant_weight(whole)?),
             HostProjection::Parts(parts) => {
                 let part = |part: &HostPart| match part {
@@ -103,7 +108,7 @@ impl<B: Backend> Projection<B> {
         })
     }
 
-    /// A solved stage as a dense weight with the values that the artifact will hold.
+    /// A solved group as a dense weight with the values that the artifact will hold.
     pub fn dequantized(backend: &B, solved: &PackedLinear) -> Result<Self> {
         Ok(Self::Dense(backend.dense_weight(solved)?))
     }
@@ -152,11 +157,19 @@ impl<B: Backend> Projection<B> {
         }
     }
 
-    /// `silu_mul(forward(rms_norm(x)))`, in the order that the next stage wants.
-    pub fn normed_gate_up(&self, backend: &B, x: &B::Tensor, norm: Norm<B::Tensor>) -> Result<B::Tensor> {
+    /// `gated(forward(rms_norm(x)))`, in the order that the next group wants.
+    pub fn normed_gate_up(
+        &self,
+        backend: &B,
+        x: &B::Tensor,
+        norm: Norm<B::Tensor>,
+        activation: Activation,
+    ) -> Result<B::Tensor> {
         match self {
-            Self::Quantized(weight) => Ok(backend.normed_gate_up(x, norm, weight)?),
-            Self::Dense(_) | Self::Parts(_) => Ok(backend.silu_mul(&self.normed(backend, x, norm)?)?),
+            Self::Quantized(weight) => Ok(backend.normed_gate_up(x, norm, weight, activation)?),
+            Self::Dense(_) | Self::Parts(_) => {
+                Ok(backend.gated(&self.normed(backend, x, norm)?, activation)?)
+            }
         }
     }
 
@@ -185,11 +198,6 @@ impl<B: Backend> Projection<B> {
             }
         })
     }
-}
-
-/// The linears of one stage, in the order in which they are stacked.
-pub fn stage_linears(files: &ModelFiles, stage: Stage) -> Vec<LinearSpec> {
-    layout::linears(&files.config).into_iter().filter(|linear| linear.stage == stage).collect()
 }
 
 /// Weights and biases of dense linears, as they lie in the checkpoint.

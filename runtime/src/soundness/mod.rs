@@ -39,7 +39,7 @@ impl Module {
         index: usize,
         linear: LinearSpec,
     ) -> crate::Result<Self> {
-        let name = layout::layer_prefix(index) + linear.module;
+        let name = layout::layer_prefix(index) + &linear.module;
         let packed = checkpoint.contains(&format!("{name}.qweight"));
         let quant = match quant.filter(|_| packed) {
             Some(quant) => Some(quant.of_module(&name)?.unwrap_or_else(|| quant.clone())),
@@ -55,10 +55,8 @@ pub(crate) fn modules(
     quant: Option<&QuantConfig>,
     checkpoint: &Checkpoint,
 ) -> crate::Result<Vec<Module>> {
-    let linears = layout::linears(config);
-    let layers = 0..config.num_hidden_layers;
-    let all = layers.flat_map(|index| linears.iter().map(move |linear| (index, *linear)));
-    all.map(|(index, linear)| Module::of(checkpoint, quant, index, linear)).collect()
+    let linears = layout::linears(config).into_iter();
+    linears.map(|(index, linear)| Module::of(checkpoint, quant, index, linear)).collect()
 }
 
 /// Everything that is amiss, what makes numbers wrong first.
@@ -72,8 +70,7 @@ pub(crate) fn examine(
     if findings.is_empty() {
         let of_linears = modules.par_iter().map(|module| linear::examine(checkpoint, quant, module));
         findings.extend(of_linears.collect::<crate::Result<Vec<_>>>()?.into_iter().flatten());
-        let others = layout::checkpoint_tensors(config).into_iter().filter(|spec| !is_linear(&spec.name));
-        findings.extend(others.filter_map(|spec| misfit(checkpoint, &spec)));
+        findings.extend(layout::other_tensors(config).into_iter().filter_map(|spec| misfit(checkpoint, &spec)));
     }
     findings.sort_by_key(Finding::is_harmless);
     Ok(findings)
@@ -99,11 +96,6 @@ fn descriptions(quant: Option<&QuantConfig>, checkpoint: &Checkpoint, modules: &
 /// A tensor that is not there, or not as the config says.
 pub(super) fn misfit(checkpoint: &Checkpoint, spec: &TensorSpec) -> Option<Finding> {
     checkpoint.verify_against(std::slice::from_ref(spec)).err().map(|error| Finding::Tensor(Box::new(error)))
-}
-
-/// Whether a name is that of one of a linear's tensors.
-pub fn is_linear(name: &str) -> bool {
-    name.contains("_proj.")
 }
 
 /// A floating-point tensor's specification; any floating-point type fits.

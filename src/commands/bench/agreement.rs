@@ -1,6 +1,6 @@
 //! `gptq bench agreement`: a device against the CPU, stage by stage from the same activations.
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use gptq_kernels::packing::PackedLinear;
 use gptq_kernels::{Backend, Cpu};
 use gptq_quantizer::gptq;
@@ -72,11 +72,11 @@ impl OnDevice for Measure<'_> {
             let for_cpu = Reader::start(scope, &cpu, files, 0);
             let for_device = Reader::start(scope, &device, files, 0);
             let compare = |layer| {
-                let expected = Stages::of(&cpu, on_cpu.solve_layer(layer, &for_cpu, None, &mut |_| {})?)?;
-                let through = Some(&expected.packed);
+                let expected = Groups::of(&cpu, on_cpu.solve_layer(layer, &for_cpu, None, &mut |_| {})?)?;
+                let through = Some(&expected.packed[..]);
                 let got = on_device.solve_layer(layer, &for_device, through, &mut |_| {})?;
                 progress.advance(1);
-                Ok(Stages::of(&device, got)?.against(&expected, layer))
+                Ok(Groups::of(&device, got)?.against(&expected, layer))
             };
             (0..layers).map(compare).collect::<Result<Vec<_>>>()
         })?;
@@ -84,18 +84,17 @@ impl OnDevice for Measure<'_> {
     }
 }
 
-/// The four stages of a layer in host memory, with their losses.
-struct Stages {
-    packed: [PackedLinear<'static>; 4],
+/// The groups of a layer in host memory, with their losses.
+struct Groups {
+    packed: Vec<PackedLinear<'static>>,
     losses: Vec<f64>,
 }
 
-impl Stages {
+impl Groups {
     fn of<B: Backend>(backend: &B, layer: SolvedLayer<B>) -> Result<Self> {
-        let losses = layer.stages.iter().map(|stage| gptq::loss(&stage.losses, 1)).collect();
-        let packed = layer.stages.into_iter().map(|stage| backend.collect(stage.packed));
-        let packed: Vec<_> = packed.collect::<Result<_, _>>()?;
-        let packed = packed.try_into().map_err(|_| anyhow!("a layer has four stages"))?;
+        let losses = layer.groups.iter().map(|group| gptq::loss(&group.losses, 1)).collect();
+        let packed = layer.groups.into_iter().map(|group| backend.collect(group.packed));
+        let packed = packed.collect::<Result<_, _>>()?;
         Ok(Self { packed, losses })
     }
 

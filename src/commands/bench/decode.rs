@@ -121,5 +121,9 @@ fn bytes_a_step<B: Backend>(model: &Model<B>, files: &ModelFiles, batch: usize, 
     let head = if config.tie_word_embeddings { "model.embed_tokens." } else { "lm_head." };
     let (kv_heads, element) = (config.num_key_value_heads, model.backend().element_size());
     let token = config.num_hidden_layers * model.kv_dtype().token_bytes(kv_heads, config.head_dim, element);
-    tensor_bytes(&tensors, "model.layers.") + tensor_bytes(&tensors, head) + (batch * context * token) as f64
+    // Of experts, those that the tokens are sent to.
+    let layers = tensor_bytes(&tensors, "model.layers.");
+    let unread = layout::weights_read(config, usize::MAX) - layout::weights_read(config, batch);
+    let layers = layers * (1.0 - unread / layout::weights_read(config, usize::MAX));
+    layers + tensor_bytes(&tensors, head) + (batch * context * token) as f64
 }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::Result;
 use gptq_kernels::{Backend, Batch, Draw};
-use gptq_runtime::layout::{self, Stage};
-use gptq_runtime::model::{Model, ModelFiles, Projection, stage_linears};
+use gptq_runtime::layout::{self, LinearGroup, Stage};
+use gptq_runtime::model::{Model, ModelFiles, Projection};
 use serde::Serialize;
 
 use super::ceilings::Ceilings;
@@ -68,11 +68,16 @@ impl OnDevice for Measure<'_> {
         let model = eval::load(&device, dir)?;
         let mut rows = Vec::new();
         for tokens in &args.tokens {
-            for stage in Stage::ALL {
-                let linears = stage_linears(files, stage);
-                let weights: usize = linears.iter().map(|l| l.in_features * l.out_features).sum();
-                let seconds = seconds(&device, &model, stage, linears[0].in_features, *tokens)?;
-                let bytes = stage_bytes(files, stage);
+            // Experts have no product of their own: what a step of them takes is in `bench decode`.
+            for (place, group) in layout::layer(&files.config, 0).groups.iter().enumerate() {
+                let stage = group.role.stage();
+                if stage == Stage::Mixture {
+                    continue;
+                }
+                let (out, width) = group.dims();
+                let weights = out * width;
+                let seconds = seconds(&device, &model, (place, stage), width, *tokens)?;
+                let bytes = group_bytes(files, group);
                 let flops = 2.0 * (tokens * weights) as f64;
                 let floor = (bytes / ceilings.memory).max(flops / ceilings.matmul);
                 let (floor_us, measured_us) = (1e6 * floor, 1e6 * seconds);
@@ -97,17 +102,17 @@ impl OnDevice for Measure<'_> {
 fn seconds<B: Backend>(
     device: &B,
     model: &Model<B>,
-    stage: Stage,
+    (place, stage): (usize, Stage),
     width: usize,
     tokens: usize,
 ) -> Result<f64> {
     let x = device.tensor((0..tokens * width).map(|i| (i % 7) as f32 - 3.0).collect(), (tokens, width))?;
     let ones = device.tensor(vec![1.0; width], (1, width))?;
     let projections: Vec<&Projection<B>> =
-        model.layers().iter().filter_map(|layer| layer.projections().nth(stage as usize)).collect();
+        model.layers().iter().filter_map(|layer| layer.projections().nth(place)).collect();
     let inputs: Vec<B::Tensor> = match stage {
         // What comes before these stores it so.
-        Stage::O | Stage::Down => {
+        Stage::O | Stage::Down | Stage::Mixture => {
             projections.iter().map(|p| p.ordered_input(device, &x)).collect::<std::result::Result<_, _>>()?
         }
         Stage::Qkv | Stage::GateUp => vec![x.clone(); projections.len()],
@@ -117,9 +122,9 @@ fn seconds<B: Backend>(
         for (projection, x) in projections.iter().zip(&inputs) {
             let norm = gptq_kernels::Norm { weight: &ones, eps: 1e-6 };
             last = match stage {
-                Stage::GateUp => projection.normed_gate_up(device, x, norm)?,
+                Stage::GateUp => projection.normed_gate_up(device, x, norm, model.config.activation)?,
                 Stage::Qkv => projection.normed(device, x, norm)?,
-                Stage::O | Stage::Down => projection.forward(device, x)?,
+                Stage::O | Stage::Down | Stage::Mixture => projection.forward(device, x)?,
             };
         }
         Ok(last)
@@ -133,15 +138,14 @@ fn seconds<B: Backend>(
     } / layers)
 }
 
-/// Bytes of a stage's tensors in one layer.
-fn stage_bytes(files: &ModelFiles, stage: Stage) -> f64 {
+/// Bytes of a group's tensors in one layer.
+fn group_bytes(files: &ModelFiles, group: &LinearGroup) -> f64 {
     let tensors = match &files.quant {
         Some(quant) => layout::artifact_tensors(&files.config, quant, false),
         None => layout::checkpoint_tensors(&files.config),
     };
     let prefix = layout::layer_prefix(0);
-    let linears = stage_linears(files, stage);
-    linears.iter().map(|linear| tensor_bytes(&tensors, &format!("{prefix}{}.", linear.module))).sum()
+    group.linears.iter().map(|linear| tensor_bytes(&tensors, &format!("{prefix}{}.", linear.module))).sum()
 }
 
 fn launches<B: Backend>(device: &B, model: &Model<B>) -> Result<Option<u64>> {

@@ -74,10 +74,9 @@ pub(super) fn measure<B: Backend>(
     lengths.iter().map(one).collect()
 }
 
-/// Products of every layer's linears and its attention.
+/// Products of every layer's linears that a token goes through, and its attention.
 fn flops(files: &ModelFiles, tokens: usize) -> f64 {
-    let linears = layout::linears(&files.config);
-    let weights: f64 = linears.iter().map(|l| (l.in_features * l.out_features) as f64).sum();
     let layers = files.config.num_hidden_layers as f64;
-    layers * (2.0 * tokens as f64 * weights + attention_flops(&files.config, tokens))
+    2.0 * tokens as f64 * layout::active_weights(&files.config)
+        + layers * attention_flops(&files.config, tokens)
 }

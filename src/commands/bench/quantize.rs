@@ -12,7 +12,7 @@ use gptq_quantizer::recipe::Named;
 use gptq_quantizer::record::{CalibrationRecord, QuantizeLog};
 use gptq_quantizer::sequential::Tiles;
 use gptq_runtime::config::ModelConfig;
-use gptq_runtime::layout;
+use gptq_runtime::layout::{self, LinearGroup};
 use gptq_runtime::model::ModelFiles;
 
 use super::ceilings::{self, Ceilings};
@@ -184,22 +184,21 @@ struct Work {
 impl Work {
     fn of(config: &ModelConfig, sequences: &[Vec<u32>], streams: f64) -> Self {
         let tokens: f64 = sequences.iter().map(|s| s.len() as f64).sum();
-        let linears = layout::linears(config);
         let layers = config.num_hidden_layers as f64;
-        let weights: f64 = linears.iter().map(|l| (l.in_features * l.out_features) as f64).sum();
+        let groups: Vec<_> =
+            (0..config.num_hidden_layers).flat_map(|index| layout::layer(config, index).groups).collect();
+        let dims: Vec<(f64, f64)> = groups.iter().map(LinearGroup::dims).map(|(n, k)| (n as f64, k as f64)).collect();
+        let weights = layout::active_weights(config);
         // The last layer's down projection is solved but never run.
-        let last = linears.last().map_or(0.0, |l| (l.in_features * l.out_features) as f64);
+        let last = dims.last().map_or(0.0, |(n, k)| n * k);
         let attention: f64 = sequences.iter().map(|s| ceilings::attention_flops(config, s.len())).sum();
-        let mut widths: Vec<_> = linears.iter().map(|l| (l.stage as usize, l.in_features as f64)).collect();
-        widths.dedup();
-        let per_stage = |f: fn(f64) -> f64| layers * widths.iter().map(|(_, k)| f(*k)).sum::<f64>();
-        let sweep: f64 = linears.iter().map(|l| l.out_features as f64 * (l.in_features as f64).powi(2)).sum();
+        let per_group = |f: fn(f64) -> f64| dims.iter().map(|(_, k)| f(*k)).sum::<f64>();
         Self {
-            forward: streams * (2.0 * tokens * (weights * layers - last) + attention * layers),
-            hessian: (2.0 * streams - 1.0) * tokens * per_stage(|k| k * k),
-            factor: per_stage(|k| 2.0 / 3.0 * k.powi(3)),
-            sweep: layers * sweep,
-            read: 2.0 * weights * layers,
+            forward: streams * (2.0 * tokens * (weights - last) + attention * layers),
+            hessian: (2.0 * streams - 1.0) * tokens * per_group(|k| k * k),
+            factor: per_group(|k| 2.0 / 3.0 * k.powi(3)),
+            sweep: dims.iter().map(|(n, k)| n * k * k).sum(),
+            read: 2.0 * dims.iter().map(|(n, k)| n * k).sum::<f64>(),
             streams,
         }
     }

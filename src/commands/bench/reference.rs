@@ -10,7 +10,7 @@ use gptq_quantizer::gptq::{GptqParams, Method, StageWeights, solve};
 use gptq_quantizer::moments::Evidence;
 use gptq_quantizer::plan::Branch;
 use gptq_runtime::config::ModelConfig;
-use gptq_runtime::layout::{self, LinearSpec, Stage};
+use gptq_runtime::layout::{self, LinearGroup, LinearSpec};
 use half::f16;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -58,7 +58,7 @@ pub fn run(args: &ReferenceBenchArgs) -> Result<()> {
 #[derive(Serialize)]
 struct Row {
     layer: usize,
-    linear: &'static str,
+    linear: String,
     against_rtn: f64,
     against_f64: f64,
     /// Share of codes that the f64 reference finds too.
@@ -76,11 +76,13 @@ impl OnDevice for Measure<'_> {
 
     fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<Self::Output> {
         let mut rows = Vec::new();
-        let mut progress = Progress::start("solving", (self.args.layers * Stage::ALL.len()) as u64);
+        let groups = layout::layer(self.config, 0).groups;
+        let mut progress = Progress::start("solving", (self.args.layers * groups.len()) as u64);
         for layer in 0..self.args.layers {
-            for stage in Stage::ALL {
-                progress.message(&format!("layer {layer}, {}", stage.name()));
-                rows.extend(self.stage(&device, layer, stage)?);
+            for (place, group) in groups.iter().enumerate() {
+                progress.message(&format!("layer {layer}, {}", group.role.name()));
+                let seed = (layer * groups.len() + place) as u64 * 1000;
+                rows.extend(self.group(&device, layer, group, seed)?);
                 progress.advance(1);
             }
         }
@@ -89,11 +91,14 @@ impl OnDevice for Measure<'_> {
 }
 
 impl Measure<'_> {
-    fn stage<B: Backend>(&self, device: &B, layer: usize, stage: Stage) -> Result<Vec<Row>> {
-        let specs: Vec<LinearSpec> =
-            layout::linears(self.config).into_iter().filter(|linear| linear.stage == stage).collect();
-        let width = specs.first().map_or(0, |linear| linear.in_features);
-        let seed = (layer * Stage::ALL.len() + stage as usize) as u64 * 1000;
+    fn group<B: Backend>(
+        &self,
+        device: &B,
+        layer: usize,
+        group: &LinearGroup,
+        seed: u64,
+    ) -> Result<Vec<Row>> {
+        let (specs, width) = (&group.linears, group.dims().1);
         let mut hessian = device.hessian(width)?;
         accumulate_inputs(device, &mut hessian, width, self.args.tokens, seed)?;
         let evidence = Evidence::of(hessian);
@@ -158,7 +163,7 @@ fn compare(
     let equal = gptq.codes().iter().zip(&codes).filter(|(a, b)| a == b).count();
     Row {
         layer,
-        linear: linear.module,
+        linear: linear.module.clone(),
         against_rtn: own / loss(&values(rtn)),
         against_f64: own / loss(&exact.concat()),
         codes_equal: equal as f64 / codes.len() as f64,

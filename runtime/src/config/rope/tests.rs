@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use super::*;
 
 fn read(config: Value) -> Result<(f64, RopeScaling)> {
-    rope(Fields::new(&config, Path::new("c"), "").unwrap(), 4096, 8)
+    let fields = Fields::new(&config, Path::new("c"), "").unwrap();
+    let ropes = rope(fields, Architecture::Llama.family(), 4096, 8)?;
+    Ok((ropes.theta, ropes.scaling))
 }
 
 #[test]

@@ -1,0 +1,215 @@
+//! Solving the experts of a layer, each on the tokens that the router sends to it.
+//!
+//! The router is not quantized. Where it sends a token follows from the quantized stream; the unquantized stream takes the
+//! same way, so that both say something about the same linears. Experts are solved in two halves, gate and up, then down:
+//! each half is a pass over all tokens for as many experts as have room for their moments at a time. What stands between
+//! the halves is computed again and not kept.
+//!
+//! An expert that got fewer tokens than it has inputs is starved: its Hessian would have no full rank, and damping alone
+//! would decide most of its codes. The other tokens fill it up: each of them counts `(inputs - tokens) / others`, so that all
+//! together count as much as what is missing.
+
+use gptq_kernels::Backend;
+use gptq_runtime::layout::{Mlp, MlpKind, Role};
+use gptq_runtime::model::{Layer, Tokens};
+
+use super::tiles::{Pass, Touched};
+use super::{Method, Parts, Solving, Tiles};
+use crate::moments::{Evidence, Reaching};
+use crate::{Error, Result};
+
+/// Bytes of moments at a time on a device whose memory is the host's.
+const HOST_BYTES: usize = 4 << 30;
+
+/// How many calibration tokens each expert of a layer was solved with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertTokens {
+    /// By expert.
+    pub tokens: Vec<usize>,
+    /// Experts with fewer tokens than inputs, which the other tokens filled up.
+    pub starved: Vec<usize>,
+}
+
+/// Where the router sends the tokens of each tile, in the order of a pass.
+struct Routes {
+    tiles: Vec<Tile>,
+    /// Of an expert's gate and up.
+    inputs: usize,
+    totals: ExpertTokens,
+}
+
+struct Tile {
+    rows: usize,
+    experts: Vec<Tokens>,
+}
+
+/// What a tile brings to one MLP.
+enum Chosen<'a> {
+    All,
+    Rows(&'a [u32]),
+    /// All rows, each with a weight.
+    Weighed(Vec<f32>),
+}
+
+impl<B: Backend> Solving<'_, '_, B> {
+    /// Solves all experts of the layer, and the MLP that all tokens go through beside them.
+    pub(super) fn solve_experts(&mut self) -> Result<ExpertTokens> {
+        let routes = self.routes()?;
+        for half in [Role::GateUp, Role::Down] {
+            let members: Vec<usize> = self.members(half);
+            let room = self.room(&members)?;
+            for some in members.chunks(room) {
+                let mut evidence = self.evidence_of(some, &routes)?;
+                for (place, evidence) in some.iter().zip(&mut evidence) {
+                    self.solve(*place, evidence.take().as_ref())?;
+                }
+            }
+        }
+        Ok(routes.totals)
+    }
+
+    /// Places of one half's groups, in the order in which they are read.
+    fn members(&self, half: fn(Mlp) -> Role) -> Vec<usize> {
+        let MlpKind::Experts { count, shared } = self.spec.mlp else { return vec![] };
+        let mlps = (0..count).map(Mlp::Expert).chain(shared.then_some(Mlp::Shared));
+        mlps.filter_map(|mlp| self.spec.position(half(mlp))).collect()
+    }
+
+    /// Groups whose moments have room at the same time.
+    fn room(&self, members: &[usize]) -> Result<usize> {
+        let widest = members.iter().map(|place| self.spec.groups[*place].dims().1).max().unwrap_or(0);
+        let layout = self.walk.tiles.layout();
+        let one = 4 * widest * widest * layout.streams * (1 + usize::from(layout.holds_out));
+        let free = match self.walk.backend.memory()? {
+            Some(memory) => memory.available.saturating_sub(memory.used) / 2,
+            None => HOST_BYTES,
+        };
+        Ok((free / one.max(1)).max(1))
+    }
+
+    /// Asks the router about all tokens.
+    fn routes(&mut self) -> Result<Routes> {
+        let MlpKind::Experts { count, .. } = self.spec.mlp else {
+            return Err(Error::Invalid { place: "mixture".into(), problem: "expected experts, got none".into() });
+        };
+        let mut totals = ExpertTokens { tokens: vec![0; count], starved: vec![] };
+        let mut tiles = Vec::new();
+        let inputs = self.walk.files.config.hidden_size;
+        if self.walk.params.method == Method::Rtn {
+            return Ok(Routes { tiles, inputs, totals });
+        }
+        let (backend, layer) = (self.walk.backend, &self.layers[0]);
+        each_input(backend, &mut self.walk.tiles, &mut |held_out, streams| {
+            let (Some(mixture), Some(x)) = (layer.mixture(), streams.first()) else { return Ok(()) };
+            let experts = mixture.assignments(backend, &mixture.route(backend, x)?)?;
+            if !held_out {
+                totals.tokens.iter_mut().zip(&experts).for_each(|(total, expert)| *total += expert.rows.len());
+            }
+            tiles.push(Tile { rows: backend.shape(x).0, experts });
+            Ok(())
+        })?;
+        self.clock.lap(|phases| &mut phases.forward);
+        totals.starved = (0..count).filter(|expert| totals.tokens[*expert] < inputs).collect();
+        Ok(Routes { tiles, inputs, totals })
+    }
+
+    /// What is known of the inputs of some groups, after a pass over all tokens.
+    fn evidence_of(&mut self, members: &[usize], routes: &Routes) -> Result<Vec<Option<Evidence<B>>>> {
+        let walk = &self.walk;
+        let empty = |place: &usize| walk.evidence(&self.spec.groups[*place], false);
+        let mut evidence = members.iter().map(empty).collect::<Result<Vec<_>>>()?;
+        if evidence.iter().all(Option::is_none) {
+            return Ok(evidence);
+        }
+        let roles: Vec<Role> = members.iter().map(|place| self.spec.groups[*place].role).collect();
+        let (backend, layers, clock) = (self.walk.backend, &self.layers, &mut self.clock);
+        let mut tile = 0;
+        each_input(backend, &mut self.walk.tiles, &mut |held_out, streams| {
+            for (role, evidence) in roles.iter().zip(evidence.iter_mut().flatten()) {
+                let chosen = routes.chosen(tile, *role);
+                let input = |(layer, x)| input(backend, layer, *role, x, &chosen);
+                let inputs = layers.iter().zip(streams).map(input).collect::<Result<Option<Vec<_>>>>()?;
+                let Some(inputs) = inputs else { continue };
+                backend.synchronize()?;
+                clock.lap(|phases| &mut phases.forward);
+                let reaching = |input| Reaching { input, hidden: None };
+                let moments = match (held_out, &mut evidence.held_out) {
+                    (true, Some(held_out)) => held_out,
+                    _ => &mut evidence.solving,
+                };
+                moments.add(backend, &reaching(&inputs[0]), inputs.get(1).map(reaching).as_ref())?;
+                backend.synchronize()?;
+                clock.lap(|phases| &mut phases.hessian);
+            }
+            tile += 1;
+            Ok(())
+        })?;
+        Ok(evidence)
+    }
+}
+
+impl Routes {
+    /// What a tile brings to the MLP of a role.
+    fn chosen(&self, tile: usize, role: Role) -> Chosen<'_> {
+        let (Role::GateUp(Mlp::Expert(index)) | Role::Down(Mlp::Expert(index))) = role else {
+            return Chosen::All;
+        };
+        let rows = &self.tiles[tile].experts[index].rows;
+        match self.share(index) {
+            None => Chosen::Rows(rows),
+            Some(share) => {
+                // Moments are sums of squares.
+                let mut weights = vec![(share as f32).sqrt(); self.tiles[tile].rows];
+                rows.iter().for_each(|row| weights[*row as usize] = 1.0);
+                Chosen::Weighed(weights)
+            }
+        }
+    }
+
+    /// How much a token counts that is not an expert's own; `None` where its own are enough.
+    fn share(&self, expert: usize) -> Option<f64> {
+        self.totals.starved.contains(&expert).then(|| {
+            let all: usize = self.tiles.iter().map(|tile| tile.rows).sum();
+            let own: usize = self.tiles.iter().map(|tile| tile.experts[expert].rows.len()).sum();
+            let missing = self.inputs.saturating_sub(self.totals.tokens[expert]);
+            (missing as f64 / (all - own).max(1) as f64).min(1.0)
+        })
+    }
+}
+
+/// The inputs of a group in a tile; `None` where no token reaches it.
+fn input<B: Backend>(
+    backend: &B,
+    layer: &Layer<B>,
+    role: Role,
+    x: &B::Tensor,
+    chosen: &Chosen,
+) -> Result<Option<B::Tensor>> {
+    let x = match chosen {
+        Chosen::Rows([]) => return Ok(None),
+        Chosen::Rows(rows) => backend.gather_rows(x, rows)?,
+        Chosen::All | Chosen::Weighed(_) => x.clone(),
+    };
+    let x = match (role, layer.mixture()) {
+        (Role::Down(mlp), Some(mixture)) => mixture.gate_up(backend, mlp, &x)?,
+        _ => x,
+    };
+    Ok(Some(match chosen {
+        Chosen::Weighed(weights) => backend.weigh_rows(&x, weights)?,
+        Chosen::All | Chosen::Rows(_) => x,
+    }))
+}
+
+/// Shows all tiles' inputs, those of each stream, without changing them.
+fn each_input<B: Backend>(
+    backend: &B,
+    tiles: &mut Tiles<B>,
+    look: &mut dyn FnMut(bool, &[B::Tensor]) -> Result<()>,
+) -> Result<()> {
+    let pass = Pass { reads: Touched::Input, writes: Touched::Nothing, held_out_only: false };
+    tiles.each(backend, pass, &mut |tile, streams| {
+        let inputs: Vec<B::Tensor> = streams.into_iter().filter_map(|parts| parts.input).collect();
+        look(tile.held_out, &inputs)?;
+        Ok(inputs.into_iter().map(|input| Parts { hidden: None, input: Some(input) }).collect())
+    })
+}
