@@ -7,7 +7,7 @@
 //! | gate_up | gate_proj up_proj | rms_norm(hidden) | silu(gate) * up |
 //! | down | down_proj | that product | + residual |
 
-use gptq_kernels::{AttentionShape, Backend, Batch, Norm, QkNorm, RopeShape};
+use gptq_kernels::{Activation, AttentionShape, Backend, Batch, Norm, QkNorm, RopeShape};
 
 use super::projection::{HostProjection, Projection};
 use super::rope::Rotation;
@@ -73,7 +73,10 @@ impl<B: Backend> Layer<B> {
             post_attention_norm: norm("post_attention_layernorm.weight", config.hidden_size)?,
             eps,
             projections: [const { None }; 4],
-            rotation: Rotation::new(config, RopeShape { heads, kv_heads, head_dim, inv_freq, norms }),
+            rotation: Rotation::new(
+                config,
+                RopeShape { norms, ..RopeShape::halves(heads, kv_heads, head_dim, inv_freq) },
+            ),
             attention: attention_shape(config, index),
         })
     }
@@ -98,7 +101,7 @@ impl<B: Backend> Layer<B> {
                 let rope = self.rotation.shape(backend, batch)?;
                 backend.rope_attention(&output, batch, &rope, &self.attention, None, None)?
             }
-            Stage::GateUp | Stage::Down => backend.silu_mul(&output)?,
+            Stage::GateUp | Stage::Down => backend.gated(&output, Activation::Silu)?,
         })
     }
 

@@ -1,7 +1,7 @@
 //! The linears of one stage as one matrix: they share their input, so they are stacked along `out`.
 
 use gptq_kernels::packing::{PackedLinear, Scales};
-use gptq_kernels::{Backend, Dtype, HostTensor, Norm};
+use gptq_kernels::{Activation, Backend, Dtype, HostTensor, Norm};
 use rayon::prelude::*;
 
 use super::ModelFiles;
@@ -152,11 +152,13 @@ impl<B: Backend> Projection<B> {
         }
     }
 
-    /// `silu_mul(forward(rms_norm(x)))`, in the order that the next stage wants.
+    /// `gated(forward(rms_norm(x)))`, in the order that the next stage wants.
     pub fn normed_gate_up(&self, backend: &B, x: &B::Tensor, norm: Norm<B::Tensor>) -> Result<B::Tensor> {
         match self {
-            Self::Quantized(weight) => Ok(backend.normed_gate_up(x, norm, weight)?),
-            Self::Dense(_) | Self::Parts(_) => Ok(backend.silu_mul(&self.normed(backend, x, norm)?)?),
+            Self::Quantized(weight) => Ok(backend.normed_gate_up(x, norm, weight, Activation::Silu)?),
+            Self::Dense(_) | Self::Parts(_) => {
+                Ok(backend.gated(&self.normed(backend, x, norm)?, Activation::Silu)?)
+            }
         }
     }
 
