@@ -1,8 +1,8 @@
 //! The table of contents: every operation a backend must have, checked by the compiler.
 
 use crate::{
-    Add, Attention, Embedding, GptqSweep, Hessian, InverseCholesky, MatMul, QuantMatMul, RmsNorm, Rope,
-    Sample, SiluMul, TokenLoss, TopLogits,
+    Add, Attention, Embedding, Experts, Gated, GptqSweep, Hessian, InverseCholesky, MatMul, QuantMatMul,
+    RmsNorm, Rope, Sample, Scale, TokenLoss, TopLogits,
 };
 
 /// A device that can run a model, measure it and quantize it.
@@ -12,9 +12,11 @@ pub trait Backend:
     + Rope
     + Attention
     + Add
-    + SiluMul
+    + Scale
+    + Gated
     + MatMul
     + QuantMatMul
+    + Experts
     + TokenLoss
     + TopLogits
     + Sample
@@ -30,9 +32,11 @@ impl<T> Backend for T where
         + Rope
         + Attention
         + Add
-        + SiluMul
+        + Scale
+        + Gated
         + MatMul
         + QuantMatMul
+        + Experts
         + TokenLoss
         + TopLogits
         + Sample

@@ -21,7 +21,7 @@ pub(crate) use linear::{RowSource, linear};
 pub(crate) use panels::Panels;
 pub(crate) use parts::{Parts, each_row, map};
 pub(crate) use product::{Wanted, multiply};
-pub(crate) use vector::{axpy, dot, exp_in_place, maximum, widen_codes};
+pub(crate) use vector::{axpy, dot, exp_in_place, maximum, soft_cap, widen_codes};
 
 use crate::{Batch, Device, Error, Result};
 

@@ -18,16 +18,21 @@ pub(super) enum Program {
     Common,
     /// Quantized products with few rows: many variants, which only running an artifact needs.
     FewRows,
+    /// Mixtures of experts.
+    Experts,
 }
 
 impl Program {
-    pub const ALL: [Self; 2] = [Self::Common, Self::FewRows];
+    pub const ALL: [Self; 3] = [Self::Common, Self::FewRows, Self::Experts];
 
     pub fn of(kernel: &str) -> Self {
         let few_rows = ["few_rows_quant", "stream_quant", "hopper_quant", "repack_", "dequantize_fragments"];
-        match few_rows.iter().any(|prefix| kernel.starts_with(prefix)) {
-            true => Self::FewRows,
-            false => Self::Common,
+        match kernel {
+            _ if few_rows.iter().any(|prefix| kernel.starts_with(prefix)) => Self::FewRows,
+            _ if ops::experts::cuda::KERNELS.contains(&kernel) || kernel.starts_with("expert_") => {
+                Self::Experts
+            }
+            _ => Self::Common,
         }
     }
 
@@ -36,6 +41,7 @@ impl Program {
         match self {
             Self::Common => &COMMON,
             Self::FewRows => &FEW_ROWS,
+            Self::Experts => &EXPERTS,
         }
     }
 
@@ -45,8 +51,9 @@ impl Program {
     }
 }
 
-const FEW_ROWS: [(&str, &str); 9] = [
+const FEW_ROWS: [(&str, &str); 10] = [
     ("prelude.cu", include_str!("prelude.cu")),
+    ("activation.cu", ops::gated::cuda::ACTIVATION_SOURCE),
     ("quant_matmul.cu", ops::quant_matmul::cuda::SOURCE),
     ("matmul/few_rows.cu", ops::matmul::cuda::FEW_ROWS_SOURCE),
     ("fragments.cu", ops::quant_matmul::fragments::SOURCE),
@@ -57,14 +64,25 @@ const FEW_ROWS: [(&str, &str); 9] = [
     ("quant_matmul/hopper.cu", ops::quant_matmul::hopper::SOURCE),
 ];
 
-const COMMON: [(&str, &str); 24] = [
+const EXPERTS: [(&str, &str); 4] = [
+    ("prelude.cu", include_str!("prelude.cu")),
+    ("quant_matmul.cu", ops::quant_matmul::cuda::SOURCE),
+    ("experts/route.cu", ops::experts::cuda::SOURCE),
+    ("experts/product.cu", ops::experts::product::SOURCE),
+];
+
+const COMMON: [(&str, &str); 26] = [
     ("prelude.cu", include_str!("prelude.cu")),
     ("columns.cu", include_str!("columns.cu")),
     ("add.cu", ops::add::cuda::SOURCE),
+    ("scale.cu", ops::scale::cuda::SOURCE),
+    ("activation.cu", ops::gated::cuda::ACTIVATION_SOURCE),
+    ("gated.cu", ops::gated::cuda::SOURCE),
     ("attention.cu", ops::attention::cuda::SOURCE),
     ("decode.cu", ops::attention::cuda::DECODE_SOURCE),
     ("hopper.cu", ops::attention::cuda::HOPPER_SOURCE),
     ("kv_int8.cu", ops::attention::cuda_cache::SOURCE),
+    ("rope.cu", ops::rope::cuda::SOURCE),
     ("step.cu", ops::attention::step::SOURCE),
     ("step_int8.cu", ops::attention::step::INT8_SOURCE),
     ("embedding.cu", ops::embedding::cuda::SOURCE),
@@ -76,8 +94,6 @@ const COMMON: [(&str, &str); 24] = [
     ("quant_matmul.cu", ops::quant_matmul::cuda::SOURCE),
     ("matmul/few_rows.cu", ops::matmul::cuda::FEW_ROWS_SOURCE),
     ("rms_norm.cu", ops::rms_norm::cuda::SOURCE),
-    ("rope.cu", ops::rope::cuda::SOURCE),
-    ("silu_mul.cu", ops::silu_mul::cuda::SOURCE),
     ("token_loss.cu", ops::token_loss::cuda::SOURCE),
     ("top_logits.cu", ops::top_logits::cuda::SOURCE),
     ("search.cu", ops::sample::cuda::SEARCH_SOURCE),

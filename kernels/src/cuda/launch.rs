@@ -21,6 +21,8 @@ pub(crate) enum Arg {
     Batch([u64; 5]),
     /// `struct CodedCache` of the attention.
     Codes([u64; 4]),
+    /// `struct Gate` of the gated activation.
+    Gate([f32; 2]),
     /// `struct FewIds` of the embedding.
     Ids([u32; 16]),
 }
@@ -35,6 +37,7 @@ impl Arg {
             Self::Spec(values) => values.as_ptr() as *mut c_void,
             Self::Batch(values) => values.as_ptr() as *mut c_void,
             Self::Codes(values) => values.as_ptr() as *mut c_void,
+            Self::Gate(values) => values.as_ptr() as *mut c_void,
             Self::Ids(values) => values.as_ptr() as *mut c_void,
         }
     }

@@ -3,6 +3,8 @@
 pub mod add;
 pub mod attention;
 pub mod embedding;
+pub mod experts;
+pub mod gated;
 pub mod gptq_sweep;
 pub mod hessian;
 pub mod inverse_cholesky;
@@ -11,6 +13,6 @@ pub mod quant_matmul;
 pub mod rms_norm;
 pub mod rope;
 pub mod sample;
-pub mod silu_mul;
+pub mod scale;
 pub mod token_loss;
 pub mod top_logits;

@@ -1,9 +1,7 @@
 // Attention without a score matrix (Dao 2023, FlashAttention-2): a block takes 128 query rows of one head, a
-// warp 16 of them; keys and values come in tiles of 64, one tile ahead of the tensor cores.
+// warp 16 of them; keys and values come in tiles of 64, one tile ahead of the tensor cores. Of wide heads both are half
+// as many.
 
-#define TILE_Q 128
-#define TILE_KV 64
-#define ATTENTION_WARPS 8
 /// Halves that keep the rows of a tile in different banks.
 #define PAD 8
 /// Query rows of a block of the plain kernel, and features that a lane holds, 32 apart.
@@ -26,10 +24,30 @@ __device__ __forceinline__ size_t key_row(const Batch& batch, int sequence, int 
 }
 
 #if !F32
+/// What a block takes of heads of D features.
+template <int D>
+struct Tile {
+    static constexpr bool WIDE = D > 128;
+    /// Query rows, warps with 16 of them each, and keys of a tile.
+    static constexpr int Q = WIDE ? 64 : 128, WARPS = Q / 16, KV = WIDE ? 32 : 64;
+};
+
+/// Scores softly held below a cap, before the scale: cap tanh(scale x / cap) / scale.
+struct SoftCap {
+    float inner, outer;
+
+    __device__ __forceinline__ SoftCap(float cap, float scale) : inner(2.88539008f * scale / cap), outer(cap / scale) {}
+
+    /// tanh(z) = 1 - 2 / (1 + exp(2 z))
+    __device__ __forceinline__ float of(float x) const {
+        return outer - __fdividef(2.f * outer, 1.f + exp2_fast(inner * x));
+    }
+};
+
 template <int D>
 __device__ __forceinline__ void load_tile(real_t* tile, const real_t* source, const Batch& batch, int sequence,
                                           int first, int length, int kv_heads, int kv_head) {
-    for (int i = threadIdx.x; i < TILE_KV * (D / 8); i += 32 * ATTENTION_WARPS) {
+    for (int i = threadIdx.x; i < Tile<D>::KV * (D / 8); i += 32 * Tile<D>::WARPS) {
         int r = i / (D / 8), c = i % (D / 8) * 8, position = first + r;
         bool valid = position < length;
         size_t row = valid ? key_row(batch, sequence, position) : 0;
@@ -39,13 +57,18 @@ __device__ __forceinline__ void load_tile(real_t* tile, const real_t* source, co
 
 template <int D>
 __device__ void attend(real_t* y, const real_t* q, const real_t* k, const real_t* v, Batch batch, int heads,
-                       int kv_heads, int window, float scale) {
+                       int kv_heads, int window, float scale, float cap) {
+    constexpr bool WIDE = Tile<D>::WIDE;
+    constexpr int TILE_Q = Tile<D>::Q, TILE_KV = Tile<D>::KV, ATTENTION_WARPS = Tile<D>::WARPS;
     // Keys and values of two tiles in turns. The queries lie where the second tile will be: more memory than this most
-    // cards do not give to a block.
+    // cards do not give to a block. Those of wide heads, which do not fit into registers, stay where they are.
     static_assert(TILE_Q == 2 * TILE_KV, "");
     extern __shared__ real_t tiles[];
     real_t* q_tile = tiles;
-    auto tile_of = [&](int stage) { return tiles + (stage ? 0 : TILE_Q * (D + PAD)); };
+    auto tile_of = [&](int stage) {
+        if (WIDE) return tiles + (TILE_Q + stage * 2 * TILE_KV) * (D + PAD);
+        return tiles + (stage ? 0 : TILE_Q * (D + PAD));
+    };
     int sequence = blockIdx.z, head = blockIdx.y, kv_head = head / (heads / kv_heads);
     int rows = batch.rows[sequence], context = batch.context[sequence];
     // Later tiles have more keys to see: they start first.
@@ -71,10 +94,11 @@ __device__ void attend(real_t* y, const real_t* q, const real_t* k, const real_t
     copy_wait<0>();
     __syncthreads();
 
-    u32 q_fragments[D / 16][4];
+    u32 q_fragments[WIDE ? 1 : D / 16][4];
     u32 q_address = shared_address(q_tile + (warp * 16 + lane % 16) * (D + PAD) + lane / 16 * 8);
+    if (!WIDE)
 #pragma unroll
-    for (int s = 0; s < D / 16; s++) load_matrices(q_fragments[s], q_address + s * 32);
+        for (int s = 0; s < D / 16; s++) load_matrices(q_fragments[WIDE ? 0 : s], q_address + s * 32);
     __syncthreads();
 
     float out[D / 8][4];
@@ -97,14 +121,24 @@ __device__ void attend(real_t* y, const real_t* q, const real_t* k, const real_t
             for (int i = 0; i < 4; i++) scores[n][i] = 0.f;
         u32 k_address = shared_address(k_tile + (lane / 16 * 8 + lane % 8) * (D + PAD) + lane / 8 % 2 * 8);
 #pragma unroll
-        for (int s = 0; s < D / 16; s++)
+        for (int s = 0; s < D / 16; s++) {
+            u32(&queries)[4] = q_fragments[WIDE ? 0 : s];
+            if (WIDE) load_matrices(queries, q_address + s * 32);
 #pragma unroll
             for (int n = 0; n < TILE_KV / 16; n++) {
                 u32 keys[4];
                 load_matrices(keys, k_address + (n * 16 * (D + PAD) + s * 16) * 2);
-                mma(scores[2 * n], q_fragments[s], keys[0], keys[1]);
-                mma(scores[2 * n + 1], q_fragments[s], keys[2], keys[3]);
+                mma(scores[2 * n], queries, keys[0], keys[1]);
+                mma(scores[2 * n + 1], queries, keys[2], keys[3]);
             }
+        }
+        if (cap != 0.f) {
+            SoftCap softly(cap, scale);
+#pragma unroll
+            for (int n = 0; n < TILE_KV / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) scores[n][i] = softly.of(scores[n][i]);
+        }
 
         int tile_first = kv * TILE_KV;
         bool inside = tile_first + TILE_KV - 1 <= context + start + warp * 16 &&
@@ -177,10 +211,10 @@ __device__ void attend(real_t* y, const real_t* q, const real_t* k, const real_t
 }
 
 #define ATTENTION(D)                                                                                          \
-    extern "C" __global__ void __launch_bounds__(32 * ATTENTION_WARPS) attention_##D(                         \
+    extern "C" __global__ void __launch_bounds__(32 * Tile<D>::WARPS) attention_##D(                          \
         real_t* y, const real_t* q, const real_t* k, const real_t* v, Batch batch, int heads, int kv_heads,   \
-        int window, float scale) {                                                                            \
-        attend<D>(y, q, k, v, batch, heads, kv_heads, window, scale);                                         \
+        int window, float scale, float cap) {                                                                 \
+        attend<D>(y, q, k, v, batch, heads, kv_heads, window, scale, cap);                                    \
     }
 
 ATTENTION(16)
@@ -188,13 +222,14 @@ ATTENTION(32)
 ATTENTION(64)
 ATTENTION(96)
 ATTENTION(128)
+ATTENTION(256)
 #endif
 
 /// Attention on the plain cores, for f32 and for head sizes that the tensor cores have no kernel for. A block
 /// takes a warp's query row each of one head; keys and values come in tiles of a warp's width.
 extern "C" __global__ void attention_plain(
     real_t* y, const real_t* q, const real_t* k, const real_t* v, Batch batch, int heads, int kv_heads, int window,
-    float scale, int head_dim) {
+    float scale, float cap, int head_dim) {
     extern __shared__ float floats[];
     float* keys = floats;                          // [32, head_dim + 1]
     float* values = keys + 32 * (head_dim + 1);    // [32, head_dim]
@@ -227,6 +262,7 @@ extern "C" __global__ void attention_plain(
             score = 0.f;
             for (int i = 0; i < head_dim; i++) score += queries[warp * head_dim + i] * keys[lane * (head_dim + 1) + i];
             score *= scale;
+            if (cap != 0.f) score = soft_cap(score, cap);
         }
         float top = fmaxf(largest, warp_max(score));
         float keep = top == -INFINITY_F ? 1.f : expf(largest - top), weight = seen ? expf(score - top) : 0.f;

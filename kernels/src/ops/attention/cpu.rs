@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::cpu_cache::{CpuKvCache, Part, Rows, Run, parts, runs};
 use super::cpu_step::{self, MOST_ROWS, Token};
 use super::{Attention, AttentionShape, KvShape, check};
-use crate::cpu::{View, exp_in_place, maximum};
+use crate::cpu::{View, exp_in_place, maximum, soft_cap};
 use crate::{Batch, Cpu, Device, Result};
 
 /// Query rows that share one score tile: long enough for the blocked product, short enough for the cache.
@@ -127,6 +127,9 @@ impl Tile<'_> {
         }
         for (r, row) in scores.chunks_exact_mut(length).enumerate() {
             let own = self.first_seen(r, shape.window) - seen.start..self.position + r + 1 - seen.start;
+            if let Some(cap) = shape.soft_cap {
+                soft_cap(&mut row[own.clone()], cap);
+            }
             softmax(row, own);
         }
         let mut y = vec![0.0; rows * d];

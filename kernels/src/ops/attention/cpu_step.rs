@@ -4,7 +4,7 @@ use multiversion::multiversion;
 
 use super::AttentionShape;
 use super::cpu_cache::{Part, Rows, Run, parts};
-use crate::cpu::{Parts, exp_in_place, maximum, team};
+use crate::cpu::{Parts, exp_in_place, maximum, soft_cap, team};
 
 /// Up to so many tokens of a sequence are taken one by one.
 pub(super) const MOST_ROWS: usize = 4;
@@ -44,6 +44,9 @@ pub(super) fn attend(q: &[f32], [k, v]: [Rows; 2], tokens: &[Token], shape: &Att
         let mut scores = vec![0.0; together * seen.len()];
         for part in &keys {
             score(q, part, shape.scale, &mut scores, seen.len());
+        }
+        if let Some(cap) = shape.soft_cap {
+            soft_cap(&mut scores, cap);
         }
         for (scores, y) in scores.chunks_exact_mut(seen.len()).zip(y.chunks_exact_mut(d)) {
             let largest = maximum(scores);

@@ -9,10 +9,19 @@ pub(crate) const SOURCE: &str = include_str!("attention.cu");
 pub(crate) const DECODE_SOURCE: &str = include_str!("decode.cu");
 pub(crate) const HOPPER_SOURCE: &str = include_str!("hopper.cu");
 
-/// Query rows of a block, key rows of a tile, threads, and the padding of a row: as in the kernel.
-const TILE_Q: usize = 128;
-const TILE_KV: usize = 64;
-const THREADS: u32 = 256;
+/// Of a kernel on the tensor cores: query rows of a block, rows in its shared memory, and threads.
+struct Tile {
+    queries: usize,
+    rows: usize,
+    threads: u32,
+}
+
+const TILE: Tile = Tile { queries: 128, rows: 128 + 2 * 64, threads: 256 };
+
+/// The same of heads wider than 128.
+const WIDE_TILE: Tile = Tile { queries: 64, rows: 64 + 4 * 32, threads: 128 };
+
+/// The padding of a row, as in the kernel.
 const PAD: usize = 8;
 
 /// The same of Hopper's kernel, which pays once a sequence has half a block of rows; and bytes of a tile's 64
@@ -67,7 +76,9 @@ impl Attention for Cuda {
         cache: Option<&mut CudaKvCache>,
         order: Option<&CudaOrder>,
     ) -> Result<CudaTensor> {
-        let kernel = cache.as_ref().and_then(|cache| self.step_kernel(batch, shape, cache.shape.dtype));
+        // Its blocks see one head each, and a norm of all heads together must see all.
+        let cached = cache.as_ref().filter(|_| rope.whole_norms(self) == [false; 2]);
+        let kernel = cached.and_then(|cache| self.step_kernel(batch, shape, cache.shape.dtype));
         let y = match (cache, kernel) {
             (Some(cache), Some(kernel)) => {
                 return self.attention_step(kernel, qkv, batch, (rope, shape), cache, order);
@@ -120,19 +131,29 @@ fn hopper_kernel(head_dim: usize) -> Option<&'static str> {
     }
 }
 
-/// The kernel on the tensor cores; the plain one serves where there is none.
-fn tensor_core_kernel(head_dim: usize) -> Option<&'static str> {
-    match head_dim {
-        16 => Some("attention_16"),
-        32 => Some("attention_32"),
-        64 => Some("attention_64"),
-        96 => Some("attention_96"),
-        128 => Some("attention_128"),
-        _ => None,
+impl Tile {
+    /// Shared memory of a block.
+    fn bytes(&self, head_dim: usize) -> usize {
+        2 * (head_dim + PAD) * self.rows
     }
 }
 
 impl Cuda {
+    /// The kernel on the tensor cores; the plain one serves where there is none.
+    fn tensor_core_kernel(&self, head_dim: usize) -> Option<(&'static str, Tile)> {
+        let (kernel, tile) = match head_dim {
+            16 => ("attention_16", TILE),
+            32 => ("attention_32", TILE),
+            64 => ("attention_64", TILE),
+            96 => ("attention_96", TILE),
+            128 => ("attention_128", TILE),
+            256 => ("attention_256", WIDE_TILE),
+            _ => return None,
+        };
+        let fits = self.dtype() != Dtype::F32 && tile.bytes(head_dim) <= self.shared_memory();
+        fits.then_some((kernel, tile))
+    }
+
     /// Attention of `q` to keys and values at two addresses: the batch's own, or a cache's, which has them already.
     fn attend(
         &self,
@@ -179,6 +200,7 @@ impl Cuda {
             Arg::Int(call.shape.kv_heads as i32),
             Arg::Int(call.shape.window.map_or(0, |window| window as i32)),
             Arg::Float(call.shape.scale),
+            Arg::Float(call.shape.soft_cap.unwrap_or(0.0)),
             Arg::Int(head as i32),
         ];
         let per_read = 16 / self.dtype().size();
@@ -216,16 +238,17 @@ impl Cuda {
             Launch::grid(longest.div_ceil(rows), shape.heads, sequences.len(), threads)
         };
         let head = shape.head_dim;
+        // Hopper's own kernel knows no caps.
         let hopper = hopper_kernel(head).filter(|_| self.is_hopper() && longest >= HOPPER_ROWS / 2);
-        let tensor_cores = self.dtype() != Dtype::F32;
-        match hopper.or(tensor_core_kernel(head)).filter(|_| tensor_cores) {
-            Some(kernel) if hopper.is_some() => {
-                let shared = HOPPER_ALIGNMENT + HOPPER_TILES * head / 64 * HOPPER_PANEL;
-                self.launch(kernel, grid(HOPPER_ROWS, HOPPER_THREADS).shared(shared), &args)
-            }
-            Some(kernel) => {
-                let shared = 2 * (head + PAD) * (TILE_Q + 2 * TILE_KV);
-                self.launch(kernel, grid(TILE_Q, THREADS).shared(shared), &args)
+        let hopper = hopper.filter(|_| self.dtype() != Dtype::F32 && shape.soft_cap.is_none());
+        if let Some(kernel) = hopper {
+            let shared = HOPPER_ALIGNMENT + HOPPER_TILES * head / 64 * HOPPER_PANEL;
+            return self.launch(kernel, grid(HOPPER_ROWS, HOPPER_THREADS).shared(shared), &args);
+        }
+        args.push(Arg::Float(shape.soft_cap.unwrap_or(0.0)));
+        match self.tensor_core_kernel(head) {
+            Some((kernel, tile)) => {
+                self.launch(kernel, grid(tile.queries, tile.threads).shared(tile.bytes(head)), &args)
             }
             None if head <= PLAIN_HEAD => {
                 args.push(Arg::Int(head as i32));

@@ -27,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS) attention_decode(
     const real_t* q,       // [sequences, heads * head_dim]
     const real_t* keys,    // cache
     const real_t* values,  // cache
-    Batch batch, int heads, int kv_heads, int window, float scale, int head_dim) {
+    Batch batch, int heads, int kv_heads, int window, float scale, float cap, int head_dim) {
     extern __shared__ float decode_memory[];
     float* query = decode_memory;                  // [head_dim]
     float* weights = query + head_dim;      // [SPLIT]
@@ -51,6 +51,7 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS) attention_decode(
 #pragma unroll
             for (int j = 0; j < PER_READ; j++) score += k[j] * query[d + j];
         }
+        if (cap != 0.f) score = soft_cap(score, cap);
         weights[i] = score;
         largest = fmaxf(largest, score);
     }

@@ -12,6 +12,7 @@ pub(crate) mod step;
 mod tests;
 
 use crate::batch::KV_BLOCK_ROWS;
+use crate::ops::scale::check_cap;
 use crate::{Batch, Error, Result, Rope, RopeShape};
 pub use kv_cache::{KvDtype, KvShape};
 
@@ -27,17 +28,26 @@ pub struct AttentionShape {
     pub window: Option<usize>,
     /// What scores are multiplied by: `1 / sqrt(head_dim)`, where a model asks for nothing else.
     pub scale: f32,
+    /// What they are then held below: a score becomes `cap tanh(score / cap)` (Gemma 2).
+    pub soft_cap: Option<f32>,
 }
 
 impl AttentionShape {
     /// Every token sees all before it, scores are those of the paper.
     pub fn new(heads: usize, kv_heads: usize, head_dim: usize) -> Self {
-        Self { heads, kv_heads, head_dim, window: None, scale: 1.0 / (head_dim as f32).sqrt() }
+        Self {
+            heads,
+            kv_heads,
+            head_dim,
+            window: None,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            soft_cap: None,
+        }
     }
 }
 
 /// `y[t, h] = sum_s softmax_s(scale q[t, h] . k[s, h']) v[s, h']` over the tokens `s <= t` of t's
-/// own sequence, `h' = h / (heads / kv_heads)`.
+/// own sequence, `h' = h / (heads / kv_heads)`; scores are held below a cap first, where there is one.
 /// q: `[tokens, heads head_dim]`, k, v: `[tokens, kv_heads head_dim]`, result: like q
 pub trait Attention: Rope {
     /// Keys and values of one layer, in blocks of [`KV_BLOCK_ROWS`] rows.
@@ -92,6 +102,7 @@ pub(crate) fn check(
             (shape.heads, shape.kv_heads),
         ));
     }
+    check_cap(shape.soft_cap)?;
     let cached = cache.map_or((shape.kv_heads, d), |cache| (cache.kv_heads, cache.head_dim));
     if cached != (shape.kv_heads, d) {
         return Err(Error::shape("attention KV cache heads", (shape.kv_heads, d), cached));

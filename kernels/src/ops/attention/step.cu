@@ -24,6 +24,16 @@ struct StepShape {
     float eps, scale;
     int panel_tokens;
     Shares shares;
+    int turned, neighbours;  // features of a head that are turned, and whether those of a pair are neighbours
+    float stretch;           // of sines and cosines
+    float beta;              // 0, or queries grow: see `query_growth`
+    u32 original;
+    float cap;               // 0, or what scores are held below
+
+    /// What scores of a query at this position are multiplied by.
+    __device__ __forceinline__ float scale_at(int position) const {
+        return beta == 0.f ? scale : scale * query_growth(position, beta, original);
+    }
 };
 
 /// How many blocks have arrived before this one, whose threads have all stored what they found. The last one finds
@@ -50,38 +60,47 @@ struct Rotation {
     static constexpr int PAIRS = (HEAD / 2 + 31) / 32;
     float sine[PAIRS], cosine[PAIRS];
 
-    __device__ __forceinline__ Rotation(int position, const float* inv_freq) {
+    __device__ __forceinline__ Rotation(int position, const StepShape& shape) {
         if (threadIdx.x >= 64) return;
 #pragma unroll
         for (int p = 0; p < PAIRS; p++) {
             int i = 32 * p + threadIdx.x % 32;
-            sincosf(i < HEAD / 2 ? position * inv_freq[i] : 0.f, &sine[p], &cosine[p]);
+            bool turns = i < shape.turned / 2;
+            sincosf(turns ? position * shape.inv_freq[i] : 0.f, &sine[p], &cosine[p]);
+            if (turns) sine[p] *= shape.stretch, cosine[p] *= shape.stretch;
         }
+    }
+
+    /// The features of pair i: what is not turned is in pairs of neighbours.
+    static __device__ __forceinline__ int2 pair(int i, const StepShape& shape) {
+        bool apart = !shape.neighbours && i < shape.turned / 2;
+        return apart ? make_int2(i, i + shape.turned / 2) : make_int2(2 * i, 2 * i + 1);
     }
 };
 
 /// A head's features, normed where the model does so and rotated, by one warp.
 template <int HEAD>
-__device__ __forceinline__ void rotate_head(real_t* target, const real_t* x, const real_t* norm, float eps,
-                                            const Rotation<HEAD>& rotation) {
+__device__ __forceinline__ void rotate_head(real_t* target, const real_t* x, const real_t* norm,
+                                            const Rotation<HEAD>& rotation, const StepShape& shape) {
     int lane = threadIdx.x % 32;
     float factor = 1.f;
     if (norm) {
         float sum = 0.f;
         for (int i = lane; i < HEAD; i += 32) sum += to_float(x[i]) * to_float(x[i]);
-        factor = rsqrtf(warp_sum(sum) / HEAD + eps);
+        factor = rsqrtf(warp_sum(sum) / HEAD + shape.eps);
     }
 #pragma unroll
     for (int p = 0; p < Rotation<HEAD>::PAIRS; p++) {
         int i = 32 * p + lane;
         if (i >= HEAD / 2) continue;
-        float a = to_float(x[i]) * factor, b = to_float(x[i + HEAD / 2]) * factor;
+        int2 at = Rotation<HEAD>::pair(i, shape);
+        float a = to_float(x[at.x]) * factor, b = to_float(x[at.y]) * factor;
         if (norm) {
-            a *= to_float(norm[i]);
-            b *= to_float(norm[i + HEAD / 2]);
+            a *= to_float(norm[at.x]);
+            b *= to_float(norm[at.y]);
         }
-        target[i] = to_real(a * rotation.cosine[p] - b * rotation.sine[p]);
-        target[i + HEAD / 2] = to_real(b * rotation.cosine[p] + a * rotation.sine[p]);
+        target[at.x] = to_real(a * rotation.cosine[p] - b * rotation.sine[p]);
+        target[at.y] = to_real(b * rotation.cosine[p] + a * rotation.sine[p]);
     }
 }
 
@@ -93,8 +112,8 @@ __device__ __forceinline__ void step_inputs(real_t* query, real_t* new_key, real
     const real_t* row = qkv + (size_t)sequence * (shape.heads + 2 * shape.kv_heads) * HEAD;
     const real_t* key_part = row + (shape.heads + kv_head) * HEAD;
     int warp = threadIdx.x / 32;
-    if (warp == 0) rotate_head<HEAD>(query, row + head * HEAD, shape.q_norm, shape.eps, rotation);
-    if (warp == 1) rotate_head<HEAD>(new_key, key_part, shape.k_norm, shape.eps, rotation);
+    if (warp == 0) rotate_head<HEAD>(query, row + head * HEAD, shape.q_norm, rotation, shape);
+    if (warp == 1) rotate_head<HEAD>(new_key, key_part, shape.k_norm, rotation, shape);
     if (warp == 2)
         for (int i = threadIdx.x % 32; i < HEAD; i += 32) new_value[i] = key_part[shape.kv_heads * HEAD + i];
 }
@@ -213,7 +232,7 @@ __device__ void attention_step(
     find(from);
     read(k, keys);
     read(v, values);
-    Rotation<HEAD> rotation(position, shape.inv_freq);
+    Rotation<HEAD> rotation(position, shape);
     await_previous();
 
     step_inputs<HEAD>(query, new_key, new_value, qkv, sequence, head, kv_head, rotation, shape);
@@ -227,8 +246,9 @@ __device__ void attention_step(
 
     float q[8], sum[8] = {}, largest = -INFINITY_F, total = 0.f;
     load8(q, query + feature);
+    float scale = shape.scale_at(position);
 #pragma unroll
-    for (int j = 0; j < 8; j++) q[j] *= shape.scale;
+    for (int j = 0; j < 8; j++) q[j] *= scale;
     for (int first = from; first < to; first += AT_ONCE) {
         bool more = first + AT_ONCE < to;
         float score[AHEAD], most = largest;
@@ -242,6 +262,7 @@ __device__ void attention_step(
             for (int j = 0; j < 8; j++) dot += x[j] * q[j];
 #pragma unroll
             for (int offset = SHARE / 2; offset > 0; offset >>= 1) dot += __shfl_xor_sync(FULL_WARP, dot, offset);
+            if (shape.cap != 0.f) dot = SoftCap(shape.cap, 1.f).of(dot);
             score[i] = key < to ? dot : -INFINITY_F;
             most = fmaxf(most, score[i]);
         }
@@ -274,10 +295,12 @@ __device__ void attention_step(
     extern "C" __global__ void __launch_bounds__(32 * STEP_WARPS, BLOCKS) NAME##_##HEAD(                           \
         real_t* y, const real_t* qkv, real_t* keys, real_t* values, Batch batch,                                   \
         const float* inv_freq, const real_t* q_norm, const real_t* k_norm, const u32* place, int heads,            \
-        int kv_heads, int window, float eps, float scale, int panel_tokens, float* found, u32* arrived) {          \
+        int kv_heads, int window, float eps, float scale, int panel_tokens, float* found, u32* arrived,            \
+        int turned, int neighbours, float stretch, float beta, u32 original, float cap) {                          \
         attention_step<HEAD, AHEAD>(y, qkv, keys, values, batch,                                                   \
                                     StepShape{inv_freq, q_norm, k_norm, place, heads, kv_heads, window, eps,       \
-                                              scale, panel_tokens, {found, arrived}});                             \
+                                              scale, panel_tokens, {found, arrived}, turned, neighbours, stretch,  \
+                                              beta, original, cap});                                               \
     }
 #define ATTENTION_STEPS(HEAD)                    \
     ATTENTION_STEP(attention_step, HEAD, 4, 2)   \

@@ -6,7 +6,7 @@ use super::cuda_cache::{CudaKvCache, Kept};
 use super::{AttentionShape, KvDtype, check};
 use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
 use crate::ops::rope;
-use crate::{Batch, Device, Dtype, Result, RopeShape};
+use crate::{Batch, Dtype, Pairing, Result, RopeShape};
 
 pub(crate) const SOURCE: &str = include_str!("step.cu");
 pub(crate) const INT8_SOURCE: &str = include_str!("step_int8.cu");
@@ -81,7 +81,7 @@ impl Cuda {
         cache: &mut CudaKvCache,
         order: Option<&CudaOrder>,
     ) -> Result<CudaTensor> {
-        rope::check(self.shape(qkv), self.shape(&rope.inv_freq), batch, rope)?;
+        rope::check(self, qkv, batch, rope)?;
         let (rows, width) = (batch.rows(), shape.heads * shape.head_dim);
         let kv = (rows, shape.kv_heads * shape.head_dim);
         check([(rows, width), kv, kv], batch, shape, Some(&cache.shape))?;
@@ -90,6 +90,7 @@ impl Cuda {
             Some(norms) => (self.real(&norms.q)?, self.real(&norms.k)?, norms.eps),
             None => (0, 0, 0.0),
         };
+        let growth = rope.query_growth.unwrap_or(rope::NO_GROWTH);
         let (y, layout) = self.new_tensor_in((rows, width), order)?;
         let mut args = vec![Arg::Address(self.values(&y)?), Arg::Address(self.real(qkv)?)];
         match &cache.kept {
@@ -110,6 +111,12 @@ impl Cuda {
             Arg::Int(layout.panel_tokens as i32),
             Arg::Address(self.address(&cache.shares.found)),
             Arg::Address(self.address(&cache.shares.arrived)),
+            Arg::Int(rope.turned as i32),
+            Arg::Int((rope.pairing == Pairing::Neighbours) as i32),
+            Arg::Float(rope.stretch),
+            Arg::Float(growth.beta),
+            Arg::Int(growth.original as i32),
+            Arg::Float(shape.soft_cap.unwrap_or(0.0)),
         ]);
         let splits = self.step_splits(batch, shape);
         let launch = Launch::grid(shape.heads, splits, rows, THREADS).early().mostly_shared();

@@ -87,13 +87,13 @@ __device__ void attention_step_int8(real_t* y, const real_t* qkv, CodedCache cac
         read(k, k_scale, cache.keys, cache.key_scales, at);
         read(v, v_scale, cache.values, cache.value_scales, at);
     }
-    Rotation<HEAD> rotation(position, shape.inv_freq);
+    Rotation<HEAD> rotation(position, shape);
     await_previous();
 
     step_inputs<HEAD>(step.query, step.new_key, step.new_value, qkv, sequence, head, kv_head, rotation, shape);
     int warp = threadIdx.x / 32;
     __syncwarp();
-    if (warp == 0) code_query(step, shape.scale);
+    if (warp == 0) code_query(step, shape.scale_at(position));
     if (warp == 1) step.key_scale = code_head(step.key, step.new_key, HEAD, 0);
     if (warp == 2) step.value_scale = code_head(step.value, step.new_value, HEAD, VALUE_BIAS);
     __syncthreads();
@@ -130,7 +130,9 @@ __device__ void attention_step_int8(real_t* y, const real_t* qkv, CodedCache cac
 #pragma unroll
             for (int offset = SHARE / 2; offset > 0; offset >>= 1) dot += __shfl_xor_sync(FULL_WARP, dot, offset);
             bool seen = key + i >= seen_from && key + i < to;
-            score[i] = seen ? (float)dot * (unit * k_scale.of[i]) : -INFINITY_F;
+            float found = (float)dot * (unit * k_scale.of[i]);
+            if (shape.cap != 0.f) found = SoftCap(shape.cap, 0.693147181f).of(found);
+            score[i] = seen ? found : -INFINITY_F;
             most = fmaxf(most, score[i]);
         }
         if (more) {
@@ -178,10 +180,12 @@ __device__ void attention_step_int8(real_t* y, const real_t* qkv, CodedCache cac
     extern "C" __global__ void __launch_bounds__(32 * STEP_WARPS, BLOCKS) NAME##_int8_##HEAD(                      \
         real_t* y, const real_t* qkv, CodedCache cache, Batch batch, const float* inv_freq, const real_t* q_norm,  \
         const real_t* k_norm, const u32* place, int heads, int kv_heads, int window, float eps, float scale,       \
-        int panel_tokens, float* found, u32* arrived) {                                                            \
+        int panel_tokens, float* found, u32* arrived, int turned, int neighbours, float stretch, float beta,       \
+        u32 original, float cap) {                                                                                 \
         attention_step_int8<HEAD, AHEAD>(y, qkv, cache, batch,                                                     \
                                          StepShape{inv_freq, q_norm, k_norm, place, heads, kv_heads, window, eps,  \
-                                                   scale, panel_tokens, {found, arrived}});                        \
+                                                   scale, panel_tokens, {found, arrived}, turned, neighbours,      \
+                                                   stretch, beta, original, cap});                                 \
     }
 
 ATTENTION_STEP_INT8(attention_step, 16, 4, 2)

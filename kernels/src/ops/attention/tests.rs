@@ -18,7 +18,8 @@ fn reference(q: &[f32], k: &[f32], v: &[f32], rows: usize, shape: &AttentionShap
             let query = &q[(t * shape.heads + h) * d..][..d];
             let score = |s: usize| {
                 let dot: f64 = (0..d).map(|i| query[i] as f64 * k[s * width + kv + i] as f64).sum();
-                (dot * shape.scale as f64).exp()
+                let score = dot * shape.scale as f64;
+                shape.soft_cap.map_or(score, |cap| cap as f64 * (score / cap as f64).tanh()).exp()
             };
             let scores: Vec<f64> = (first..=position).map(score).collect();
             let total: f64 = scores.iter().sum();
@@ -44,6 +45,12 @@ fn cases() -> Vec<Case> {
         ..AttentionShape::new(heads, kv_heads, head_dim)
     };
     let scaled = AttentionShape { scale: 0.3, ..AttentionShape::new(4, 2, 64) };
+    // Scores reach about half the cap, where it bends them.
+    let capped = |heads, kv_heads, head_dim, window| AttentionShape {
+        soft_cap: Some(2.0),
+        scale: 0.3,
+        ..shape(heads, kv_heads, head_dim, window)
+    };
     vec![
         Case { risk: "scores scaled by another factor", shape: scaled, lengths: [40, 129] },
         Case { risk: "two sequences do not see each other", shape: shape(2, 2, 16, None), lengths: [5, 3] },
@@ -56,6 +63,16 @@ fn cases() -> Vec<Case> {
         Case { risk: "several tiles of narrow heads", shape: shape(2, 1, 64, None), lengths: [513, 257] },
         Case { risk: "a window over tiles", shape: shape(2, 2, 128, Some(150)), lengths: [650, 130] },
         Case { risk: "sliding window", shape: shape(4, 4, 16, Some(7)), lengths: [150, 6] },
+        Case { risk: "heads of 256", shape: shape(4, 2, 256, None), lengths: [300, 65] },
+        Case { risk: "heads of 256, a window", shape: shape(2, 1, 256, Some(40)), lengths: [200, 33] },
+        Case { risk: "capped scores", shape: capped(2, 1, 64, None), lengths: [150, 64] },
+        Case { risk: "capped scores of wide heads", shape: capped(2, 2, 128, None), lengths: [700, 130] },
+        Case {
+            risk: "capped scores of heads of 256",
+            shape: capped(2, 1, 256, Some(64)),
+            lengths: [190, 129],
+        },
+        Case { risk: "capped scores without tensor cores", shape: capped(2, 1, 40, None), lengths: [33, 70] },
     ]
 }
 
@@ -181,12 +198,10 @@ impl<D: Attention> Steps<D> {
         let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
         let inv_freq: Vec<f32> = (0..head_dim / 2).map(|i| 0.7f32.powi(i as i32)).collect();
         let vector = |seed| device.tensor(random(seed, head_dim), (1, head_dim)).unwrap();
+        let inv_freq = device.wide_tensor(inv_freq, (1, head_dim / 2)).unwrap();
         let rope = RopeShape {
-            heads,
-            kv_heads,
-            head_dim,
-            inv_freq: device.wide_tensor(inv_freq, (1, head_dim / 2)).unwrap(),
             norms: norms.then(|| crate::QkNorm { q: vector(8), k: vector(9), eps: 1e-6 }),
+            ..RopeShape::halves(heads, kv_heads, head_dim, inv_freq)
         };
         Self { device: device.clone(), shape, rope, cache: cache(device, 160, &shape, dtype) }
     }

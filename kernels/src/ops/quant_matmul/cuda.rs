@@ -1,11 +1,11 @@
 use cudarc::driver::CudaSlice;
 
-use super::fragments::{Around, Fragments, Gates};
+use super::fragments::{Around, Fragments, GATES, Gates};
 use super::{QuantMatMul, check};
 use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
 use crate::ops::matmul::cuda::CudaWeight;
 use crate::packing::{PackedLinear, Scales};
-use crate::{Add, Device, Error, MatMul, Norm, Result, RmsNorm, SiluMul};
+use crate::{Activation, Add, Device, Error, Gated, MatMul, Norm, Result, RmsNorm};
 
 pub(crate) const SOURCE: &str = include_str!("quant_matmul.cu");
 
@@ -120,14 +120,25 @@ impl QuantMatMul for Cuda {
         x: &CudaTensor,
         norm: Norm<CudaTensor>,
         weight: &CudaQuantWeight,
+        activation: Activation,
     ) -> Result<CudaTensor> {
         let order = weight.result.as_ref();
         match &weight.form {
+            // The products' own kernels have no exact form of GELU.
+            Form::Fragments(fragments) if fragments.gated && activation == Activation::Gelu => {
+                let y = fragments.product(self, x, Around { norm: Some(norm), ..Around::default() })?;
+                self.gated_in_order(&y, GATES, activation, order)
+            }
             Form::Fragments(fragments) if fragments.gated => {
-                fragments.product(self, x, Around { norm: Some(norm), order, ..Around::default() })
+                let activation = Some(activation);
+                fragments.product(
+                    self,
+                    x,
+                    Around { norm: Some(norm), activation, order, ..Around::default() },
+                )
             }
             _ => {
-                let y = self.silu_mul(&self.normed_quant_matmul(x, norm, weight)?)?;
+                let y = self.gated(&self.normed_quant_matmul(x, norm, weight)?, activation)?;
                 self.in_order(&y, order)
             }
         }

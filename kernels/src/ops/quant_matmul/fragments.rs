@@ -9,12 +9,12 @@ use super::{check, hopper};
 use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch, Layout};
 use crate::ops::matmul::cuda::{CudaWeight, FEW_ROWS_OUTPUTS};
 use crate::packing::PackedLinear;
-use crate::{Add, Device, Dtype, MatMul, Norm, Result};
+use crate::{Activation, Add, Device, Dtype, MatMul, Norm, Result};
 
 pub(crate) const SOURCE: &str = include_str!("fragments.cu");
 
 /// Outputs of a tile that are gates, each followed by as many that they gate.
-const GATES: usize = FEW_ROWS_OUTPUTS / 2;
+pub(super) const GATES: usize = FEW_ROWS_OUTPUTS / 2;
 
 /// A weight repacked for few rows.
 pub(crate) struct Fragments {
@@ -56,6 +56,9 @@ pub(crate) struct Gates<'a> {
 pub(super) struct Around<'a> {
     pub norm: Option<Norm<'a, CudaTensor>>,
     pub residual: Option<&'a CudaTensor>,
+    /// Of a weight with gates: what is done with them. Without it they are left in runs of [`GATES`], each followed by
+    /// what it gates.
+    pub activation: Option<Activation>,
     /// In which a gated product comes.
     pub order: Option<&'a CudaOrder>,
 }
@@ -149,7 +152,10 @@ impl Fragments {
             Some(y) => y,
             None => card.matmul(&x.said_to_be_in(None), &self.dequantized(card)?)?,
         };
-        let y = if self.gated { card.silu_mul_in_order(&y, GATES, around.order)? } else { y };
+        let y = match around.activation {
+            Some(activation) => card.gated_in_order(&y, GATES, activation, around.order)?,
+            None => y,
+        };
         around.residual.map_or(Ok(y.clone()), |residual| card.add(residual, &y))
     }
 
@@ -172,7 +178,7 @@ impl Fragments {
 }
 
 /// Features sorted by group, each group in file order.
-fn order_of(g_idx: &[u32]) -> Vec<u32> {
+pub(crate) fn order_of(g_idx: &[u32]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..g_idx.len() as u32).collect();
     order.sort_by_key(|feature| g_idx[*feature as usize]);
     order

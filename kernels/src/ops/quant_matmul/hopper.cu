@@ -266,9 +266,9 @@ __device__ void hopper_quant(real_t* y, const u8* panels, int room, Weight weigh
 #define HOPPER_QUANT(BITS, TOKENS, GRIDS)                                                                               \
     extern "C" __global__ void __launch_bounds__(128 * HOPPER_GROUPS + 32, 1) hopper_quant_##BITS##_##TOKENS##_##GRIDS( \
         real_t* y, const u8* panels, const u8* codes, const u8* grids, const real_t* bias, const real_t* residual,      \
-        int lane_shift, int panel_tokens, int room, int rows, int in, int out, int groups, int group_shift) {           \
+        int lane_shift, int panel_tokens, Gate gate, int room, int rows, int in, int out, int groups, int group_shift) {\
         hopper_quant<BITS, TOKENS, GRIDS>(y, panels, room, Weight{codes, grids, in, out, groups, group_shift},          \
-                                          Ending{bias, residual, lane_shift, panel_tokens}, rows);                      \
+                                          Ending{bias, residual, lane_shift, panel_tokens, gate}, rows);                \
     }
 #define HOPPER_QUANT_TOKENS(BITS, GRIDS)  \
     HOPPER_QUANT(BITS, 16, GRIDS)         \

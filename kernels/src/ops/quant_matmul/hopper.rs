@@ -95,10 +95,10 @@ impl Fragments {
         around: Around,
         plan: Plan,
     ) -> Result<CudaTensor> {
-        let ((n, k), rows) = (self.dims, card.shape(x).0);
+        let ((n, k), rows, gated) = (self.dims, card.shape(x).0, around.activation.is_some());
         let room = Layout::of(card, x.order(), rows).panel_tokens;
         let (tokens, tiles) = (room.min(MOST_TOKENS), room.div_ceil(MOST_TOKENS));
-        let (y, result) = card.new_tensor_in((rows, if self.gated { n / 2 } else { n }), around.order)?;
+        let (y, result) = card.new_tensor_in((rows, if gated { n / 2 } else { n }), around.order)?;
         if let Some(residual) = around.residual {
             add::check(card.shape(residual), card.shape(&y))?;
         }
@@ -109,8 +109,9 @@ impl Fragments {
             Arg::Address(card.address(&self.grids)),
             Arg::Address(self.bias.as_ref().map_or(Ok(0), |bias| card.real(bias))?),
             Arg::Address(around.residual.map_or(Ok(0), |residual| card.real(residual))?),
-            Arg::Int(if self.gated { result.lane_shift as i32 } else { 0 }),
+            Arg::Int(if gated { result.lane_shift as i32 } else { 0 }),
             Arg::Int(result.panel_tokens as i32),
+            around.activation.unwrap_or_default().gate(),
             Arg::Int(room as i32),
             Arg::Int(rows as i32),
             Arg::Int(k as i32),

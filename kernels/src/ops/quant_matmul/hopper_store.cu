@@ -15,6 +15,7 @@ struct Ending {
     const real_t* residual;  // [rows, out] or null: added
     int lane_shift;          // not 0 for gates and what they gate: how y lies, see `panel_column`; 1 for rows
     int panel_tokens;        // of y, or 0
+    Gate gate;
 };
 
 /// N neighbouring sums, of all blocks of the cluster, from this one's neighbour on: not all ask the same one first.
@@ -124,7 +125,7 @@ __device__ void store_gated(real_t* y, const float* sums, Ending ending, int fro
                     gates[r] += to_float(bias[0]), gated[r] += to_float(bias[8]);
                 }
                 float gate = to_float(to_real(gates[r]));
-                gated[r] = __fdividef(gate, 1.f + __expf(-gate)) * to_float(to_real(gated[r]));
+                gated[r] = ending.gate.quick(gate) * to_float(to_real(gated[r]));
             }
             products[half] = pack2(gated[0], gated[1]);
         }
@@ -158,7 +159,7 @@ struct Products {
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 float gate = to_float(to_real(sum[4 * t + r] + bias[0])), gated = sum[4 * t + 2 + r] + bias[1];
-                product[r] = __fdividef(gate, 1.f + __expf(-gate)) * to_float(to_real(gated));
+                product[r] = ending.gate.quick(gate) * to_float(to_real(gated));
             }
             u32 mine = pack2(product[0], product[1]);
             to[8 * t * STRIDE] = __byte_perm(mine, __shfl_xor_sync(FULL_WARP, mine, 4), choice);

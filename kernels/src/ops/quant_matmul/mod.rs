@@ -8,11 +8,11 @@ pub(crate) mod hopper;
 pub(crate) mod stream;
 
 use crate::packing::PackedLinear;
-use crate::{Add, Error, MatMul, Norm, Result, RmsNorm, SiluMul};
+use crate::{Activation, Add, Error, Gated, MatMul, Norm, Result, RmsNorm};
 
 /// `y[t, n] = sum_k x[t, k] * (code[n, k] - zero[g, n]) * scale[g, n] + bias[n]` with `g = g_idx[k]`.
 /// x: `[tokens, in]`, result: `[tokens, out]`
-pub trait QuantMatMul: MatMul + RmsNorm + SiluMul + Add {
+pub trait QuantMatMul: MatMul + RmsNorm + Gated + Add {
     /// A quantized weight, repacked once into the order in which this device reads it.
     type QuantWeight: Send + Sync;
 
@@ -64,14 +64,15 @@ pub trait QuantMatMul: MatMul + RmsNorm + SiluMul + Add {
         self.quant_matmul(&self.rms_norm(x, norm.weight, norm.eps)?, weight)
     }
 
-    /// `silu_mul(quant_matmul(rms_norm(x)))` of a gated weight, in the order that it was told.
+    /// `gated(quant_matmul(rms_norm(x)))` of a gated weight, in the order that it was told.
     fn normed_gate_up(
         &self,
         x: &Self::Tensor,
         norm: Norm<Self::Tensor>,
         weight: &Self::QuantWeight,
+        activation: Activation,
     ) -> Result<Self::Tensor> {
-        self.silu_mul(&self.normed_quant_matmul(x, norm, weight)?)
+        self.gated(&self.normed_quant_matmul(x, norm, weight)?, activation)
     }
 
     /// The same weight dequantized, for many products with many rows.
@@ -89,6 +90,7 @@ pub(crate) fn check(x: (usize, usize), in_features: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::gated::tests::{ALL, activated};
     use crate::packing::Scales;
     use crate::testing::{NMSE_FIXED, assert_close, matmul_f64, random, tolerance};
     use crate::{Cpu, Quantized};
@@ -235,13 +237,15 @@ mod tests {
             let norm = Norm { weight: &norm_weight, eps: 1e-5 };
             close("norm", &device.normed_quant_matmul(&on_device, norm, &weight).unwrap(), &products);
 
-            let gated: Vec<_> = products
-                .chunks(n)
-                .flat_map(|row| row[..n / 2].iter().zip(&row[n / 2..]))
-                .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
-                .collect();
+            let gated = |activation| -> Vec<f64> {
+                let pairs = products.chunks(n).flat_map(|row| row[..n / 2].iter().zip(&row[n / 2..]));
+                pairs.map(|(gate, up)| activated(*gate, activation) * up).collect()
+            };
             let gates = device.gated_weight(&packed, None).unwrap();
-            close("gates", &device.normed_gate_up(&on_device, norm, &gates).unwrap(), &gated);
+            for activation in ALL {
+                let y = device.normed_gate_up(&on_device, norm, &gates, activation).unwrap();
+                close(&format!("gates, {activation:?}"), &y, &gated(activation));
+            }
 
             // The result goes straight into a weight of `next_n` outputs with an order of its own.
             let mut next = self::solved(bits, next_n, scattered(n / 2, n / 4));
@@ -251,10 +255,13 @@ mod tests {
             let next_weight = device.quant_weight(&next).unwrap();
             let order = device.input_order(&next_weight);
             let gates = device.gated_weight(&packed, order.as_ref()).unwrap();
-            let y = device.normed_gate_up(&on_device, norm, &gates).unwrap();
-            let rounded: Vec<f32> = gated.iter().map(|x| *x as f32).collect();
-            let expected = matmul_f64(&rounded, &next.dequantized(), (m, next_n, n / 2));
-            close("order", &device.quant_matmul(&y, &next_weight).unwrap(), &expected);
+            for activation in ALL {
+                let y = device.normed_gate_up(&on_device, norm, &gates, activation).unwrap();
+                let rounded: Vec<f32> = gated(activation).iter().map(|x| *x as f32).collect();
+                let expected = matmul_f64(&rounded, &next.dequantized(), (m, next_n, n / 2));
+                let what = format!("order, {activation:?}");
+                close(&what, &device.quant_matmul(&y, &next_weight).unwrap(), &expected);
+            }
         }
     }
 

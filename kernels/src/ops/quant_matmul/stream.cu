@@ -255,10 +255,10 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
 #define STREAM_QUANT(NAME, BITS, GROUPS, PAIRED)                                                                   \
     extern "C" __global__ void __launch_bounds__(32 * STREAM_WARPS, 1) NAME(                                       \
         real_t* y, const real_t* x, const real_t* norm, const u32* norm_place, float eps, const u8* fragments,     \
-        const u8* grids, const real_t* bias, const real_t* residual, int gated, int rows, int in, int out,         \
+        const u8* grids, const real_t* bias, const real_t* residual, int gated, Gate gate, int rows, int in, int out,         \
         int groups, int group_shift, int staged, const u8* next, u64 next_bytes) {                                 \
         stream_quant<BITS, GROUPS, PAIRED>(y, Input{x, norm, norm_place, eps}, fragments, grids,                   \
-                                           Finish{bias, residual, gated}, rows, in, out, groups, group_shift,      \
+                                           Finish{bias, residual, gated, gate}, rows, in, out, groups, group_shift,      \
                                            staged, Next{next, next_bytes});                                        \
     }
 

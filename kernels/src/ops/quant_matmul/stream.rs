@@ -71,7 +71,7 @@ impl Fragments {
         if let Some(norm) = norm {
             rms_norm::check((rows, k), card.shape(norm.weight))?;
         }
-        let width = if self.gated { n / 2 } else { n };
+        let width = if around.activation.is_some() { n / 2 } else { n };
         let y = card.new_tensor((rows, width))?;
         if let Some(residual) = around.residual {
             add::check(card.shape(residual), card.shape(&y))?;
@@ -88,7 +88,8 @@ impl Fragments {
             Arg::Address(card.address(&self.grids)),
             Arg::Address(self.bias.as_ref().map_or(Ok(0), |bias| card.real(bias))?),
             Arg::Address(around.residual.map_or(Ok(0), |residual| card.real(residual))?),
-            Arg::Int(self.gated as i32),
+            Arg::Int(around.activation.is_some() as i32),
+            around.activation.unwrap_or_default().gate(),
             Arg::Int(rows as i32),
             Arg::Int(k as i32),
             Arg::Int(n as i32),

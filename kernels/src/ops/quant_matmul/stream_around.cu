@@ -31,6 +31,7 @@ struct Finish {
     const real_t* bias;      // [out] or null
     const real_t* residual;  // [rows, out] or null: added
     int gated;               // outputs g and g + 8 of a tile are a gate and what it gates
+    Gate gate;
 
     /// The logarithm of a tile's outputs.
     __device__ __forceinline__ int shift() const { return gated ? 3 : 4; }
@@ -202,7 +203,7 @@ struct Output {
         if (finish.gated) {
             float gate = to_float(to_real(value)), gated = total(parts + 8);
             if (finish.bias) gated += to_float(bias[1]);
-            value = __fdividef(gate, 1.f + __expf(-gate)) * to_float(to_real(gated));
+            value = finish.gate.quick(gate) * to_float(to_real(gated));
         }
         if (finish.residual) value = to_float(to_real(value)) + to_float(residual);
         y[at] = to_real(value);

@@ -1,13 +1,13 @@
 use candle_core::Tensor;
 
-use super::{Rope, RopeShape, check, frequency_rows};
+use super::{Pairing, Rope, RopeShape, check, frequency_rows};
 use crate::cpu::{Parts, View, each_row};
 use crate::ops::rms_norm::cpu::normalise;
 use crate::{Batch, Cpu, Device, Result};
 
 impl Rope for Cpu {
     fn rope(&self, qkv: &Tensor, batch: &Batch, shape: &RopeShape<Tensor>) -> Result<[Tensor; 3]> {
-        check(self.shape(qkv), self.shape(&shape.inv_freq), batch, shape)?;
+        check(self, qkv, batch, shape)?;
         let (qkv, inv_freq) = (View::of(qkv)?, View::of(&shape.inv_freq)?);
         let norms = match &shape.norms {
             Some(norms) => Some((View::of(&norms.q)?, View::of(&norms.k)?, norms.eps)),
@@ -29,12 +29,22 @@ impl Rope for Cpu {
             k.copy_from_slice(&qkv[q_width..][..kv_width]);
             v.copy_from_slice(&qkv[q_width + kv_width..][..kv_width]);
             if let Some((q_weight, k_weight, eps)) = &norms {
-                q.chunks_exact_mut(d).for_each(|head| normalise(head, q_weight, *eps));
-                k.chunks_exact_mut(d).for_each(|head| normalise(head, k_weight, *eps));
+                // Of one head, or of all together.
+                q.chunks_exact_mut(q_weight.len()).for_each(|part| normalise(part, q_weight, *eps));
+                k.chunks_exact_mut(k_weight.len()).for_each(|part| normalise(part, k_weight, *eps));
             }
-            let frequencies = &inv_freq[tables[row] as usize * d / 2..][..d / 2];
-            let turns: Vec<_> = frequencies.iter().map(|f| (positions[row] as f32 * f).sin_cos()).collect();
-            q.chunks_exact_mut(d).chain(k.chunks_exact_mut(d)).for_each(|head| rotate(head, &turns));
+            let frequencies = &inv_freq[tables[row] as usize * (d / 2)..][..shape.turned / 2];
+            let turn = |frequency: &f32| {
+                let (sin, cos) = (positions[row] as f32 * frequency).sin_cos();
+                (sin * shape.stretch, cos * shape.stretch)
+            };
+            let turns: Vec<_> = frequencies.iter().map(turn).collect();
+            let heads = q.chunks_exact_mut(d).chain(k.chunks_exact_mut(d));
+            heads.for_each(|head| rotate(&mut head[..shape.turned], &turns, shape.pairing));
+            if let Some(growth) = shape.query_growth {
+                let factor = growth.factor(positions[row] as usize);
+                q.iter_mut().for_each(|x| *x *= factor);
+            }
         });
         let rows = qkv.rows;
         Ok([
@@ -45,9 +55,18 @@ impl Rope for Cpu {
     }
 }
 
-fn rotate(head: &mut [f32], turns: &[(f32, f32)]) {
-    let (first, second) = head.split_at_mut(turns.len());
-    for ((a, b), (sin, cos)) in first.iter_mut().zip(second).zip(turns) {
+fn rotate(turned: &mut [f32], turns: &[(f32, f32)], pairing: Pairing) {
+    let turn = |a: &mut f32, b: &mut f32, (sin, cos): &(f32, f32)| {
         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    };
+    match pairing {
+        Pairing::Halves => {
+            let (first, second) = turned.split_at_mut(turns.len());
+            first.iter_mut().zip(second).zip(turns).for_each(|((a, b), angle)| turn(a, b, angle));
+        }
+        Pairing::Neighbours => {
+            let pairs = turned.as_chunks_mut().0.iter_mut().zip(turns);
+            pairs.for_each(|([a, b], angle)| turn(a, b, angle));
+        }
     }
 }

@@ -1,4 +1,4 @@
-use super::{Rope, RopeShape, check, frequency_rows};
+use super::{NO_GROWTH, Pairing, Rope, RopeShape, check, frequency_rows};
 use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
 use crate::{Batch, Device, Result};
 
@@ -28,7 +28,7 @@ impl Cuda {
         [k, v]: [u64; 2],
         slots: Arg,
     ) -> Result<CudaTensor> {
-        check(self.shape(qkv), self.shape(&shape.inv_freq), batch, shape)?;
+        check(self, qkv, batch, shape)?;
         let rows = batch.rows();
         let q = self.new_tensor((rows, shape.heads * shape.head_dim))?;
         let placed = self.placed(batch)?;
@@ -36,6 +36,8 @@ impl Cuda {
             Some(norms) => (self.real(&norms.q)?, self.real(&norms.k)?, norms.eps),
             None => (0, 0, 0.0),
         };
+        let [q_whole, k_whole] = shape.whole_norms(self);
+        let growth = shape.query_growth.unwrap_or(NO_GROWTH);
         // Where sequences have frequencies of their own, a token says whose.
         let several = self.shape(&shape.inv_freq).0;
         let tables = match several {
@@ -57,6 +59,13 @@ impl Cuda {
             Arg::Int(shape.kv_heads as i32),
             Arg::Int(shape.head_dim as i32),
             Arg::Float(eps),
+            Arg::Int(q_whole as i32),
+            Arg::Int(k_whole as i32),
+            Arg::Int(shape.turned as i32),
+            Arg::Int((shape.pairing == Pairing::Neighbours) as i32),
+            Arg::Float(shape.stretch),
+            Arg::Float(growth.beta),
+            Arg::Int(growth.original as i32),
         ];
         self.launch("rope", Launch::blocks(rows, 256).shared(4 * shape.head_dim), &args)?;
         Ok(q)

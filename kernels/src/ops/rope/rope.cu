@@ -25,37 +25,65 @@ __device__ __forceinline__ void copy_head(real_t* y, const real_t* x, int head_d
     }
 }
 
-/// A head turned, and normalised where `norm` is there, by one warp. turns: cosine and sine of each pair's angle
+/// How heads are turned.
+struct Turning {
+    const float2* turns;  // [head_dim / 2]: cosine and sine of each pair's angle; 1 and 0 from turned / 2 on
+    int head_dim, turned, neighbours;
+
+    /// Whether pairs are i and i + head_dim / 2, and two of them lie side by side.
+    __device__ __forceinline__ bool plain() const {
+        return turned == head_dim && !neighbours && head_dim % 4 == 0;
+    }
+
+    /// The features of pair i: what is not turned is in pairs of neighbours.
+    __device__ __forceinline__ int2 pair(int i) const {
+        bool apart = !neighbours && i < turned / 2;
+        return apart ? make_int2(i, i + turned / 2) : make_int2(2 * i, 2 * i + 1);
+    }
+};
+
+/// A head turned, and normalised where `norm` is there, by one warp. factor: of the norm, where all heads share it
 template <int N>
-__device__ __forceinline__ void turn_head(real_t* y, const real_t* x, const float2* turns, const real_t* norm,
-                                          int head_dim, float eps) {
-    int lane = threadIdx.x % 32, half_dim = head_dim / 2;
-    float factor = 1.f;
-    if (norm) {
+__device__ __forceinline__ void turn_head(real_t* y, const real_t* x, Turning turning, const real_t* norm, bool whole,
+                                          float factor, float growth, float eps) {
+    int lane = threadIdx.x % 32, head_dim = turning.head_dim, half_dim = head_dim / 2;
+    if (norm && !whole) {
         float sum = 0.f;
         for (int i = lane; i < head_dim; i += 32) sum += to_float(x[i]) * to_float(x[i]);
         factor = rsqrtf(warp_sum(sum) / head_dim + eps);
     }
     for (int i = N * lane; i < half_dim; i += 32 * N) {
+        int2 at = N > 1 ? make_int2(i, i + half_dim) : turning.pair(i);
         float a[N], b[N];
-        read_values(a, x + i);
-        read_values(b, x + i + half_dim);
+        read_values(a, x + at.x);
+        read_values(b, x + at.y);
 #pragma unroll
         for (int j = 0; j < N; j++) {
             a[j] *= factor, b[j] *= factor;
-            if (norm) a[j] *= to_float(norm[i + j]), b[j] *= to_float(norm[i + j + half_dim]);
-            float2 turn = turns[i + j];
+            if (norm) a[j] *= to_float(norm[at.x + j]), b[j] *= to_float(norm[at.y + j]);
+            float2 turn = turning.turns[i + j];
             float turned = a[j] * turn.x - b[j] * turn.y;
-            b[j] = b[j] * turn.x + a[j] * turn.y;
-            a[j] = turned;
+            b[j] = (b[j] * turn.x + a[j] * turn.y) * growth;
+            a[j] = turned * growth;
         }
-        write_values(y + i, a);
-        write_values(y + i + half_dim, b);
+        write_values(y + at.x, a);
+        write_values(y + at.y, b);
     }
 }
 
-/// Splits q|k|v, normalises q and k per head where weights are given, rotates them. One block a token, one warp
-/// a head at a time.
+/// What a norm of a token's heads together multiplies with; all threads of the block take part.
+__device__ __forceinline__ float norm_factor(const real_t* x, int width, float eps) {
+    float sum = 0.f;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) sum += to_float(x[i]) * to_float(x[i]);
+    return rsqrtf(block_sum(sum) / width + eps);
+}
+
+/// By how much queries grow: 1 + beta ln(1 + position / original).
+__device__ __forceinline__ float query_growth(u32 position, float beta, u32 original) {
+    return beta != 0.f ? 1.f + beta * logf(1.f + (float)(position / original)) : 1.f;
+}
+
+/// Splits q|k|v, normalises q and k where weights are given, rotates them. One block a token, one warp a head at a time.
 extern "C" __global__ void rope(
     real_t* q,                // [tokens, heads * head_dim]
     real_t* k,                // [rows, kv_heads * head_dim]
@@ -65,27 +93,41 @@ extern "C" __global__ void rope(
     const u32* slots,         // [tokens]: row of k and v, as of a cache; null for the token's own
     const float* inv_freq,    // [tables, head_dim / 2]
     const u32* tables,        // [tokens]: row of inv_freq; null where there is one
-    const real_t* q_norm,     // [head_dim] or null
-    const real_t* k_norm,     // [head_dim] or null
-    int heads, int kv_heads, int head_dim, float eps) {
+    const real_t* q_norm,     // [head_dim], or [heads * head_dim] where that norm is of all heads together, or null
+    const real_t* k_norm,     // [head_dim], [kv_heads * head_dim] or null
+    int heads, int kv_heads, int head_dim, float eps,
+    int q_whole, int k_whole, int turned, int neighbours, float stretch, float beta, u32 original) {
     extern __shared__ float2 turns[];  // [head_dim / 2]
     int warps = blockDim.x / 32, warp = threadIdx.x / 32, half_dim = head_dim / 2;
     size_t token = blockIdx.x, row = slots ? slots[token] : token;
-    float position = (float)positions[token];
+    u32 place = positions[token];
     if (tables) inv_freq += (size_t)tables[token] * half_dim;
-    for (int i = threadIdx.x; i < half_dim; i += blockDim.x) sincosf(position * inv_freq[i], &turns[i].y, &turns[i].x);
+    for (int i = threadIdx.x; i < half_dim; i += blockDim.x) {
+        float2 turn = make_float2(1.f, 0.f);
+        if (i < turned / 2) {
+            sincosf((float)place * inv_freq[i], &turn.y, &turn.x);
+            turn.x *= stretch, turn.y *= stretch;
+        }
+        turns[i] = turn;
+    }
+    qkv += token * (heads + 2 * kv_heads) * head_dim;
+    float q_factor = q_whole ? norm_factor(qkv, heads * head_dim, eps) : 1.f;
+    float k_factor = k_whole ? norm_factor(qkv + heads * head_dim, kv_heads * head_dim, eps) : 1.f;
+    float growth = query_growth(place, beta, original);
     __syncthreads();
-    bool pairs = half_dim % 2 == 0;
+    Turning turning{turns, head_dim, turned, neighbours};
     for (int head = warp; head < heads + 2 * kv_heads; head += warps) {
-        const real_t* x = qkv + (token * (heads + 2 * kv_heads) + head) * head_dim;
-        bool is_q = head < heads, is_v = head >= heads + kv_heads;
+        const real_t* x = qkv + head * head_dim;
+        bool is_q = head < heads, is_v = head >= heads + kv_heads, whole = is_q ? q_whole : k_whole;
         real_t* y = is_q   ? q + (token * heads + head) * head_dim
                     : is_v ? v + (row * kv_heads + head - heads - kv_heads) * head_dim
                            : k + (row * kv_heads + head - heads) * head_dim;
         const real_t* norm = is_q ? q_norm : k_norm;
-        if (is_v && pairs) copy_head<2>(y, x, head_dim);
+        if (norm && whole) norm += (is_q ? head : head - heads) * head_dim;
+        float factor = is_q ? q_factor : k_factor, grown = is_q ? growth : 1.f;
+        if (is_v && head_dim % 4 == 0) copy_head<2>(y, x, head_dim);
         else if (is_v) copy_head<1>(y, x, head_dim);
-        else if (pairs) turn_head<2>(y, x, turns, norm, head_dim, eps);
-        else turn_head<1>(y, x, turns, norm, head_dim, eps);
+        else if (turning.plain()) turn_head<2>(y, x, turning, norm, whole, factor, grown, eps);
+        else turn_head<1>(y, x, turning, norm, whole, factor, grown, eps);
     }
 }
