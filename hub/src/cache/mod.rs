@@ -52,6 +52,11 @@ impl RepoCache {
         self.root.join(".locks").join(self.repo.folder_name()).join(format!("{oid}.lock"))
     }
 
+    /// The note of an upload that goes on.
+    pub(crate) fn upload(&self, oid: &Oid) -> PathBuf {
+        self.lock(oid).with_extension("upload")
+    }
+
     pub fn snapshot(&self, commit: &str) -> PathBuf {
         Cache::new(self.root.clone()).repo(self.repo.clone()).pointer_path(commit)
     }

@@ -4,6 +4,7 @@
 mod commit;
 mod lfs;
 mod local;
+mod parts;
 mod plan;
 
 use std::collections::HashMap;
