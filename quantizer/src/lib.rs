@@ -22,6 +22,7 @@ pub mod recipe;
 pub mod record;
 pub mod report;
 pub mod sequential;
+pub mod spread;
 pub mod table;
 
 /// Version of the arithmetic, to be raised by every change after which equal inputs may end in other bytes or figures. No

@@ -43,7 +43,7 @@ pub(super) fn write_stage<B: Backend>(
     (layer, stage): (usize, Stage),
     solved: Solved<B>,
 ) -> Result<Vec<LinearRecord>> {
-    let Solved { packed, losses, damp_percent, verdicts, .. } = solved;
+    let Solved { packed, losses, damp_percent, verdicts, spread: hessian, .. } = solved;
     let packed = backend.collect(packed)?;
     let (mut records, mut start) = (Vec::new(), 0);
     for (i, linear) in model::stage_linears(job.source.files, stage).into_iter().enumerate() {
@@ -52,7 +52,7 @@ pub(super) fn write_stage<B: Backend>(
         write_linear(writer, job, layer, &linear, &packed.rows(rows.clone())?)?;
         let loss = gptq::loss(&losses[rows], job.solved_sequences());
         let held_out = verdicts.as_ref().and_then(|verdicts| verdicts.get(i).copied());
-        records.push(LinearRecord { module: linear.module.into(), loss, damp_percent, held_out });
+        records.push(LinearRecord { module: linear.module.into(), loss, damp_percent, held_out, hessian });
     }
     Ok(records)
 }
