@@ -13,6 +13,7 @@ pub mod gptq;
 pub mod guard;
 pub mod inspect;
 pub mod layer_loss;
+pub mod measure;
 pub mod moments;
 mod order;
 pub mod plan;

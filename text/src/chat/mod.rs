@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use gptq_input::short_line;
+use gptq_input::{guard, short_line};
 use minijinja::Environment;
 use minijinja::value::Value;
 use serde_json::Value as Json;
@@ -32,7 +32,6 @@ use limits::Input;
 use values::value_of;
 
 use crate::error::{Error, Result};
-use crate::guard;
 use crate::tokenizer_config::{self, TokenizerConfig};
 
 /// What ends a turn, in ChatML, Llama 3, Phi 3 and Llama 2.

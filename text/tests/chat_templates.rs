@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use gptq_calibration::chat::{ChatTemplate, Conversation};
+use gptq_text::chat::{ChatTemplate, Conversation};
 use serde_json::{Map, Value, json};
 
 fn template(source: &Value, tokens: &Value) -> ChatTemplate {

@@ -6,6 +6,8 @@ use axum::Json;
 use axum::response::sse::Event as SseEvent;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
+use gptq_runtime::engine::{PromptToken, Token};
+use gptq_runtime::generate::FinishReason;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -13,8 +15,6 @@ use super::error::{ApiError, Dialect};
 use super::fields::Route;
 use super::generation::{self, Generation, Plan, Step};
 use super::{Call, parameters, routes, sse};
-use crate::engine::{PromptToken, Token};
-use crate::generate::FinishReason;
 
 #[derive(Deserialize)]
 pub struct GenerateRequest {
@@ -158,7 +158,7 @@ fn prefill(call: &Call, steps: &[Step]) -> Value {
 }
 
 fn top_tokens(call: &Call, step: &Step) -> Value {
-    let of = |t: &crate::sampling::TokenProbability| {
+    let of = |t: &gptq_runtime::sampling::TokenProbability| {
         let (text, special) = (call.text.token_text(t.id), call.text.is_special(t.id));
         json!({"id": t.id, "text": text, "logprob": t.logprob, "special": special})
     };

@@ -1,9 +1,16 @@
 //! The HTTP server: TGI's and OpenAI's routes over the engine. The only place that listens.
+//!
+//! [`serve`] answers on a listener until it is told to stop; the engine runs on a thread of its own
+//! ([`gptq_runtime::engine::run`]), and [`Codec`] brings tokenizer and chat template of a model's folder.
+
+#![forbid(unsafe_code)]
 
 mod access;
 mod body;
+mod codec;
 mod connections;
 mod error;
+mod events;
 mod fields;
 mod gate;
 mod generation;
@@ -16,6 +23,8 @@ pub mod text;
 mod tgi;
 mod workers;
 
+pub use codec::Codec;
+pub use events::events;
 pub use gate::{Gate, OpenRoute, Origins};
 
 use std::future::Future;
@@ -29,12 +38,12 @@ use axum::http::Method;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::Stream;
+use gptq_runtime::engine::EngineHandle;
+use gptq_runtime::generation_config::GenerationConfig;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
-use crate::engine::EngineHandle;
-use crate::generation_config::GenerationConfig;
 use access::Access;
 use body::Bodies;
 use error::ApiError;
@@ -65,6 +74,23 @@ pub struct ServerLimits {
     pub payload_limit: usize,
     /// A request's head, and then its body, must arrive within this time.
     pub read_timeout: Duration,
+}
+
+impl ServerLimits {
+    /// text-generation-inference's, for sequences of up to so many tokens.
+    pub fn new(max_total_tokens: usize) -> Self {
+        Self {
+            max_concurrent_requests: 128,
+            max_best_of: 2,
+            max_stop_sequences: 4,
+            max_client_batch_size: 4,
+            max_top_n_tokens: 5,
+            max_input_tokens: max_total_tokens.saturating_sub(1),
+            max_total_tokens,
+            payload_limit: 2_000_000,
+            read_timeout: Duration::from_secs(30),
+        }
+    }
 }
 
 /// What the server says of itself.

@@ -8,11 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use gptq_input::guard::{apart, quietly};
 use gptq_input::short_line;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::guard::{apart, quietly};
 use crate::text_stream::TextStream;
 use crate::tokenizer_config::{self, TokenizerConfig};
 
@@ -106,7 +106,7 @@ impl Tokenizer {
     }
 
     /// Ids of a text without what belongs around one, and the byte at which each begins, in rising order.
-    pub(crate) fn encode_with_starts(&self, text: &str) -> Result<Vec<(u32, usize)>> {
+    pub fn encode_with_starts(&self, text: &str) -> Result<Vec<(u32, usize)>> {
         let encoding = guarded("encode the text", || self.shared.inner.encode(text, false))?;
         Ok(encoding
             .get_ids()
@@ -117,7 +117,7 @@ impl Tokenizer {
     }
 
     /// The ids that the model expects before and after a text.
-    pub(crate) fn frame(&self) -> Result<(Vec<u32>, Vec<u32>)> {
+    pub fn frame(&self) -> Result<(Vec<u32>, Vec<u32>)> {
         let (bare, framed) = (self.encode("a", false)?, self.encode("a", true)?);
         let text = framed.windows(bare.len().max(1)).position(|ids| ids == bare).unwrap_or_default();
         let after = framed.get(text + bare.len()..).unwrap_or_default();
@@ -243,79 +243,11 @@ fn growth(json: &[u8]) -> Result<(), String> {
 }
 
 #[cfg(test)]
-pub(crate) mod testing {
-    use serde_json::{Map, Value, json};
-
-    use super::Tokenizer;
-
-    /// A byte-level BPE without merges: one id a byte (`!` is 0, `a` is 64), then `<|end|>` (256, special).
-    pub fn bytes() -> Tokenizer {
-        // GPT-2's spelling of bytes: the printable ones as themselves, the others as U+0100 onwards.
-        let mut printable: Vec<u32> = (0x21..=0x7e).chain(0xa1..=0xac).chain(0xae..=0xff).collect();
-        printable.extend(0x100..0x100 + 256 - printable.len() as u32);
-        let spelled = printable.into_iter().filter_map(char::from_u32);
-        let vocab: Map<String, Value> =
-            spelled.enumerate().map(|(id, c)| (c.to_string(), json!(id))).collect();
-        let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true});
-        tokenizer(&json!({
-            "version": "1.0",
-            "added_tokens": [special(256, "<|end|>")],
-            "pre_tokenizer": byte_level,
-            "decoder": byte_level,
-            "model": {"type": "BPE", "vocab": vocab, "merges": []},
-        }))
-    }
-
-    /// The kind of Llama 2: words that begin with `▁`, a leading space that decoding strips, bytes as a
-    /// fallback. Ids: `<unk>` 0, `<s>` 1, `▁` 2, `▁a` 3, `▁b` 4, `b` 5, then the bytes 0..=255 from 6 on.
-    pub fn byte_fallback() -> Tokenizer {
-        let tokens = ["<unk>", "<s>", "▁", "▁a", "▁b", "b"].map(str::to_owned);
-        let bytes = (0..=255).map(|byte| format!("<0x{byte:02X}>"));
-        let vocab: Map<String, Value> =
-            tokens.into_iter().chain(bytes).enumerate().map(|(id, token)| (token, json!(id))).collect();
-        let metaspace =
-            json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false});
-        tokenizer(&json!({
-            "version": "1.0",
-            // Left from training: 4 tokens at most, padded to 8.
-            "truncation": {"max_length": 4, "stride": 0, "strategy": "LongestFirst", "direction": "Right"},
-            "padding": {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
-                "pad_type_id": 0, "pad_token": "<unk>"},
-            "added_tokens": [special(0, "<unk>"), special(1, "<s>")],
-            "pre_tokenizer": metaspace,
-            "post_processor": {"type": "TemplateProcessing",
-                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-                "pair": [],
-                "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
-            "decoder": {"type": "Sequence", "decoders": [
-                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-            ]},
-            "model": {"type": "BPE", "vocab": vocab, "merges": [["▁", "b"]], "byte_fallback": true,
-                "unk_token": "<unk>"},
-        }))
-    }
-
-    fn special(id: u32, content: &str) -> Value {
-        json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
-            "rstrip": false, "normalized": false})
-    }
-
-    fn tokenizer(json: &Value) -> Tokenizer {
-        let config = br#"{"bos_token": "<s>", "eos_token": "<|end|>"}"#;
-        Tokenizer::from_bytes(json.to_string().as_bytes(), Some(config)).unwrap()
-    }
-}
-
-#[cfg(test)]
 mod tests {
     use std::fs;
-    use std::time::Instant;
 
     use super::*;
-    use crate::{DatasetRoots, Join, dataset};
+    use crate::testing;
 
     #[test]
     fn text_survives_the_round_trip_and_special_tokens_are_recognised() {
@@ -404,21 +336,5 @@ mod tests {
         );
         fs::write(folder.path().join("tokenizer.json"), "[").unwrap();
         assert!(message(Tokenizer::load(folder.path())).contains("/tokenizer.json: "));
-    }
-
-    #[test]
-    #[cfg_attr(not(has_shared), ignore = "needs the larger models and texts: GPTQ_SHARED is not set")]
-    fn a_real_tokenizer_encodes_a_real_text_in_one_call() {
-        let shared = std::env::var_os("GPTQ_SHARED").expect("GPTQ_SHARED is not set");
-        let shared = Path::new(&shared);
-        let roots = DatasetRoots { datasets: Some(shared.join("data")), ..DatasetRoots::default() };
-        let text =
-            dataset::load(&"wikitext2:validation".parse().unwrap(), &roots).unwrap().join(Join::Raw).unwrap();
-        let tokenizer = Tokenizer::load(&shared.join("models/wiki20m")).unwrap();
-        let start = Instant::now();
-        let ids = tokenizer.encode(&text, false).unwrap();
-        eprintln!("{} bytes, {} tokens in {:.2?}", text.len(), ids.len(), start.elapsed());
-        assert!(ids.len() >= 64 * 1024);
-        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
     }
 }

@@ -1,14 +1,13 @@
-//! The model's tokenizer and chat template, as the server wants them.
+//! The model's own tokenizer and chat template behind [`TextCodec`].
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use anyhow::Result;
-use gptq_calibration::TextStream;
-use gptq_calibration::chat::{ChatTemplate, Conversation};
-use gptq_calibration::tokenizer::Tokenizer;
-use gptq_runtime::server::text::{Pieces, PromptRequest, Span, TextCodec};
+use gptq_text::{ChatTemplate, Conversation, Result, TextStream, Tokenizer};
 
+use crate::text::{Pieces, PromptRequest, Span, TextCodec};
+
+/// Tokenizer and chat template of a model's folder.
 pub struct Codec {
     tokenizer: Tokenizer,
     /// Base models have none; why is said to clients that want to chat.
@@ -17,6 +16,9 @@ pub struct Codec {
 
 impl Codec {
     /// `default_system` is the system message of conversations that have none.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::load`]; a model without a usable chat template is refused where a client wants to chat.
     pub fn load(dir: &Path, default_system: Option<&str>) -> Result<Self> {
         let template = ChatTemplate::load(dir).map_err(|error| error.to_string());
         let template = template.map(|it| it.with_default_system(default_system.map(str::to_owned)));

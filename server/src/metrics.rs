@@ -5,13 +5,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use gptq_runtime::engine::EngineStats;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, Result, TextEncoder,
     exponential_buckets, linear_buckets,
 };
 
 use super::ServerLimits;
-use crate::engine::EngineStats;
 
 /// Upper bounds of a histogram of tokens.
 const TOKEN_BUCKETS: usize = 50;

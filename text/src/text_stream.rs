@@ -68,7 +68,7 @@ impl TextStream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tokenizer::testing;
+    use crate::testing;
 
     /// The pieces of all pushes, then that of `finish`.
     fn pieces(tokenizer: &Tokenizer, skip_special: bool, ids: &[u32]) -> Vec<Option<String>> {

@@ -3,15 +3,15 @@
 
 use std::collections::BTreeMap;
 
+use gptq_runtime::engine::Task;
+use gptq_runtime::sampling::{Adjustments, SamplingParams};
+use gptq_text::StopStrings;
 use serde::Deserialize;
 use serde_json::Number;
 
 use super::Call;
 use super::error::ApiError;
 use super::generation::Plan;
-use crate::engine::Task;
-use crate::sampling::{Adjustments, SamplingParams};
-use crate::stop_strings::StopStrings;
 
 #[derive(Deserialize, Default)]
 pub struct Parameters {

@@ -1,10 +1,10 @@
 //! Every field of a request that the server knows: read, left out because answers do not depend on it, or refused. What
 //! it does not know it refuses as well, since it may change the answer. `docs/serving.md` lists the same.
 
+use gptq_input::short;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
-use crate::config::fields::shown;
 
 /// What a request is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,6 +225,11 @@ impl Neutral {
     }
 }
 
+/// A value on one line, long ones cut short.
+pub fn shown(value: Option<&Value>) -> String {
+    value.map_or_else(|| "nothing".into(), |value| short(&value.to_string()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -273,7 +278,7 @@ mod tests {
 
     #[test]
     fn no_field_has_two_fates_in_one_place_and_all_are_documented() {
-        let docs = include_str!("../../../docs/serving.md");
+        let docs = include_str!("../../docs/serving.md");
         for place in [Top, Parameters, Chat, Completions] {
             let rows = TABLE.iter().filter(|Row(places, ..)| places.contains(&place));
             let mut names: Vec<_> = rows.flat_map(|Row(_, _, names)| names.iter()).collect();

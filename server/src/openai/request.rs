@@ -3,12 +3,12 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::config::fields::shown;
-use crate::server::Call;
-use crate::server::error::ApiError;
-use crate::server::generation::Plan;
-use crate::server::parameters::Parameters;
-use crate::server::text::PromptRequest;
+use crate::Call;
+use crate::error::ApiError;
+use crate::fields::shown;
+use crate::generation::Plan;
+use crate::parameters::Parameters;
+use crate::text::PromptRequest;
 
 /// OpenAI's own limit, where the server's is lower.
 const TOP_LOGPROBS: usize = 20;

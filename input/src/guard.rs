@@ -1,5 +1,5 @@
-//! Work on what strangers wrote, by libraries that may panic, recurse deeply or take long, on a thread of its own: its
-//! stack has a known size, a panic is a value that says what happened, and whoever waits does so up to a deadline.
+//! Calls of libraries that may panic, recurse deeply or take long on untrusted input, on a thread of their own: its stack
+//! has a known size, a panic becomes an error, and the caller waits up to a deadline.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -10,9 +10,9 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use gptq_input::short;
+use crate::short;
 
-/// Threads that may go on after nobody waits for them any more; beyond these nothing new is begun.
+/// Threads that may go on after their caller's deadline; beyond these nothing new is begun.
 const MOST_LEFT_BEHIND: usize = 16;
 
 static LEFT_BEHIND: AtomicUsize = AtomicUsize::new(0);
@@ -26,7 +26,7 @@ thread_local! {
 ///
 /// # Errors
 /// One line: the panic's message, the deadline, or why no thread was started.
-pub(crate) fn apart<T: Send + 'static>(
+pub fn apart<T: Send + 'static>(
     stack: usize,
     deadline: Duration,
     work: impl FnOnce() -> T + Send + 'static,
@@ -40,7 +40,7 @@ pub(crate) fn apart<T: Send + 'static>(
     let is_late = late.clone();
     let run = move || {
         let value = quietly(work);
-        // Whoever comes second sees that the other was there.
+        // Both sides set `late`: the second one sees that the first was there.
         if is_late.swap(1, Ordering::AcqRel) == 1 {
             LEFT_BEHIND.fetch_sub(1, Ordering::Relaxed);
         }
@@ -62,7 +62,7 @@ pub(crate) fn apart<T: Send + 'static>(
 }
 
 /// Runs `work` here; a panic is returned, and nothing is printed of it.
-pub(crate) fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let others = panic::take_hook();

@@ -4,15 +4,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use futures_util::future::try_join_all;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use gptq_runtime::engine::{Event, PromptToken, Request, Task, Token};
+use gptq_runtime::generate::FinishReason;
+use gptq_text::StopStrings;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::Call;
 use super::error::ApiError;
+use super::events::events;
 use super::metrics::Finished;
 use super::text::Pieces;
-use crate::engine::{Event, PromptToken, Request, Task, Token};
-use crate::generate::FinishReason;
-use crate::stop_strings::StopStrings;
 
 /// What to generate, checked against the limits.
 #[derive(Clone)]
@@ -73,10 +74,10 @@ pub fn likelihood(steps: &[Step]) -> f32 {
 
 impl Generation {
     fn start(call: &Call, plan: &Plan, number: u64) -> Result<Self, ApiError> {
-        let (sender, events) = unbounded_channel();
+        let (listener, events) = events();
         let mut task = plan.task.clone();
         task.sampling.seed = task.sampling.seed.wrapping_add(number);
-        if !call.engine.submit(Request { task, events: sender }) {
+        if !call.engine.submit(Request { task, events: listener }) {
             return Err(ApiError::unhealthy());
         }
         call.metrics.asked();

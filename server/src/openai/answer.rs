@@ -5,16 +5,16 @@ use std::convert::Infallible;
 use axum::response::Response;
 use axum::response::sse::Event as SseEvent;
 use futures_util::stream::{self, SelectAll, StreamExt};
+use gptq_runtime::engine::Token;
+use gptq_runtime::generate::FinishReason;
+use gptq_runtime::sampling::TokenProbability;
 use serde_json::{Map, Value, json};
 
 use super::calls::Calls;
 use super::tool_calls::ToolFormat;
-use crate::engine::Token;
-use crate::generate::FinishReason;
-use crate::sampling::TokenProbability;
-use crate::server::error::{ApiError, Dialect};
-use crate::server::generation::{Generation, Step};
-use crate::server::{Call, access, sse, unix_time};
+use crate::error::{ApiError, Dialect};
+use crate::generation::{Generation, Step};
+use crate::{Call, access, sse, unix_time};
 
 /// Which of the two shapes an answer has.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::tool_calls::{Piece, ToolCallParser, ToolFormat};
-use crate::server::access;
+use crate::access;
 
 /// The calls and the text of one choice, as they come.
 pub struct Calls {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use gptq_calibration::chat::{ChatTemplate, Conversation, message};
+use gptq_text::chat::{ChatTemplate, Conversation, message};
 
 /// What the template of a model's folder makes of one message.
 fn prompt(source: &str) -> Result<String, String> {
