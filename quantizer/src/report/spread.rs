@@ -121,7 +121,7 @@ mod tests {
             let linears = [
                 linear("self_attn.q_proj", 0.5),
                 linear("self_attn.k_proj", 0.5),
-                linear("mlp.experts.0.down_proj", 0.25),
+                linear("mlp.experts.0.down_proj", 0.04),
                 linear("mlp.experts.1.down_proj", 1.0),
             ];
             let layers: Vec<_> = (0..2)
@@ -139,7 +139,7 @@ mod tests {
             .into_iter()
             .map(|input| (input.names.join(" "), input.layers[1].1.median))
             .collect();
-        assert_eq!(found, [("q_proj k_proj".to_owned(), 0.5), ("down_proj".to_owned(), 0.5)]);
+        assert_eq!(found, [("q_proj k_proj".to_owned(), 0.5), ("down_proj".to_owned(), 0.2)]);
         assert!(inputs(&log(false)).is_empty());
     }
 }
