@@ -115,7 +115,7 @@ fn a_storage_that_refuses_a_new_upload_is_one_line_and_ends_it() {
     server.fault(On::Upload, usize::MAX, What::Status(403));
     let line = sender.push().unwrap_err().to_string();
     assert!(line.contains("acme/tiny: model.safetensors: storage at 127.0.0.1"), "{line}");
-    assert!(line.ends_with("refused it: error"), "{line}");
+    assert!(line.ends_with("refused it: error fails with 403"), "{line}");
     assert_eq!(notes(folder.path()), [""; 0]);
 }
 

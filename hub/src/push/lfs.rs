@@ -73,10 +73,13 @@ impl Client {
             if let Some(message) = object["error"]["message"].as_str() {
                 return Err(subject.fails(Cause::MayNotWrite { message: message.to_owned() }));
             }
-            // Without actions it is there.
-            if let Some(upload) = object["actions"].get("upload") {
-                let action = self.read_action(file, upload, object["actions"].get("verify"));
-                actions.push(action.map_err(|problem| subject.fails(self.malformed(problem)))?);
+            match object["actions"].get("upload") {
+                Some(upload) => {
+                    let action = self.read_action(file, upload, object["actions"].get("verify"));
+                    actions.push(action.map_err(|problem| subject.fails(self.malformed(problem)))?);
+                }
+                // It is there; an earlier run may have been killed before it knew.
+                None => self.forget_upload(request, file),
             }
         }
         Ok(actions)

@@ -22,10 +22,10 @@ use crate::client::Client;
 use crate::error::{Cause, Error, Result, Subject};
 use crate::progress::{Event, Watch};
 
-/// Where the parts of one upload go. The addresses are signed: who knows them may send.
+/// Where the parts of one upload go. The addresses are signed: knowing one is permission to send.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Parts {
-    /// Told once all parts are there.
+    /// Gets a request once all parts are there.
     pub complete: String,
     /// Bytes of a part; the last one may have fewer.
     pub size: u64,
@@ -92,9 +92,19 @@ impl Client {
         }
     }
 
+    fn note(&self, request: &PushRequest, file: &LocalFile) -> PathBuf {
+        RepoCache::new(&self.settings.cache, &request.repo).upload(&file.sha256)
+    }
+
+    /// Removes the note of a file that the storage has.
+    pub(super) fn forget_upload(&self, request: &PushRequest, file: &LocalFile) {
+        // There is none but after a kill.
+        let _ = fs::remove_file(self.note(request, file));
+    }
+
     /// An earlier run's, where there is one for this hub, else a new one.
     fn journal(&self, request: &PushRequest, file: &LocalFile, fresh: &Parts) -> Journal {
-        let path = RepoCache::new(&self.settings.cache, &request.repo).upload(&file.sha256);
+        let path = self.note(request, file);
         let opened = open(&path).ok().flatten();
         let earlier = opened.as_ref().and_then(|_| read(&path));
         let usable = |parts: &Parts| {
