@@ -14,7 +14,7 @@ use tokio_io_timeout::TimeoutStream;
 
 /// What runs when the server is asked to stop may take this long to end.
 const GRACE: Duration = Duration::from_secs(85);
-/// And what was cut off then may take this long to be told.
+/// And requests that are cut off then have this long to receive their error.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// A machine out of file descriptors has some again when other connections end.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);

@@ -1,4 +1,4 @@
-//! Who may ask: the key, the names that the server goes by, and the sites whose pages may use it.
+//! Access: the key, the names that the server goes by, and the sites whose pages may use it.
 //!
 //! A page of any site can let its visitor's browser send requests to 127.0.0.1. Without a preflight it can do so with a
 //! form's content types only; under a name of its own that points to 127.0.0.1 it could read the answers as well.

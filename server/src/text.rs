@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-/// A conversation as it was sent, and what is asked of the model's chat template.
+/// A conversation as it was sent, and how the model's chat template is to render it.
 #[derive(Clone, Copy, Debug)]
 pub struct PromptRequest<'a> {
     /// Objects with all the fields that they came with.

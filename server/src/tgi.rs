@@ -53,7 +53,7 @@ pub struct Asked {
     seed: Option<u64>,
     stream: bool,
     details: bool,
-    /// The prompt's tokens are to be told.
+    /// The prompt's tokens are to be reported.
     prefill: bool,
 }
 

@@ -5,7 +5,7 @@
 //! models--owner--name/snapshots/<commit>/<path>  links to it
 //! models--owner--name/refs/<revision>            one line without an end, a commit
 //! models--owner--name/trees/<commit>.json        all files of the commit, here or not
-//! .locks/models--owner--name/<hash>.lock         held by who fetches a blob
+//! .locks/models--owner--name/<hash>.lock         held by the process that fetches a blob
 //! ```
 
 pub(crate) mod link;

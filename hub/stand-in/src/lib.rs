@@ -1,5 +1,5 @@
 //! A server that behaves as a model hub does, for tests: repositories in memory, their files on a second port that plays
-//! the storage, faults on demand, and a record of who asked for what.
+//! the storage, faults on demand, and a record of all requests.
 //!
 //! It is made from the hub's published interface, and the real Python client works with it.
 

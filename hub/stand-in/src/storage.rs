@@ -1,4 +1,4 @@
-//! The second port, which holds the large files: whoever has an address may fetch, and nobody shows a token here.
+//! The second port, which holds the large files: an address is permission to fetch, and a token is refused.
 
 use std::io;
 use std::time::Duration;

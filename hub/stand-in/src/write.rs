@@ -1,4 +1,4 @@
-//! What a hub answers to who writes.
+//! The routes that write.
 
 use axum::Router;
 use axum::extract::{Path, RawQuery, State};

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 static NOTHING: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
 
-/// A conversation as it was sent, and what is asked of the template.
+/// A conversation as it was sent, and how the template is to render it.
 #[derive(Clone, Copy, Debug)]
 pub struct Conversation<'a> {
     /// Objects with all the fields that they came with: `role`, `content` (a text or a list of parts), `tool_calls`

@@ -1,5 +1,5 @@
-//! What a template may use up. A template comes with a model, and a model from anywhere: it is a program that somebody
-//! else wrote. One that goes beyond these limits is an error of the prompt that was asked for, and nothing else.
+//! What a template may use up. A template comes with a model, and a model from anywhere: it is an untrusted program.
+//! One that goes beyond these limits is an error of the prompt that was asked for, and nothing else.
 //!
 //! - **Size**: a source has at most [`SOURCE_BYTES`], a tag at most [`TAG_TOKENS`] (`source::check`).
 //! - **Steps**: the engine's fuel, [`fuel`].

@@ -40,7 +40,7 @@ const END_OF_TURN: [&str; 4] = ["<|im_end|>", "<|eot_id|>", "<|end|>", "</s>"];
 /// A model's Jinja templates, rendered as `transformers` does: the same whitespace rules, Python's methods on
 /// values and Python's way to print them, `tojson`, `raise_exception` and `strftime_now`.
 ///
-/// A template is a program of somebody else's. It runs on a thread of its own within limits on its size, its steps, its
+/// A template is an untrusted program. It runs on a thread of its own within limits on its size, its steps, its
 /// memory and its time (`chat/limits.rs`); one that breaks them is an error of the prompt that was asked for.
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,

@@ -1,4 +1,4 @@
-//! What can be told from a template's text: its tags, and how it takes the content of a message.
+//! What a template's text shows: its tags, and how it takes the content of a message.
 
 use std::collections::HashSet;
 use std::ops::Range;
