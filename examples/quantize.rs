@@ -7,16 +7,16 @@ use std::sync::atomic::AtomicBool;
 
 use gptq_calibration::dataset::{self, DatasetRoots, DatasetSpec, Join};
 use gptq_calibration::sampling::{SampleRequest, Sampling};
-use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::Cpu;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::gptq::{GptqParams, Method};
+use gptq_quantizer::measure::Measuring;
 use gptq_quantizer::produce::{Job, Source, produce};
 use gptq_quantizer::recipe::Preset;
 use gptq_quantizer::sequential::Tiles;
-use gptq_runtime::model::{Model, ModelFiles};
-use gptq_runtime::perplexity::{Baseline, evaluate};
+use gptq_runtime::model::ModelFiles;
 use gptq_runtime::quant_config::QuantConfig;
+use gptq_text::tokenizer::Tokenizer;
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -47,20 +47,14 @@ fn main() -> anyhow::Result<()> {
         stop: &AtomicBool::new(false),
     };
     let tiles = Tiles::embed(&device, &files, &sequences, params.layout())?;
-    let log = produce(&device, &job, tiles, &mut |_| {})?;
+    let mut log = produce(&device, &job, tiles, &mut |_| {})?;
     println!("total loss {:.4} in {:.1} s", log.total_loss(), log.seconds);
 
-    // What it cost, on the same text (use another one for honest figures).
-    let windows = text.windows(&tokenizer, Join::Paper, 256, Some(8))?.ids;
-    let original = Model::load(device.clone(), &files)?;
-    let quantized = Model::load(device, &ModelFiles::open(out)?)?;
-    let result =
-        evaluate(
-            &quantized,
-            Some(Baseline::Beside(&original)),
-            &windows,
-            &mut |_| ControlFlow::Continue(()),
-        )?;
-    println!("{result:#?}");
+    // What it cost, on the same text (use another one for honest figures). The figures go into the artifact's log and onto
+    // its card.
+    let windows = text.windows(&tokenizer, Join::Paper, 256, Some(8))?;
+    let measuring = Measuring::new(&device, &files, &text.name, windows.join.name(), windows.ids);
+    measuring.complete(out, &ModelFiles::open(out)?, &mut log, &mut |_| ControlFlow::Continue(()))?;
+    println!("{:#?}", log.evaluation);
     Ok(())
 }

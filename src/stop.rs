@@ -56,8 +56,12 @@ impl Display for Stopped {
 /// Says of work that was stopped how to go on.
 pub fn advise(error: Error) -> Error {
     let stopped = error.chain().any(|cause| {
-        matches!(cause.downcast_ref(), Some(gptq_quantizer::Error::Stopped { .. }))
-            || matches!(cause.downcast_ref(), Some(gptq_runtime::Error::Stopped))
+        use gptq_quantizer::Error as Quantizer;
+        let quantizer = cause.downcast_ref();
+        matches!(
+            quantizer,
+            Some(Quantizer::Stopped { .. } | Quantizer::Runtime(gptq_runtime::Error::Stopped))
+        ) || matches!(cause.downcast_ref(), Some(gptq_runtime::Error::Stopped))
     });
     match stopped {
         true => error.context(Stopped(SIGNAL.load(Ordering::Relaxed))),

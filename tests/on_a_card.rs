@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use gptq_kernels::{
     Backend, Batch, Cpu, Cuda, Device, Dtype, KV_BLOCK_ROWS, KvDtype, SequenceRows, TopLogits,
 };
-use gptq_runtime::engine::{self, CacheSize, EngineLimits, Event, PrefillLimits, Request, Task};
+use gptq_runtime::engine::{self, CacheSize, EngineLimits, Event, Events, PrefillLimits, Request, Task};
 use gptq_runtime::generate::{FinishReason, GenerateParams, generate};
 use gptq_runtime::model::{Decoder, Model, ModelFiles};
 use gptq_runtime::sampling::SamplingParams;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::model_folder::ModelFolder;
 use crate::program::{artifact, copy_folder, demo, demo_text, gptq, quantize, run, words, workplace};
@@ -290,13 +289,13 @@ fn served<B: Backend>(model: &Model<B>, tasks: &[Task]) -> Vec<Vec<u32>> {
     std::thread::scope(|scope| {
         scope.spawn(|| engine::run(model, limits, inbox).unwrap());
         let ask = |task: &Task| {
-            let (events, answers) = unbounded_channel();
+            let (events, answers) = engine::events();
             assert!(handle.submit(Request { task: task.clone(), events }));
             answers
         };
         let answers: Vec<_> = tasks.iter().map(ask).collect();
-        let tokens = |mut events: UnboundedReceiver<Event>| {
-            std::iter::from_fn(|| events.blocking_recv())
+        let tokens = |events: Events| {
+            events
                 .filter_map(|event| match event {
                     Event::Token(token) => Some(token.id),
                     Event::Failed(message) => panic!("{message}"),
@@ -383,12 +382,11 @@ fn a_lost_card_ends_the_engine() {
     std::thread::scope(|scope| {
         let engine = scope.spawn(|| engine::run(model, limits, inbox));
         let ask = || {
-            let (events, answers) = unbounded_channel();
+            let (events, answers) = engine::events();
             let task = Task::new(vec![1, 2, 3], 4, SamplingParams::greedy());
             (handle.submit(Request { task, events }), answers)
         };
-        let last =
-            |mut answers: UnboundedReceiver<Event>| std::iter::from_fn(|| answers.blocking_recv()).last();
+        let last = |answers: Events| answers.last();
         let (_, answers) = ask();
         assert!(matches!(last(answers), Some(Event::Token(token)) if token.finish.is_some()));
         let total = handle.stats.total_blocks.load(std::sync::atomic::Ordering::Relaxed);

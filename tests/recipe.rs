@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::program::{artifact, demo, demo_text, gptq, quantize, run, words, workplace};
 use gptq_calibration::dataset::{self, DatasetRoots, Join};
 use gptq_calibration::sampling::{SampleRequest, Sampling};
-use gptq_calibration::tokenizer::Tokenizer;
+use gptq_text::tokenizer::Tokenizer;
 
 /// Two linears that share an input.
 const OUTPUTS: [usize; 2] = [32, 64];

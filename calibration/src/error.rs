@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use gptq_input::{short, short_line, short_path};
 
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     #[error("{}: {cause}", short_path(path))]
     Io { path: PathBuf, cause: io::Error },
@@ -24,22 +25,9 @@ pub enum Error {
     #[error("{at}: {problem}")]
     Malformed { at: String, problem: String },
 
-    #[error("the tokenizer cannot {action}: {cause}")]
-    Tokenizer { action: &'static str, cause: String },
-
-    #[error(
-        "{}: no chat template (expected chat_template.jinja, or `chat_template` in tokenizer_config.json)",
-        short_path(Path::new(at))
-    )]
-    NoChatTemplate { at: String },
-
-    /// The messages are none that a prompt can be made of.
-    #[error("{}", short_line(.0))]
-    Conversation(String),
-
-    /// The template does not compile, failed, broke a limit, or refused the messages through `raise_exception`.
-    #[error("chat template: {0}")]
-    ChatTemplate(String),
+    /// Encoding the text failed.
+    #[error(transparent)]
+    Text(#[from] gptq_text::Error),
 
     #[error(
         "the text is too short: {asked} distinct windows of {seq_len} tokens asked, {fit} fit in {tokens} tokens"

@@ -1,18 +1,16 @@
-//! From text to token sequences. This crate owns everything textual; the others see token ids only.
+//! From data sets to token sequences, for calibration and for perplexity.
 //!
 //! ```text
-//! text     files, or those that a hub's cache holds   dataset::load
+//! files    of a data set, local or from a hub         dataset::load
 //! rows     read as a stream, as the files hold them   Dataset
 //! text     the rows joined by one of the conventions  Join
-//! tokens   of the text, or of what is needed of it    Tokenizer::encode
+//! tokens   of the text, or of what is needed of it    gptq_text::Tokenizer::encode
 //! sequences  windows of equal length                  Dataset::sample (calibration), Dataset::windows (perplexity)
 //! ```
 //!
-//! On the way back, [`TextStream`] turns generated ids into text, and [`ChatTemplate`] writes conversations
-//! the way a model was trained to read them.
-//!
 //! ```
-//! use gptq_calibration::{Dataset, Join, SampleRequest, Sampling, Tokenizer};
+//! use gptq_calibration::{Dataset, Join, SampleRequest, Sampling};
+//! use gptq_text::Tokenizer;
 //!
 //! # fn main() -> gptq_calibration::Result<()> {
 //! let dataset = Dataset::from_rows("example", vec!["to be or not\n".into(), "to be\n".into()]);
@@ -33,20 +31,12 @@
 
 #![forbid(unsafe_code)]
 
-pub mod chat;
 pub mod dataset;
-pub mod error;
-mod guard;
+mod error;
 pub mod sampling;
 mod sequences;
-mod text_stream;
-pub mod tokenizer;
-mod tokenizer_config;
 
-pub use crate::chat::{ChatTemplate, Conversation};
 pub use crate::dataset::{Dataset, DatasetRoots, DatasetSpec, Join, Render, Split, WikiText2};
 pub use crate::error::{Error, Result};
 pub use crate::sampling::{SampleRequest, Sampling, sample, windows};
 pub use crate::sequences::Sequences;
-pub use crate::text_stream::TextStream;
-pub use crate::tokenizer::Tokenizer;

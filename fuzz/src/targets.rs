@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use gptq_calibration::chat::{ChatTemplate, Conversation, message};
-use gptq_calibration::tokenizer::Tokenizer;
 use gptq_runtime::checkpoint::Checkpoint;
 use gptq_runtime::quant_config::QuantConfig;
+use gptq_text::chat::{ChatTemplate, Conversation, message};
+use gptq_text::tokenizer::Tokenizer;
 use tempfile::TempDir;
 
 /// One reader; true where it took the input.

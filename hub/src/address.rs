@@ -1,4 +1,4 @@
-//! Addresses: what may stand in them, where a redirect leads, and who may see the token.
+//! Addresses: what may stand in them, where a redirect leads, and which of them get the token.
 
 use ureq::http::Uri;
 

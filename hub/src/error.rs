@@ -114,7 +114,7 @@ pub enum Cause {
     Forbidden { message: String },
 
     /// A commit whose parent is no longer the branch's head.
-    #[error("somebody else has changed the branch meanwhile")]
+    #[error("the branch has changed meanwhile")]
     ParentMoved,
 
     #[error("the server is busy with the same thing{}", said(message))]
@@ -179,7 +179,7 @@ pub enum Cause {
     #[error("the branch does not hold what was sent: {}", short(what))]
     Differs { what: String },
 
-    /// Another worker's failure has been told already.
+    /// Another worker has failed, and its error is reported.
     #[error("given up")]
     GivenUp,
 }

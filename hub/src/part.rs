@@ -1,4 +1,4 @@
-//! A part of a file, read at its place, whoever else reads at others.
+//! A part of a file, read at its place, while other threads read at others.
 
 use std::fs::File;
 use std::io::{self, Read};

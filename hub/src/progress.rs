@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::{Cause, Subject};
 
-/// Who is told. Called by all workers.
+/// Receives the events. Called by all workers.
 pub type Watch<'a> = dyn Fn(Event) + Sync + 'a;
 
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub enum Event<'a> {
     Bytes { file: &'a str, count: i64 },
     /// All of it is there and verified.
     Done { file: &'a str, size: u64 },
-    /// Everybody waits.
+    /// All workers wait.
     Wait { pause: Duration },
     /// Something failed and is tried again.
     Retry { subject: &'a Subject, cause: &'a Cause, attempt: u32, of: u32, pause: Duration },
@@ -28,5 +28,5 @@ pub enum Event<'a> {
     Note(&'a str),
 }
 
-/// Discards what it is told.
+/// Discards all events.
 pub fn silent(_: Event) {}

@@ -1,4 +1,4 @@
-//! Where the hub is, who asks, and where files go: read from the environment once, and passed on from there.
+//! Where the hub is, which token it gets, and where files go: read from the environment once, and passed on from there.
 
 use std::env;
 use std::ffi::OsString;

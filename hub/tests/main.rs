@@ -5,5 +5,6 @@ mod faults;
 mod fetching;
 mod kills;
 mod publishing;
+mod resuming;
 mod support;
 mod tokens;

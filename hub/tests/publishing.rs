@@ -164,7 +164,7 @@ fn a_branch_that_somebody_else_has_changed_is_compared_again() {
     let place = self::place();
     place.server.fault(On::Commit, usize::MAX, What::Status(412));
     let line = push(&place.client, &request(&place, &files())).unwrap_err().to_string();
-    assert_eq!(line, "acme/tiny:other: somebody else has changed the branch meanwhile");
+    assert_eq!(line, "acme/tiny:other: the branch has changed meanwhile");
 }
 
 #[test]

@@ -1,10 +1,10 @@
-//! Plain files. A pipe that nobody writes to would be waited for without an end, and a device has none.
+//! Plain files. Reading a pipe without a writer would wait for ever, and a device has no end.
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Read};
 use std::path::Path;
 
-/// Opens a plain file for reading, through links. It waits for nobody.
+/// Opens a plain file for reading, through links. It never waits.
 ///
 /// # Errors
 /// Those of the system, and `InvalidInput` for what is not a plain file, with its kind.

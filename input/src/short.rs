@@ -15,7 +15,7 @@ pub fn short(text: &str) -> String {
     cut(text, VALUE)
 }
 
-/// The same for a whole message of somebody else's: at most 400 characters.
+/// The same for a whole message of another program: at most 400 characters.
 pub fn short_line(text: &str) -> String {
     cut(text, LINE)
 }

@@ -28,6 +28,7 @@ use crate::guard::{Judge, Verdict};
 use crate::moments::Evidence;
 use crate::recipe::{Recipe, Target};
 use crate::sequential::{Layout, Phases};
+use crate::spread::Spread;
 use crate::{Error, Result, order};
 
 /// How a linear is solved.
@@ -68,6 +69,8 @@ pub struct Solved<B: Backend> {
     pub damp_percent: f64,
     /// What held-out tokens said of each linear, where there were any.
     pub verdicts: Option<Vec<Verdict>>,
+    /// Of the Hessian's diagonal, where there is one.
+    pub spread: Option<Spread>,
     /// Time for the factorization, for target, sweep and refinement, and for packing.
     pub phases: Phases,
 }
@@ -116,7 +119,8 @@ pub fn solve<B: Backend>(
     let (packed, losses) = backend.sweep_pack(sweep, quant.format.zero_offset(), weights.bias.clone())?;
     phases.pack = watch.lap(backend)?;
     let damp_percent = factor.map_or(0.0, |factor| factor.damp_percent);
-    Ok(Solved { packed, losses, damp_percent, verdicts, phases })
+    let spread = hessian.and_then(|_| Spread::of(&diagonal));
+    Ok(Solved { packed, losses, damp_percent, verdicts, spread, phases })
 }
 
 /// What happens before and after the sweep, and what held-out tokens say of it.

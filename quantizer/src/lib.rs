@@ -13,6 +13,7 @@ pub mod gptq;
 pub mod guard;
 pub mod inspect;
 pub mod layer_loss;
+pub mod measure;
 pub mod moments;
 mod order;
 pub mod plan;
@@ -22,6 +23,7 @@ pub mod recipe;
 pub mod record;
 pub mod report;
 pub mod sequential;
+pub mod spread;
 pub mod table;
 
 /// Version of the arithmetic, to be raised by every change after which equal inputs may end in other bytes or figures. No

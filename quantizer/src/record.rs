@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::guard::Verdict;
 use crate::recipe::{Named, Recipe};
 use crate::sequential::{Agreement, Phases};
+use crate::spread::Spread;
 use crate::{Error, Result};
 
 /// The log's file name.
@@ -126,6 +127,9 @@ pub struct LinearRecord {
     /// What tokens said that solving did not see, where some were held out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out: Option<Verdict>,
+    /// Of the Hessian's diagonal; `None` for rounding to nearest, and in logs of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hessian: Option<Spread>,
 }
 
 /// How near the quantized model is to its checkpoint, for calibration sequences that solving did not see.

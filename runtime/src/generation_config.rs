@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::config::ModelConfig;
 use crate::config::fields::{Fields, read_json};
 use crate::sampling::{Adjustments, SamplingParams};
 use crate::{Error, Result};
@@ -126,6 +127,13 @@ impl GenerationConfig {
             ..adjustments
         };
         (sampling, adjustments)
+    }
+
+    /// The ids that end a text: config.json's, this file's, and those that the tokenizer and the chat template name. A
+    /// tokenizer may have more tokens than a model has scores; ids beyond the vocabulary are left out.
+    pub fn end_ids(&self, model: &ModelConfig, of_text: impl IntoIterator<Item = u32>) -> Vec<u32> {
+        let ids = model.eos_token_ids.iter().chain(&self.eos_token_ids).copied().chain(of_text);
+        ids.filter(|id| (*id as usize) < model.vocab_size).collect()
     }
 
     /// One line on what the file asks for in vain; `None` where that is nothing.

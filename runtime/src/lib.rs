@@ -11,9 +11,7 @@ pub mod model;
 pub mod perplexity;
 pub mod quant_config;
 pub mod sampling;
-pub mod server;
 pub mod soundness;
-pub mod stop_strings;
 pub mod synth;
 
 pub use error::{Error, Result};

@@ -8,6 +8,7 @@ use gptq_hub::RepoId;
 use gptq_kernels::Backend;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::engines::{self, Facts, Place};
+use gptq_quantizer::measure::Measuring;
 use gptq_quantizer::plan::{Branch, Plan};
 use gptq_quantizer::produce::{self, Job, Source};
 use gptq_quantizer::sequential::Tiles;
@@ -15,7 +16,7 @@ use gptq_quantizer::table::{self, Row};
 use gptq_runtime::config::ModelConfig;
 
 use super::common::{self, Calibration, DeviceKind, OnDevice};
-use super::measurement::{Measurement, Measuring};
+use super::measurement::{self, Measurement};
 use super::push::{self, Push};
 use super::quantize;
 use crate::args::BranchesArgs;
@@ -129,7 +130,7 @@ impl<B: Backend> Work<'_, B> {
         }
         std::fs::create_dir_all(self.out).with_context(|| self.out.display().to_string())?;
         let measuring = match self.measurement {
-            Some(measurement) => Some(Measuring::new(&self.device, &files, self.dir, measurement)?),
+            Some(measurement) => Some(measurement.begin(&self.device, &files, self.dir)?),
             None => None,
         };
         let source = Source::check(self.model, self.dir, &files)?;
@@ -173,7 +174,9 @@ impl<B: Backend> Work<'_, B> {
         };
         let mut log = quantize::make(&self.device, &job, tiles, title)?;
         match measuring {
-            Some(measuring) => measuring.complete(&format!("{title}, measuring"), &out, &mut log),
+            Some(measuring) => {
+                measurement::complete(measuring, &format!("{title}, measuring"), &out, &mut log)
+            }
             None => Ok(()),
         }
     }

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use gptq_calibration::chat::{ChatTemplate, Conversation, message};
 use gptq_hub::{ModelRef, RepoId, Wanted};
 use gptq_quantizer::publish::{Base, Publication, Published};
 use gptq_quantizer::report::PICTURES;
+use gptq_text::chat::{ChatTemplate, Conversation, message};
 
 use super::{fetch, push, report};
 use crate::args::CardArgs;
@@ -94,7 +94,7 @@ fn read_base(model: &str) -> Result<Base> {
 fn prompt(folder: &Path) -> Result<Option<String>> {
     let template = match ChatTemplate::load(folder) {
         Ok(template) => template,
-        Err(gptq_calibration::Error::NoChatTemplate { .. }) => return Ok(None),
+        Err(gptq_text::Error::NoChatTemplate { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     let user = message("user", "{prompt}");

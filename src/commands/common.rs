@@ -1,22 +1,19 @@
 //! What several verbs need: finding models and texts, turning texts into sequences, choosing the device.
 
-use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use gptq_calibration::chat::{ChatTemplate, Conversation};
 use gptq_calibration::dataset::{self, Dataset, DatasetRoots, DatasetSpec, Join};
 use gptq_calibration::sampling::{SampleRequest, Sampling};
-use gptq_calibration::tokenizer::Tokenizer;
 use gptq_hub::Wanted;
 use gptq_kernels::{Backend, Cpu, Cuda, Dtype, KvDtype};
 use gptq_quantizer::plan::Plan;
 use gptq_quantizer::recipe::Preset;
 use gptq_quantizer::record::CalibrationRecord;
 use gptq_runtime::config::ModelConfig;
-use gptq_runtime::model::ModelFiles;
+use gptq_runtime::model::{Model, ModelFiles};
 use gptq_runtime::soundness::summary;
-use serde_json::Value;
+use gptq_text::tokenizer::Tokenizer;
 
 use crate::args::{
     CalibrationArgs, ComputeArg, DeviceArg, DeviceArgs, JoinArg, KvDtypeArg, PlanArg, SamplingArg,
@@ -56,7 +53,12 @@ pub fn open_model(dir: &Path) -> Result<ModelFiles> {
     Ok(files)
 }
 
-/// Work that runs on whichever device is there.
+/// Loads a model folder onto the device.
+pub fn load_model<B: Backend>(device: &B, dir: &Path) -> Result<Model<B>> {
+    Ok(Model::load(device.clone(), &open_model(dir)?)?)
+}
+
+/// Work that runs on the device that was chosen.
 pub trait OnDevice {
     type Output;
 
@@ -109,19 +111,7 @@ pub fn on_device<W: OnDevice>(args: DeviceArgs, config: &ModelConfig, work: W) -
 pub fn dataset(spec: &str, text_field: Option<&str>, model_dir: &Path) -> Result<Dataset> {
     let spec: DatasetSpec = spec.parse()?;
     let roots = DatasetRoots::from_env().with_hub(super::fetch::dataset);
-    let dataset = dataset::load(&spec, &roots)?;
-    let (dir, template) = (model_dir.to_owned(), OnceCell::new());
-    let render = move |messages: &[Value]| {
-        let template = match template.get() {
-            Some(template) => template,
-            None => {
-                let loaded = ChatTemplate::load(&dir)?;
-                template.get_or_init(|| loaded)
-            }
-        };
-        template.render(&Conversation { add_generation_prompt: false, ..Conversation::new(messages) })
-    };
-    Ok(dataset.with_text_field(text_field).with_render(render))
+    Ok(dataset::load(&spec, &roots)?.with_text_field(text_field).with_template_of(model_dir))
 }
 
 /// Calibration sequences, and the record of where they came from.

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use gptq_calibration::dataset::Dataset;
-use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::Cpu;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::plan::Plan;
@@ -14,10 +13,11 @@ use gptq_quantizer::recipe::Preset;
 use gptq_quantizer::table;
 use gptq_runtime::generate::{GenerateParams, Session};
 use gptq_runtime::sampling::SamplingParams;
+use gptq_text::tokenizer::Tokenizer;
 
 use super::branches::Work;
-use super::common::{Calibration, DeviceKind};
-use super::eval::{self, Protocol};
+use super::common::{self, Calibration, DeviceKind};
+use super::eval::Protocol;
 use super::generate::{Output, complete};
 use super::measurement::Measurement;
 use crate::args::{CalibrationArgs, DemoArgs, JoinArg, SamplingArg};
@@ -130,7 +130,7 @@ pub fn test_text() -> Dataset {
 }
 
 fn sample_text(device: &Cpu, dir: &Path) -> Result<String> {
-    let model = eval::load(device, dir)?;
+    let model = common::load_model(device, dir)?;
     let tokenizer = Tokenizer::load(dir)?;
     // As the snippet of a publisher's card has it.
     let sampling =

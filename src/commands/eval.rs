@@ -7,11 +7,11 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use gptq_calibration::Sequences;
 use gptq_calibration::dataset::{Dataset, Join};
-use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::{Backend, Cpu, KvDtype};
 use gptq_quantizer::record::QuantizeLog;
 use gptq_runtime::model::Model;
 use gptq_runtime::perplexity::{Baseline, Evaluation, evaluate};
+use gptq_text::tokenizer::Tokenizer;
 use serde_json::json;
 
 use super::common::{self, DeviceKind, OnDevice};
@@ -98,12 +98,12 @@ impl OnDevice for Evaluate<'_> {
 
     fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<Self::Output> {
         let (beside, on_cpu) = match self.baseline {
-            Some(dir) if self.baseline_on_cpu => (None, Some(load(&Cpu::new(), dir)?)),
-            Some(dir) => (Some(load(&device, dir)?), None),
+            Some(dir) if self.baseline_on_cpu => (None, Some(common::load_model(&Cpu::new(), dir)?)),
+            Some(dir) => (Some(common::load_model(&device, dir)?), None),
             None => (None, None),
         };
         let baseline = on_cpu.as_ref().map(Baseline::OnCpu).or(beside.as_ref().map(Baseline::Beside));
-        let model = load(&device, self.dir)?.with_kv_dtype(self.kv_dtype);
+        let model = common::load_model(&device, self.dir)?.with_kv_dtype(self.kv_dtype);
         Ok((measure("evaluating", &model, baseline, self.windows)?, device.name()))
     }
 }
@@ -136,12 +136,6 @@ pub fn describe(dataset: &str, join: Join, result: &Evaluation) -> String {
     )
 }
 
-/// Loads a model folder onto the device.
-pub fn load<B: Backend>(device: &B, dir: &Path) -> Result<Model<B>> {
-    let files = common::open_model(dir)?;
-    Ok(Model::load(device.clone(), &files)?)
-}
-
 /// Evaluates with a progress bar, until a signal comes that is waited for.
 pub fn measure<B: Backend>(
     title: &str,
@@ -149,11 +143,16 @@ pub fn measure<B: Backend>(
     baseline: Option<Baseline<B>>,
     windows: &[Vec<u32>],
 ) -> Result<Evaluation> {
-    let mut progress = Progress::start(title, windows.len() as u64);
-    Ok(evaluate(model, baseline, windows, &mut |done| {
+    Ok(evaluate(model, baseline, windows, &mut progress(title, windows.len()))?)
+}
+
+/// Shows how many windows are done, and stops once a signal has come.
+pub fn progress(title: &str, windows: usize) -> impl FnMut(usize) -> ControlFlow<()> + use<> {
+    let mut progress = Progress::start(title, windows as u64);
+    move |done| {
         progress.advance(done as u64);
         if stop::is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?)
+    }
 }
 
 /// Whether the artifact's own log names this text as its calibration text.

@@ -7,15 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use gptq_calibration::chat::{ChatTemplate, Conversation, message};
-use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::Backend;
 use gptq_runtime::generate::{FinishReason, GenerateParams, Session};
-use gptq_runtime::stop_strings::StopStrings;
+use gptq_text::StopStrings;
+use gptq_text::chat::{ChatTemplate, Conversation, message};
+use gptq_text::tokenizer::Tokenizer;
 use serde_json::json;
 
 use super::common::{self, DeviceKind, OnDevice};
-use super::eval;
 use super::wishes::Wishes;
 use crate::args::GenerateArgs;
 use crate::output;
@@ -40,7 +39,7 @@ impl OnDevice for Generate<'_> {
         let tokenizer = Tokenizer::load(dir)?;
         let (prompt, stops) = prompt(args, dir)?;
         let ids = tokenizer.encode(&prompt, !args.chat)?;
-        let model = eval::load(&device, dir)?.with_kv_dtype(args.kv_cache.kv_cache_dtype.into());
+        let model = common::load_model(&device, dir)?.with_kv_dtype(args.kv_cache.kv_cache_dtype.into());
         let wishes = Wishes::read(dir)?;
         let mut params = wishes.params(&args.sampling, args.max_new_tokens)?;
         params.min_new_tokens = args.min_new_tokens.unwrap_or(params.min_new_tokens);

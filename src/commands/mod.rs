@@ -4,7 +4,6 @@ pub mod bench;
 pub mod branches;
 pub mod card;
 pub mod chat;
-mod codec;
 mod common;
 pub mod completions;
 pub mod demo;

@@ -20,7 +20,7 @@ use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
 
 use super::common::{self, Calibration, DeviceKind, OnDevice};
 use super::eval::Protocol;
-use super::measurement::{Measurement, Measuring};
+use super::measurement::{self, Measurement};
 use crate::args::{FormatArg, JoinArg, MethodArg, OutputArgs, QuantizeArgs};
 use crate::output;
 use crate::progress::Progress;
@@ -67,7 +67,7 @@ impl OnDevice for Quantize<'_> {
             Method::Rtn => None,
         };
         let measuring = match &args.eval_dataset {
-            Some(spec) => Some(Measuring::new(&device, files, dir, &measurement(spec, dir)?)?),
+            Some(spec) => Some(measurement(spec, dir)?.begin(&device, files, dir)?),
             None => None,
         };
         let source = Source::check(&args.model, dir, files)?;
@@ -85,7 +85,7 @@ impl OnDevice for Quantize<'_> {
         let tiles = Tiles::embed(&device, files, job.sequences, params.layout())?;
         let mut log = make(&device, &job, tiles, "quantizing")?;
         if let Some(measuring) = measuring {
-            measuring.complete("evaluating", &args.out, &mut log)?;
+            measurement::complete(&measuring, "evaluating", &args.out, &mut log)?;
         }
         Ok(log)
     }

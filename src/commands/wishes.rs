@@ -5,11 +5,11 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
-use gptq_calibration::tokenizer::Tokenizer;
 use gptq_runtime::config::ModelConfig;
 use gptq_runtime::generate::GenerateParams;
 use gptq_runtime::generation_config::GenerationConfig;
 use gptq_runtime::sampling::{Adjustments, SamplingParams};
+use gptq_text::tokenizer::Tokenizer;
 
 use crate::args::SamplingArgs;
 
@@ -84,13 +84,14 @@ impl Wishes {
         (sampling, adjustments)
     }
 
-    /// The ids that end a text: the config's, the generation config's, the tokenizer's, and those of a template's marks.
+    /// The ids that end a text; `marks` are those of a chat template.
     pub fn end_ids(&self, model: &ModelConfig, tokenizer: &Tokenizer, marks: &[String]) -> Vec<u32> {
-        let own = self.config.iter().flat_map(|config| &config.eos_token_ids);
-        let ids = model.eos_token_ids.iter().chain(own).copied().chain(tokenizer.eos_id());
-        let ids = ids.chain(marks.iter().filter_map(|mark| tokenizer.token_id(mark)));
-        // A tokenizer may have more tokens than a model has scores.
-        ids.filter(|id| (*id as usize) < model.vocab_size).collect()
+        let marks = marks.iter().filter_map(|mark| tokenizer.token_id(mark));
+        let of_text: Vec<_> = tokenizer.eos_id().into_iter().chain(marks).collect();
+        match &self.config {
+            Some(config) => config.end_ids(model, of_text),
+            None => GenerationConfig::default().end_ids(model, of_text),
+        }
     }
 }
 

@@ -2,10 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::error::{Error, Result};
-
 /// Writes a conversation (messages with `role` and `content`) as the model was trained to read it.
-pub type Render = dyn Fn(&[Value]) -> Result<String>;
+pub type Render = dyn Fn(&[Value]) -> gptq_text::Result<String>;
 
 /// What is read of each row. It is chosen once for a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +86,7 @@ fn instruction(row: &mut Map<String, Value>, render: &Render) -> Result<String, 
     let messages: Vec<Value> =
         turns().map(|(role, content)| json!({"role": role, "content": content})).collect();
     match render(&messages) {
-        Err(Error::NoChatTemplate { .. }) => {
+        Err(gptq_text::Error::NoChatTemplate { .. }) => {
             Ok(turns().map(|(_, content)| content.as_str()).collect::<Vec<_>>().join("\n\n"))
         }
         rendered => rendered.map_err(|cause| cause.to_string()),
@@ -121,13 +119,13 @@ mod tests {
     use super::*;
 
     /// `user:Hi|assistant:Hello|`
-    fn render(messages: &[Value]) -> Result<String> {
+    fn render(messages: &[Value]) -> gptq_text::Result<String> {
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         Ok(messages.iter().map(|m| text(&m["role"]) + ":" + &text(&m["content"]) + "|").collect())
     }
 
-    fn no_template(_: &[Value]) -> Result<String> {
-        Err(Error::NoChatTemplate { at: "model".into() })
+    fn no_template(_: &[Value]) -> gptq_text::Result<String> {
+        Err(gptq_text::Error::NoChatTemplate { at: "model".into() })
     }
 
     fn row(value: Value) -> Map<String, Value> {

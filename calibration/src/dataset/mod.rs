@@ -7,10 +7,12 @@ mod open;
 mod rows;
 mod spec;
 
+use std::cell::OnceCell;
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use gptq_text::{ChatTemplate, Conversation};
 use serde_json::Value;
 
 pub use self::fields::Render;
@@ -71,7 +73,7 @@ pub fn load(spec: &DatasetSpec, roots: &DatasetRoots) -> Result<Dataset> {
 impl Dataset {
     fn new(name: String, source: Source) -> Self {
         let at = name.clone();
-        let render = Box::new(move |_: &[Value]| Err(Error::NoChatTemplate { at: at.clone() }));
+        let render = Box::new(move |_: &[Value]| Err(gptq_text::Error::NoChatTemplate { at: at.clone() }));
         Self { name, source, text_field: None, render }
     }
 
@@ -90,10 +92,25 @@ impl Dataset {
         Self { text_field: field.map(str::to_owned), ..self }
     }
 
-    /// How rows that are conversations become text; without this they are refused. [`Error::NoChatTemplate`]
+    /// How rows that are conversations become text; without this they are refused. [`gptq_text::Error::NoChatTemplate`]
     /// says that the model knows no way; `instruction` and `output` are then taken as paragraphs.
-    pub fn with_render(self, render: impl Fn(&[Value]) -> Result<String> + 'static) -> Self {
+    pub fn with_render(self, render: impl Fn(&[Value]) -> gptq_text::Result<String> + 'static) -> Self {
         Self { render: Box::new(render), ..self }
+    }
+
+    /// Conversations are written by the chat template of the model in this folder, which is read where a row needs it.
+    pub fn with_template_of(self, model: &Path) -> Self {
+        let (model, template) = (model.to_owned(), OnceCell::new());
+        self.with_render(move |messages| {
+            let template = match template.get() {
+                Some(template) => template,
+                None => {
+                    let loaded = ChatTemplate::load(&model)?;
+                    template.get_or_init(|| loaded)
+                }
+            };
+            template.render(&Conversation { add_generation_prompt: false, ..Conversation::new(messages) })
+        })
     }
 
     /// Hands out the pieces of all rows in their order.

@@ -2,7 +2,7 @@
 
 use super::char_boundary;
 use crate::error::Result;
-use crate::tokenizer::Tokenizer;
+use gptq_text::Tokenizer;
 
 /// Bytes encoded at a time.
 const PIECE: usize = 1 << 18;
@@ -100,7 +100,7 @@ fn meeting(pending: &[(u32, usize)], tokens: &[(u32, usize)], middle: usize) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tokenizer::testing;
+    use gptq_text::testing;
 
     /// Tokens of the text, given in parts and encoded in small pieces.
     fn in_pieces(tokenizer: &Tokenizer, text: &str, part: usize, piece: usize) -> Vec<u32> {

@@ -6,7 +6,7 @@ use rand_chacha::rand_core::SeedableRng;
 use super::char_boundary;
 use crate::error::{Error, Result};
 use crate::sampling::{SampleRequest, distinct_offsets, uniform_below};
-use crate::tokenizer::Tokenizer;
+use gptq_text::Tokenizer;
 
 /// Bytes of a chunk for each token of a window: enough for a few windows of any natural language.
 const BYTES_PER_TOKEN: usize = 16;
@@ -81,7 +81,8 @@ impl Chunks {
         }
         let SampleRequest { samples, seq_len, .. } = self.request;
         let encode = |chunk: String| tokenizer.encode(&chunk, false);
-        let chunks = std::mem::take(&mut self.drawn).into_iter().map(encode).collect::<Result<Vec<_>>>()?;
+        let chunks =
+            std::mem::take(&mut self.drawn).into_iter().map(encode).collect::<Result<Vec<_>, _>>()?;
         let fits: Vec<usize> = chunks.iter().map(|ids| (ids.len() + 1).saturating_sub(seq_len)).collect();
         let fit = fits.iter().sum();
         if samples > fit {
@@ -116,7 +117,7 @@ fn shares(fits: &[usize], samples: usize) -> Vec<usize> {
 mod tests {
     use super::*;
     use crate::sampling::Sampling;
-    use crate::tokenizer::testing;
+    use gptq_text::testing;
 
     fn chunks(samples: usize, seq_len: usize, parts: &[&str]) -> Chunks {
         let mut chunks = Chunks::new(SampleRequest { samples, seq_len, sampling: Sampling::Random, seed: 0 });

@@ -15,7 +15,7 @@ use self::chunks::Chunks;
 use crate::dataset::{Dataset, Join};
 use crate::error::Result;
 use crate::sampling::{SampleRequest, Sampling, check_not_zero, sample, windows};
-use crate::tokenizer::Tokenizer;
+use gptq_text::Tokenizer;
 
 /// Bytes of a text that is encoded in one call.
 const WHOLE: usize = 16 << 20;
@@ -135,7 +135,7 @@ fn char_boundary(text: &str, at: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tokenizer::testing;
+    use gptq_text::testing;
 
     fn dataset() -> Dataset {
         Dataset::from_rows("rows", (0..5000).map(|i| format!("Row {i} is é {}.", i * 7919)).collect())
@@ -187,5 +187,24 @@ mod tests {
         }
         assert_eq!(first, drawn(0));
         assert_ne!(first.ids, drawn(1).ids);
+    }
+
+    #[test]
+    #[cfg_attr(not(has_shared), ignore = "needs the larger models and texts: GPTQ_SHARED is not set")]
+    fn a_real_tokenizer_encodes_a_real_text_in_one_call() {
+        let shared = std::env::var_os("GPTQ_SHARED").expect("GPTQ_SHARED is not set");
+        let shared = std::path::Path::new(&shared);
+        let roots =
+            crate::DatasetRoots { datasets: Some(shared.join("data")), ..crate::DatasetRoots::default() };
+        let text = crate::dataset::load(&"wikitext2:validation".parse().unwrap(), &roots)
+            .unwrap()
+            .join(Join::Raw)
+            .unwrap();
+        let tokenizer = Tokenizer::load(&shared.join("models/wiki20m")).unwrap();
+        let start = std::time::Instant::now();
+        let ids = tokenizer.encode(&text, false).unwrap();
+        eprintln!("{} bytes, {} tokens in {:.2?}", text.len(), ids.len(), start.elapsed());
+        assert!(ids.len() >= 64 * 1024);
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
     }
 }

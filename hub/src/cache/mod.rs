@@ -5,7 +5,7 @@
 //! models--owner--name/snapshots/<commit>/<path>  links to it
 //! models--owner--name/refs/<revision>            one line without an end, a commit
 //! models--owner--name/trees/<commit>.json        all files of the commit, here or not
-//! .locks/models--owner--name/<hash>.lock         held by who fetches a blob
+//! .locks/models--owner--name/<hash>.lock         held by the process that fetches a blob
 //! ```
 
 pub(crate) mod link;
@@ -50,6 +50,11 @@ impl RepoCache {
 
     pub(crate) fn lock(&self, oid: &Oid) -> PathBuf {
         self.root.join(".locks").join(self.repo.folder_name()).join(format!("{oid}.lock"))
+    }
+
+    /// The note of an upload that goes on.
+    pub(crate) fn upload(&self, oid: &Oid) -> PathBuf {
+        self.lock(oid).with_extension("upload")
     }
 
     pub fn snapshot(&self, commit: &str) -> PathBuf {

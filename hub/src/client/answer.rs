@@ -63,7 +63,7 @@ impl Refusal {
             (Self::Unknown, Some(token)) => {
                 Cause::TokenRefused { endpoint: settings.endpoint.clone(), from: token.from.clone() }
             }
-            // The hub says so too to who asks with a token that it does not know.
+            // The hub answers so too where it does not know the token.
             (Self::Repo, Some(token)) if line.contains("Invalid credentials") => {
                 Cause::TokenRefused { endpoint: settings.endpoint.clone(), from: token.from.clone() }
             }
@@ -118,12 +118,16 @@ pub(crate) fn first_line(body: &mut Body) -> String {
     for c in text.chars() {
         match c {
             '<' => in_tag = true,
-            '>' => in_tag = false,
+            '>' => {
+                in_tag = false;
+                plain.push(' ');
+            }
             c if !in_tag => plain.push(c),
             _ => {}
         }
     }
-    plain.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
+    let mut lines = plain.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    lines.find(|line| !line.is_empty()).unwrap_or_default()
 }
 
 #[cfg(test)]

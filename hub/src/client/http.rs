@@ -1,4 +1,4 @@
-//! One request and its answer. Redirects, statuses and tokens are decided on by who asks.
+//! One request and its answer. Redirects, statuses and tokens are the caller's to decide on.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -35,7 +35,7 @@ pub(crate) enum Payload<'a> {
         bytes: &'a [u8],
         kind: &'static str,
     },
-    /// The bytes of a file from one place to before another, and who is told of those that are on their way.
+    /// The bytes of a file from one place to before another; `sent` gets the number of bytes that are on their way.
     Part {
         file: &'a File,
         from: u64,
@@ -68,7 +68,7 @@ pub(crate) struct Http {
     proxy: Option<Proxy>,
     /// Between two pieces of an answer.
     silence: Duration,
-    /// Whether anybody has ever answered.
+    /// Whether any server has ever answered.
     answered: AtomicBool,
 }
 

@@ -22,7 +22,7 @@ use crate::settings::Settings;
 /// Bytes of an answer that is parsed; a page of a tree has some hundred KB.
 const MOST_OF_AN_ANSWER: u64 = 64 << 20;
 
-/// A hub, as seen by who uses it. Shared by all workers, who wait together when it asks for that.
+/// A connection to a hub. Shared by all workers, which wait together when the hub asks for that.
 pub struct Client {
     pub settings: Settings,
     pub(crate) http: Http,
@@ -57,7 +57,7 @@ impl Client {
         Origin::of(url).is_some_and(|origin| self.origin.trusts(&origin))
     }
 
-    /// One request, with the token where it may go, after the wait that the server has asked everybody for.
+    /// One request, with the token where it may go, after the wait that the server has demanded.
     pub(crate) fn once(&self, ask: &Ask, subject: &Subject) -> Result<Response<Body>> {
         self.pace.wait();
         self.http.send(ask, self.token_for(&ask.url)).map_err(|cause| subject.fails(cause))
@@ -138,7 +138,7 @@ impl Client {
         Ok(())
     }
 
-    /// Everybody waits, once for all.
+    /// Makes all workers wait, once for all of them.
     pub(crate) fn pause(
         &self,
         asked: Option<Duration>,

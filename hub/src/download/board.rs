@@ -1,4 +1,4 @@
-//! Who fetches what: the files that wait, those that are open, and the first failure, shared by all workers.
+//! What each worker fetches: the files that wait, those that are open, and the first failure, shared by all workers.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -58,7 +58,7 @@ pub(super) struct Shared<'a> {
     stop: AtomicBool,
 }
 
-/// How long a worker without anything to do sleeps, where nobody wakes it.
+/// How long a worker without anything to do sleeps, where nothing wakes it.
 const NAP: Duration = Duration::from_millis(100);
 
 /// How often a lock that another process holds is asked for.
@@ -187,7 +187,7 @@ impl Shared<'_> {
                     (self.watch)(Event::Waiting { file: &entry.path });
                 }
                 match job.waiting.as_ref().map(|waiting| waiting.since.elapsed()) {
-                    // Nobody is at it: a lock that outlived its holder, as network drives have them.
+                    // No process works on it: a lock that outlived its holder, as network drives have them.
                     Some(still) if still >= self.client.settings.patience.lock => None,
                     _ => return Ok(Opened::Later(job)),
                 }

@@ -69,7 +69,7 @@ pub struct Fetched {
 
 impl Client {
     /// The files of a repository, from the cache where they are complete there, else from the hub. Where the hub cannot
-    /// be reached, what the cache has counts, and that is told.
+    /// be reached, what the cache has counts, and a note says so.
     pub fn snapshot(&self, request: &Request, watch: &Watch) -> Result<Snapshot> {
         let subject = Subject::revision(&request.repo, &request.revision);
         let cache = crate::RepoCache::new(&self.settings.cache, &request.repo);

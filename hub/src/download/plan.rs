@@ -64,7 +64,7 @@ impl Client {
 }
 
 impl Plan {
-    /// The files to fetch. What is there is read where the request wants it verified, or nobody knows its hash.
+    /// The files to fetch. What is there is read where the request wants it verified, or its hash is not known.
     pub(super) fn missing(&self, store: &Store, request: &Request, watch: &Watch) -> io::Result<Vec<Entry>> {
         let mut missing = Vec::new();
         for Planned { entry, .. } in &self.files {

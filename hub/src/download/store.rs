@@ -148,7 +148,7 @@ impl Store {
         }
     }
 
-    /// Whether a note says that the file had this content, and nobody has written to it since.
+    /// Whether a note says that the file had this content, and it was not written to since.
     fn is_noted(&self, entry: &Entry, path: &Path) -> bool {
         let note = fs::read_to_string(self.note(entry)).unwrap_or_default();
         let lines: Vec<_> = note.lines().map(str::trim).collect();

@@ -215,7 +215,7 @@ impl Fetch<'_> {
     fn ask(&self, range: Option<(u64, u64)>) -> Result<(String, Response<Body>)> {
         let client = self.shared.client;
         let (subject, entry) = (self.subject(), self.file.entry());
-        // Whoever comes second waits for the address that the first one gets.
+        // The second worker waits for the address that the first one gets.
         let mut storage = lock(&self.file.storage);
         let mut url = match &*storage {
             Some(url) => url.clone(),
@@ -261,7 +261,7 @@ impl Fetch<'_> {
         Err(subject.fails(client.no_hub("it redirects in circles")))
     }
 
-    /// The storage's address is used no longer, unless somebody has got another one meanwhile.
+    /// The storage's address is used no longer, unless another worker has got a new one meanwhile.
     fn forget(&self, url: &str) {
         let mut storage = lock(&self.file.storage);
         if storage.as_deref() == Some(url) {

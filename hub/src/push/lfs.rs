@@ -1,26 +1,26 @@
 //! Large files: the hub says which of them the storage lacks and where they go, whole or in parts.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 use ureq::http::Method;
 
+use super::parts::Parts;
 use super::{LocalFile, PushRequest, as_write};
 use crate::client::{Ask, Client, Judged, Payload, Tries, header, host};
 use crate::error::{Cause, Result, Subject};
 use crate::progress::{Event, Watch};
 
-const LFS: &str = "application/vnd.git-lfs+json";
+pub(super) const LFS: &str = "application/vnd.git-lfs+json";
 
 /// What the hub wants to have done with a file.
-struct Action<'a> {
-    file: &'a LocalFile,
+pub(super) struct Action<'a> {
+    pub file: &'a LocalFile,
     href: String,
     headers: Vec<(String, String)>,
-    /// Addresses of parts of so many bytes; none where the file goes as a whole.
-    parts: Option<(u64, Vec<String>)>,
+    /// None where the file goes as a whole.
+    parts: Option<Parts>,
     verify: Option<(String, Vec<(String, String)>)>,
 }
 
@@ -44,14 +44,13 @@ impl Client {
                 watch(Event::Plan { files: actions.len(), bytes });
             }
             for action in &actions {
-                self.send(request, &subject.file(&action.file.path), action, watch)?;
+                sent += self.send(request, &subject.file(&action.file.path), action, watch)?;
             }
-            sent += bytes;
         }
         Ok(sent)
     }
 
-    fn ask_where<'a>(
+    pub(super) fn ask_where<'a>(
         &self,
         request: &PushRequest,
         subject: &Subject,
@@ -74,10 +73,13 @@ impl Client {
             if let Some(message) = object["error"]["message"].as_str() {
                 return Err(subject.fails(Cause::MayNotWrite { message: message.to_owned() }));
             }
-            // Without actions it is there.
-            if let Some(upload) = object["actions"].get("upload") {
-                let action = self.read_action(file, upload, object["actions"].get("verify"));
-                actions.push(action.map_err(|problem| subject.fails(self.malformed(problem)))?);
+            match object["actions"].get("upload") {
+                Some(upload) => {
+                    let action = self.read_action(file, upload, object["actions"].get("verify"));
+                    actions.push(action.map_err(|problem| subject.fails(self.malformed(problem)))?);
+                }
+                // It is there; an earlier run may have been killed before it knew.
+                None => self.forget_upload(request, file),
             }
         }
         Ok(actions)
@@ -113,7 +115,8 @@ impl Client {
                 if parts.len() as u64 != expected {
                     return Err(format!("expected {expected} parts of {size} bytes, got {}", parts.len()));
                 }
-                Some((size, parts.into_iter().map(|(_, address)| address).collect()))
+                let addresses = parts.into_iter().map(|(_, address)| address).collect();
+                Some(Parts { complete: href(upload)?, size, addresses })
             }
             Some(_) => return Err("expected the size of a part".into()),
         };
@@ -127,15 +130,10 @@ impl Client {
         })
     }
 
-    fn send(&self, request: &PushRequest, subject: &Subject, action: &Action, watch: &Watch) -> Result<()> {
+    fn send(&self, request: &PushRequest, subject: &Subject, action: &Action, watch: &Watch) -> Result<u64> {
         let file = action.file;
         watch(Event::Begin { file: &file.path, size: file.size, done: 0 });
-        match &action.parts {
-            None => {
-                self.put(subject, file, &action.href, &action.headers, (0, file.size), watch)?;
-            }
-            Some((size, addresses)) => self.send_parts(request, subject, action, *size, addresses, watch)?,
-        }
+        let sent = self.transfer(request, subject, action, watch)?;
         if let Some((url, headers)) = &action.verify {
             let headers: Vec<_> =
                 headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
@@ -143,51 +141,29 @@ impl Client {
             self.post_to(url, &body, &headers, subject, watch)?;
         }
         watch(Event::Done { file: &file.path, size: file.size });
-        Ok(())
+        Ok(sent)
     }
 
-    fn send_parts(
+    /// Brings the bytes there, as a whole or in parts. Returns how many went.
+    pub(super) fn transfer(
         &self,
         request: &PushRequest,
         subject: &Subject,
         action: &Action,
-        size: u64,
-        addresses: &[String],
         watch: &Watch,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let file = action.file;
-        let next = AtomicUsize::new(0);
-        let done: Mutex<Vec<Result<(usize, String)>>> = Mutex::new(Vec::new());
-        let take = || loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(address) = addresses.get(index) else { return };
-            let from = index as u64 * size;
-            let put = self.put(subject, file, address, &[], (from, file.size.min(from + size)), watch);
-            if put.is_err() {
-                next.store(addresses.len(), Ordering::Relaxed);
+        match &action.parts {
+            Some(parts) => self.send_parts(request, subject, action, parts, watch),
+            None => {
+                self.put(subject, file, &action.href, &action.headers, (0, file.size), watch)?;
+                Ok(file.size)
             }
-            let etag = put.and_then(|etag| {
-                etag.ok_or_else(|| subject.fails(self.malformed("expected an ETag of the part".into())))
-            });
-            done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(etag.map(|etag| (index, etag)));
-        };
-        std::thread::scope(|scope| {
-            for _ in 0..request.workers.max(1).min(addresses.len()) {
-                scope.spawn(take);
-            }
-        });
-        let done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let mut tags = done.into_iter().collect::<Result<Vec<_>>>()?;
-        tags.sort();
-        let parts: Vec<_> =
-            tags.iter().map(|(index, etag)| json!({"partNumber": index + 1, "etag": etag})).collect();
-        let body = json!({"oid": file.sha256.as_str(), "parts": parts});
-        self.post_to(&action.href, &body, &[("accept", LFS)], subject, watch)?;
-        Ok(())
+        }
     }
 
     /// Sends a file or a part of it to the storage, without the token. Returns the answer's ETag.
-    fn put(
+    pub(super) fn put(
         &self,
         subject: &Subject,
         file: &LocalFile,
@@ -202,7 +178,7 @@ impl Client {
         }
         let mut tries = Tries::new(&self.settings.patience);
         loop {
-            let told = std::sync::atomic::AtomicU64::new(0);
+            let told = AtomicU64::new(0);
             let sent = |count: u64| {
                 told.fetch_add(count, Ordering::Relaxed);
                 watch(Event::Bytes { file: &file.path, count: count as i64 });
@@ -216,8 +192,11 @@ impl Client {
             let answer = self.http.send(&ask, None).map_err(|cause| subject.fails(cause));
             let failed = match answer {
                 Err(error) => error,
-                Ok(answer) if answer.status() == 403 => {
-                    let mut answer = answer;
+                // None of the hub's own statuses: the storage knows no repositories.
+                Ok(mut answer)
+                    if answer.status().is_client_error()
+                        && !matches!(answer.status().as_u16(), 408 | 429) =>
+                {
                     let message = crate::client::first_line(answer.body_mut());
                     return Err(subject.fails(Cause::StorageRefused { host: host(url), message }));
                 }

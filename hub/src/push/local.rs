@@ -9,7 +9,7 @@ use crate::name::is_file_name;
 use crate::oid::{Hasher, Oid};
 use crate::tree::Entry;
 
-/// Files of at least this size always go to the storage for large files, so that nobody knows them by git's hash.
+/// Files of at least this size always go to the storage for large files, so that their name is a sha256 everywhere.
 pub(super) const ALWAYS_LARGE: u64 = 10 << 20;
 
 /// A file here and its name there.

@@ -4,6 +4,7 @@
 mod commit;
 mod lfs;
 mod local;
+mod parts;
 mod plan;
 
 use std::collections::HashMap;
@@ -105,7 +106,7 @@ impl Client {
                 }
                 Err(error) if matches!(*error.cause, Cause::ParentMoved) => {
                     watch(Event::Note(&format!(
-                        "{subject}somebody has changed it meanwhile, comparing again"
+                        "{subject}the branch has changed meanwhile, comparing again"
                     )));
                 }
                 Err(error) => return Err(error),
@@ -233,7 +234,7 @@ impl Client {
     }
 }
 
-/// A refusal of who wants to write.
+/// A refusal, where the request wanted to write.
 pub(super) fn as_write(mut error: Error) -> Error {
     if let Cause::Forbidden { message } = &mut *error.cause {
         let message = std::mem::take(message);
@@ -242,7 +243,7 @@ pub(super) fn as_write(mut error: Error) -> Error {
     error
 }
 
-/// 409: somebody has made it before.
+/// 409: it exists already.
 fn there_already(error: Error) -> Result<()> {
     match &*error.cause {
         Cause::Busy { .. } => Ok(()),

@@ -12,7 +12,7 @@ use crate::tree::Tree;
 /// All that publishing would change, found without changing anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PushPlan {
-    /// Whose token it is.
+    /// The account that the token belongs to.
     pub account: String,
     /// Whether the repository has to be made.
     pub creates: bool,

@@ -154,7 +154,7 @@ impl Transfer {
         }
     }
 
-    /// The server has sent the whole file instead of a range. The first worker who sees that keeps the stream, from the
+    /// The server has sent the whole file instead of a range. The first worker that sees it keeps the stream, from the
     /// first byte that is missing; the others stop.
     pub fn ignored(&mut self, work: &Work) -> Option<Work> {
         if work.round != self.round {

@@ -27,7 +27,7 @@ pub(crate) struct Partial {
 }
 
 impl Partial {
-    /// Goes on with what an earlier process has left in the folder, where `adopt` allows it, or begins. Whoever adopts
+    /// Goes on with what an earlier process has left in the folder, where `adopt` allows it, or begins. The caller
     /// must hold the file's lock. Returns the state, with the pieces that are there.
     pub fn open(
         folder: &Path,
@@ -75,7 +75,7 @@ impl Partial {
         (&self.list).write_all(header(size, piece).as_bytes())
     }
 
-    /// Writes at a place, whoever else writes at others.
+    /// Writes at a place, while other threads write at others.
     pub fn write_at(&self, bytes: &[u8], place: u64) -> io::Result<()> {
         #[cfg(unix)]
         return std::os::unix::fs::FileExt::write_all_at(&self.file, bytes, place);
@@ -126,7 +126,7 @@ pub(crate) fn left_behind(folder: &Path, name: &str) -> io::Result<Vec<PathBuf>>
     Ok(found)
 }
 
-/// Removes a file that nobody can go on with.
+/// Removes a file that cannot be gone on with.
 pub(crate) fn discard(path: &Path) {
     let _ = fs::remove_file(list_of(path));
     let _ = fs::remove_file(path);

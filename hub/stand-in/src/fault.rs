@@ -25,6 +25,8 @@ pub enum On {
     Commit,
     /// A file on its way to the storage.
     Upload,
+    /// The parts of a file being put together.
+    Complete,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +43,7 @@ pub enum What {
     WrongBytes,
     /// A body that is shorter than the file, and says so.
     Short(usize),
-    /// A pause of so many milliseconds before each piece of the body.
+    /// A pause of so many milliseconds before each piece of the body; of an upload, before the answer.
     Slow(u64),
     /// A page of HTML with status 200.
     Page,

@@ -1,5 +1,5 @@
 //! A server that behaves as a model hub does, for tests: repositories in memory, their files on a second port that plays
-//! the storage, faults on demand, and a record of who asked for what.
+//! the storage, faults on demand, and a record of all requests.
 //!
 //! It is made from the hub's published interface, and the real Python client works with it.
 
@@ -46,8 +46,12 @@ pub struct World {
     pub log: Vec<Asked>,
     /// Contents of large files that were sent to the storage, by sha256.
     pub objects: HashMap<String, bytes::Bytes>,
-    /// Parts of large files, by sha256 and number.
-    pub parts: HashMap<(String, usize), bytes::Bytes>,
+    /// Parts of large files, by upload and number. An upload that is not there is refused.
+    pub uploads: HashMap<u64, HashMap<usize, bytes::Bytes>>,
+    /// Uploads so far.
+    pub begun: u64,
+    /// Parts that have arrived.
+    pub parts: usize,
     /// Files of at least this size go to the storage in parts of it.
     pub part_size: usize,
     /// Files of at least this size are large ones.
@@ -105,7 +109,9 @@ impl Server {
             faults: Vec::new(),
             log: Vec::new(),
             objects: HashMap::new(),
-            parts: HashMap::new(),
+            uploads: HashMap::new(),
+            begun: 0,
+            parts: 0,
             part_size: 5 << 20,
             large: 10 << 10,
             page: 1000,

@@ -1,4 +1,4 @@
-//! What a hub answers to who reads.
+//! The routes that read.
 
 use axum::Router;
 use axum::body::Body;
@@ -39,7 +39,7 @@ pub fn refuse(status: u16, code: &str, message: &str) -> Response {
 /// An answer that is no.
 pub type Refusal = Box<Response>;
 
-/// The repository, for who may see it.
+/// The repository, where the token may see it.
 pub fn see<'a>(world: &'a World, id: &str, headers: &HeaderMap) -> Result<&'a Repo, Refusal> {
     let token = headers.get("authorization").and_then(|value| value.to_str().ok());
     let token = token.map(|value| value.trim_start_matches("Bearer "));

@@ -1,4 +1,4 @@
-//! The second port, which holds the large files: whoever has an address may fetch, and nobody shows a token here.
+//! The second port, which holds the large files: an address is permission to fetch, and a token is refused.
 
 use std::io;
 use std::time::Duration;
@@ -51,17 +51,25 @@ async fn put(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let mut world = hub.lock();
-    if let Some(what) = world.strike(On::Upload) {
-        return fail(&what);
+    let what = hub.lock().strike(On::Upload);
+    match what {
+        Some(What::Slow(pause)) => tokio::time::sleep(Duration::from_millis(pause)).await,
+        Some(what) => return fail(&what),
+        None => {}
     }
+    let mut world = hub.lock();
     if headers.contains_key("authorization") {
         return (StatusCode::BAD_REQUEST, "Only one auth mechanism allowed").into_response();
     }
     match parameter(&query, "part").and_then(|part| part.parse().ok()) {
         Some(part) => {
+            let upload = parameter(&query, "upload").and_then(|upload| upload.parse().ok());
+            let Some(parts) = upload.and_then(|upload: u64| world.uploads.get_mut(&upload)) else {
+                return (StatusCode::NOT_FOUND, "NoSuchUpload").into_response();
+            };
             let etag = crate::git_oid(&body);
-            world.parts.insert((oid, part), body);
+            parts.insert(part, body);
+            world.parts += 1;
             ([("etag", format!("\"{etag}\""))], "").into_response()
         }
         None if crate::sha256(&body) != oid => (StatusCode::BAD_REQUEST, "BadDigest").into_response(),

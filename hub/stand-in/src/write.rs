@@ -1,4 +1,4 @@
-//! What a hub answers to who writes.
+//! The routes that write.
 
 use axum::Router;
 use axum::extract::{Path, RawQuery, State};
@@ -141,7 +141,7 @@ async fn preupload(
 }
 
 async fn batch(State(hub): State<Shared>, headers: HeaderMap, body: Bytes) -> Response {
-    let world = hub.lock();
+    let mut world = hub.lock();
     if let Err(refusal) = may_write(&world, &headers) {
         return *refusal;
     }
@@ -166,11 +166,15 @@ async fn batch(State(hub): State<Shared>, headers: HeaderMap, body: Bytes) -> Re
                 return json!({"oid": oid, "size": size, "authenticated": true, "actions": actions});
             }
             parts = true;
+            // Each answer begins an upload of its own, as S3 does.
+            world.begun += 1;
+            let upload = world.begun;
+            world.uploads.insert(upload, Default::default());
             let mut header = serde_json::Map::from_iter([("chunk_size".to_owned(), json!(world.part_size))]);
             for part in 1..=(size as usize).div_ceil(world.part_size) {
-                header.insert(format!("{part:05}"), json!(format!("{href}&part={part}")));
+                header.insert(format!("{part:05}"), json!(format!("{href}&upload={upload}&part={part}")));
             }
-            let complete = format!("http://{}/lfs/complete/{oid}", hub.hub);
+            let complete = format!("http://{}/lfs/complete/{oid}?upload={upload}", hub.hub);
             let actions = json!({"upload": {"href": complete, "header": header}, "verify": verify});
             json!({"oid": oid, "size": size, "authenticated": true, "actions": actions})
         })
@@ -179,13 +183,26 @@ async fn batch(State(hub): State<Shared>, headers: HeaderMap, body: Bytes) -> Re
         .into_response()
 }
 
-async fn complete(State(hub): State<Shared>, Path(oid): Path<String>, body: Bytes) -> Response {
+async fn complete(
+    State(hub): State<Shared>,
+    Path(oid): Path<String>,
+    RawQuery(query): RawQuery,
+    body: Bytes,
+) -> Response {
     let mut world = hub.lock();
+    let what = world.strike(On::Complete);
+    if let Some(what) = what.as_ref().filter(|what| **what != What::DoneThenFail) {
+        return fail(what);
+    }
+    let upload = parameter(&query, "upload").and_then(|upload| upload.parse().ok());
+    let Some(parts) = upload.and_then(|upload: u64| world.uploads.get(&upload)) else {
+        return (StatusCode::NOT_FOUND, json!({"error": "NoSuchUpload"}).to_string()).into_response();
+    };
     let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
     let mut whole = Vec::new();
     for part in asked["parts"].as_array().into_iter().flatten() {
         let number = part["partNumber"].as_u64().unwrap_or(0) as usize;
-        match world.parts.get(&(oid.clone(), number)) {
+        match parts.get(&number) {
             Some(bytes)
                 if part["etag"]
                     .as_str()
@@ -200,7 +217,11 @@ async fn complete(State(hub): State<Shared>, Path(oid): Path<String>, body: Byte
         return (StatusCode::BAD_REQUEST, "BadDigest").into_response();
     }
     world.objects.insert(oid, whole.into());
-    axum::Json(json!({})).into_response()
+    world.uploads.retain(|known, _| Some(*known) != upload);
+    match what {
+        Some(_) => fail(&What::Status(500)),
+        None => axum::Json(json!({})).into_response(),
+    }
 }
 
 async fn verify(State(hub): State<Shared>, headers: HeaderMap, body: Bytes) -> Response {

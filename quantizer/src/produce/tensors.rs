@@ -36,7 +36,7 @@ pub(super) fn write_group<B: Backend>(
     (layer, group): (usize, &LinearGroup),
     solved: Solved<B>,
 ) -> Result<Vec<LinearRecord>> {
-    let Solved { packed, losses, damp_percent, verdicts, .. } = solved;
+    let Solved { packed, losses, damp_percent, verdicts, spread: hessian, .. } = solved;
     let packed = backend.collect(packed)?;
     let (mut records, mut start) = (Vec::new(), 0);
     for (i, linear) in group.linears.iter().enumerate() {
@@ -45,7 +45,7 @@ pub(super) fn write_group<B: Backend>(
         write_linear(writer, job, layer, linear, &packed.rows(rows.clone())?)?;
         let loss = gptq::loss(&losses[rows], job.solved_sequences());
         let held_out = verdicts.as_ref().and_then(|verdicts| verdicts.get(i).copied());
-        records.push(LinearRecord { module: linear.module.clone(), loss, damp_percent, held_out });
+        records.push(LinearRecord { module: linear.module.clone(), loss, damp_percent, held_out, hessian });
     }
     Ok(records)
 }

@@ -5,11 +5,11 @@ use crate::publish::Published;
 use crate::record::{LayerRecord, QuantizeLog};
 use crate::table::human_size;
 
-const WIDTH: f64 = 760.0;
+pub(super) const WIDTH: f64 = 760.0;
 /// Room for the axis on the left, for names on the right, and below.
-const LEFT: f64 = 70.0;
-const RIGHT: f64 = 24.0;
-const TOP: f64 = 34.0;
+pub(super) const LEFT: f64 = 70.0;
+pub(super) const RIGHT: f64 = 24.0;
+pub(super) const TOP: f64 = 34.0;
 const BOTTOM: f64 = 46.0;
 /// Height of a name below.
 const LEGEND: f64 = 17.0;

@@ -2,6 +2,7 @@
 //! the artifacts and their logs.
 
 mod charts;
+mod spread;
 mod svg;
 
 use self::svg::{STYLE, Svg, escape};
@@ -56,6 +57,7 @@ pub fn pictures(branches: &[Published]) -> Vec<Picture> {
         ("agreement.svg", charts::agreement(branches)),
         ("loss-by-layer.svg", charts::loss_by_layer(branches)),
         ("loss-by-linear.svg", main.and_then(charts::loss_by_linear)),
+        ("hessian-spread.svg", main.and_then(spread::spread)),
         ("seconds.svg", charts::seconds(branches)),
     ];
     made.into_iter().filter_map(|(file, svg)| Some(Picture { file, svg: svg? })).collect()
@@ -141,7 +143,8 @@ mod tests {
 
     fn branches() -> Vec<Published> {
         let linear = |loss: f64| -> LinearRecord {
-            let record = serde_json::json!({"module": "mlp.<b>", "loss": loss, "damp_percent": 0.1});
+            let hessian = serde_json::json!({"least": 0.01, "p5": 0.1, "median": 0.6, "p95": 3.0, "most": 80.0, "dead": 2});
+            let record = serde_json::json!({"module": "mlp.<b>", "loss": loss, "damp_percent": 0.1, "hessian": hessian});
             serde_json::from_value(record).unwrap()
         };
         let layer = |layer| LayerRecord {
@@ -165,7 +168,7 @@ mod tests {
         let page = page("CausalLM-7B", &branches);
         assert!(branches.iter().all(|published| page.contains(&escape(&published.row.branch))));
         assert!(!page.contains("<script") && !page.contains("src=") && !page.contains("href="), "{page}");
-        assert_eq!(page.matches("<figure>").count(), 5);
+        assert_eq!(page.matches("<figure>").count(), 6);
         assert!(page.contains("prefers-color-scheme:dark") && page.contains("@media print"));
     }
 

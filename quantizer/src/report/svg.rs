@@ -80,6 +80,12 @@ impl Svg {
         ));
     }
 
+    /// A closed shape without an outline.
+    pub fn area(&mut self, points: &[(f64, f64)], fill: &str) {
+        let points: Vec<_> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+        self.push(format_args!("<polygon {fill} points=\"{}\"/>", points.join(" ")));
+    }
+
     /// `tip` is shown by browsers where a pointer rests.
     pub fn dot(&mut self, (x, y): (f64, f64), colour: &str, tip: &str) {
         let tip = escape(tip);
@@ -176,6 +182,11 @@ impl Scale {
             false => (value - self.low) / (self.high - self.low),
         };
         self.from + share.clamp(0.0, 1.0) * (self.to - self.from)
+    }
+
+    /// The places of the lowest and of the highest value.
+    pub fn ends(&self) -> (f64, f64) {
+        (self.from, self.to)
     }
 
     /// Round values, each with its text.

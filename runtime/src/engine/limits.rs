@@ -29,6 +29,21 @@ pub struct PrefillLimits {
     pub beside: usize,
 }
 
+impl PrefillLimits {
+    /// A processor computes many rows no faster than few, and all sequences wait for the step's end.
+    pub const CPU: Self = Self { alone: 512, beside: 128 };
+    /// A GPU computes many rows at a time as fast as few, up to a point.
+    pub const GPU: Self = Self { alone: 4096, beside: 512 };
+
+    /// What is good for a device: one with memory of its own is a GPU.
+    ///
+    /// # Errors
+    /// Where the device cannot be asked.
+    pub fn of<D: Device>(device: &D) -> Result<Self> {
+        Ok(if device.memory()?.is_some() { Self::GPU } else { Self::CPU })
+    }
+}
+
 /// What the KV cache of all sequences holds.
 #[derive(Clone, Copy, Debug)]
 pub enum CacheSize {
@@ -42,6 +57,24 @@ pub enum CacheSize {
 const SEQUENCES_ON_HOST: usize = 4;
 
 impl EngineLimits {
+    /// For sequences of up to so many tokens, 128 at a time, with a cache in what is left of nine tenths of the device's
+    /// memory.
+    ///
+    /// # Errors
+    /// Where the device cannot be asked.
+    pub fn new<B: Backend>(model: &Model<B>, max_total_tokens: usize) -> Result<Self> {
+        // Where frequencies depend on a sequence's length, another one's keys do not fit.
+        let config = &model.config;
+        let by_length = config.rope_scaling.longest_unscaled(config.max_position_embeddings).is_some();
+        Ok(Self {
+            max_total_tokens,
+            prefill: PrefillLimits::of(model.backend())?,
+            cache: CacheSize::Share(0.9),
+            max_running: 128,
+            prefix_cache: !by_length,
+        })
+    }
+
     pub(super) fn scheduler(&self, blocks: usize) -> Scheduler {
         let PrefillLimits { alone, beside } = self.prefill;
         let prefill = PrefillLimits { alone: alone.max(1), beside: beside.clamp(1, alone.max(1)) };

@@ -3,6 +3,7 @@
 
 mod blocks;
 mod limits;
+mod listener;
 mod runner;
 mod scheduler;
 mod sequence;
@@ -20,6 +21,8 @@ use crate::model::Model;
 use crate::sampling::{SamplingParams, TokenProbability};
 use limits::CacheMemory;
 pub use limits::{CacheSize, EngineLimits, PrefillLimits};
+use listener::Unheard;
+pub use listener::{Events, Listener, events};
 use runner::{Found, Runner};
 use scheduler::Scheduler;
 use sequence::Sequence;
@@ -172,14 +175,13 @@ impl<'a, B: Backend> Engine<'a, B> {
         };
         let (count, prompt) = self.limits.largest_prompts(largest);
         let new_tokens = self.limits.max_total_tokens.saturating_sub(prompt).clamp(1, 2);
-        // Failures come back as values; nobody needs the events, but their receiver must live.
-        let (events, _listening) = tokio::sync::mpsc::unbounded_channel();
+        // Failures come back as values.
         for first in 0..count as u32 {
             // Prompts that begin alike would be computed once.
             let mut ids = vec![0; prompt];
             ids[0] = first % self.runner.vocab().max(1) as u32;
             let task = Task::new(ids, new_tokens, SamplingParams::greedy());
-            self.accept(Request { task, events: events.clone() });
+            self.accept(Request { task, events: Box::new(Unheard) });
         }
         while !self.scheduler.is_idle() {
             self.try_step()?;
@@ -192,11 +194,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         let limits = (self.limits.max_total_tokens, self.runner.vocab());
         match Sequence::new(request, self.serial, limits) {
             Ok(sequence) => self.scheduler.waiting.push_back(sequence),
-            Err(refused) => {
-                let (events, error) = *refused;
-                // Nobody listens when the client has gone.
-                let _ = events.send(Event::Failed(error.to_string()));
-            }
+            Err(refused) => refused.events.take(Event::Failed(refused.error.to_string())),
         }
     }
 
@@ -219,8 +217,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.stats.ready.store(false, Relaxed);
         self.scheduler.waiting.drain(..).for_each(|sequence| sequence.fail(message));
         for request in requests.try_iter().flatten() {
-            // Nobody listens when the client has gone.
-            let _ = request.events.send(Event::Failed(message.into()));
+            request.events.take(Event::Failed(message.into()));
         }
         self.report();
     }

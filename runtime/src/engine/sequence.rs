@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::time::Instant;
 
 use gptq_kernels::{Draw, Drawn, MOST_CANDIDATES};
-use tokio::sync::mpsc::UnboundedSender;
 
 use super::blocks::Chain;
+use super::listener::Listener;
 use crate::generate::FinishReason;
 use crate::sampling::{Adjustments, Sampler, SamplingParams, TokenProbability};
 use crate::{Error, Result};
@@ -45,11 +45,10 @@ impl Task {
     }
 }
 
-/// A task and who waits for it. Dropping the receiver of `events` cancels it.
+/// A task, and where its events go.
 pub struct Request {
     pub task: Task,
-    /// Holds at most `max_new_tokens` tokens, one start, one prompt and one failure.
-    pub events: UnboundedSender<Event>,
+    pub events: Box<dyn Listener>,
 }
 
 /// What happened to a request.
@@ -85,6 +84,12 @@ pub struct Token {
     pub finish: Option<FinishReason>,
 }
 
+/// A request that cannot be served.
+pub(super) struct Refused {
+    pub events: Box<dyn Listener>,
+    pub error: Error,
+}
+
 /// A request on its way through the engine.
 pub(super) struct Sequence {
     /// No two have the same.
@@ -110,7 +115,7 @@ impl Sequence {
         mut request: Request,
         serial: u64,
         (limit, vocab): (usize, usize),
-    ) -> std::result::Result<Self, Box<(UnboundedSender<Event>, Error)>> {
+    ) -> std::result::Result<Self, Box<Refused>> {
         match Self::check(&request.task, limit, vocab) {
             Ok(sampler) => {
                 let ids = std::mem::take(&mut request.task.prompt);
@@ -130,7 +135,7 @@ impl Sequence {
                     request,
                 })
             }
-            Err(error) => Err(Box::new((request.events, error))),
+            Err(error) => Err(Box::new(Refused { events: request.events, error })),
         }
     }
 
@@ -186,7 +191,7 @@ impl Sequence {
     }
 
     pub fn is_cancelled(&self) -> bool {
-        self.request.events.is_closed()
+        self.request.events.is_gone()
     }
 
     /// Says that it left the queue; one that was sent away and comes back has said so.
@@ -244,8 +249,7 @@ impl Sequence {
         self.say(Event::Failed(message.into()));
     }
 
-    /// Where the client has gone nobody listens, and the next step drops the sequence.
     fn say(&self, event: Event) {
-        let _ = self.request.events.send(event);
+        self.request.events.take(event);
     }
 }

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use gptq_kernels::{Cpu, KvDtype};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
 use crate::config::ModelConfig;
@@ -42,16 +41,12 @@ fn engine(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<'_, Cpu> 
     Engine::new(runner, limits, blocks)
 }
 
-fn ask(engine: &mut Engine<'_, Cpu>, prompt: &[u32]) -> UnboundedReceiver<Event> {
+fn ask(engine: &mut Engine<'_, Cpu>, prompt: &[u32]) -> Events {
     ask_with(engine, prompt, |_| ())
 }
 
-fn ask_with(
-    engine: &mut Engine<'_, Cpu>,
-    prompt: &[u32],
-    change: impl FnOnce(&mut Task),
-) -> UnboundedReceiver<Event> {
-    let (events, receiver) = unbounded_channel();
+fn ask_with(engine: &mut Engine<'_, Cpu>, prompt: &[u32], change: impl FnOnce(&mut Task)) -> Events {
+    let (events, receiver) = super::events();
     let mut task = Task::new(prompt.to_vec(), NEW_TOKENS, SamplingParams::greedy());
     change(&mut task);
     engine.accept(Request { task, events });
@@ -65,7 +60,7 @@ fn finish(engine: &mut Engine<'_, Cpu>) {
     assert_eq!(engine.scheduler.blocks.used(), 0);
 }
 
-fn tokens(mut events: UnboundedReceiver<Event>) -> Vec<u32> {
+fn tokens(events: Events) -> Vec<u32> {
     let mut ids = Vec::new();
     while let Ok(event) = events.try_recv() {
         match event {
@@ -117,7 +112,7 @@ fn a_shared_beginning_is_computed_once_and_changes_no_token() {
 
     let before = engine.stats.steps.load(Relaxed);
     let long: Vec<u32> = prompts()[0].iter().chain(&answers[0]).copied().chain([5]).collect();
-    ask(&mut engine, &long).close();
+    drop(ask(&mut engine, &long));
     let _events = ask(&mut engine, &long);
     engine.try_step().unwrap();
     assert_eq!(engine.stats.steps.load(Relaxed), before + 1);
@@ -129,7 +124,7 @@ fn a_shared_beginning_is_computed_once_and_changes_no_token() {
 }
 
 /// The prompt as it was reported, before anything else.
-fn reported(mut events: UnboundedReceiver<Event>) -> Vec<PromptToken> {
+fn reported(events: Events) -> Vec<PromptToken> {
     assert!(matches!(events.try_recv(), Ok(Event::Started(_))));
     match events.try_recv() {
         Ok(Event::Prompt(prompt)) => prompt,
@@ -225,7 +220,7 @@ fn a_prompt_alone_is_scored_among_others_and_gets_no_token() {
     finish(&mut engine);
     assert_eq!(reported(alone), [PromptToken { id: 5, logprob: None, top: Vec::new() }]);
     assert_eq!(tokens(answered).len() as u64, engine.stats.tokens.load(Relaxed));
-    for (mut events, prompt) in scored.into_iter().zip(prompts()) {
+    for (events, prompt) in scored.into_iter().zip(prompts()) {
         assert!(matches!(events.try_recv(), Ok(Event::Started(_))));
         let Ok(Event::Prompt(got)) = events.try_recv() else { panic!("no prompt") };
         assert!(events.try_recv().is_err(), "nothing comes after it");
@@ -314,7 +309,7 @@ fn said(engine: &mut Engine<'_, Cpu>, change: impl Fn(&mut Task)) -> (Vec<Vec<u3
         ahead += usize::from(engine.ahead.is_some());
     }
     assert_eq!(engine.scheduler.blocks.used(), 0);
-    let ids = |mut events: UnboundedReceiver<Event>| {
+    let ids = |events: Events| {
         let tokens = std::iter::from_fn(|| events.try_recv().ok());
         tokens
             .filter_map(|event| if let Event::Token(token) = event { Some(token.id) } else { None })
@@ -398,7 +393,7 @@ fn a_request_that_cannot_be_computed_fails_alone() {
     let model = model(folder.path());
     let mut engine = engine(&model, 1024);
     let sound = ask(&mut engine, &prompts()[0]);
-    let mut beyond = ask(&mut engine, &[1, 96]);
+    let beyond = ask(&mut engine, &[1, 96]);
     finish(&mut engine);
     assert_eq!(beyond.try_recv(), Ok(Event::Failed("prompt: expected token ids below 96, got 96".into())));
     assert_eq!(tokens(sound), alone(&model)[0]);
@@ -412,15 +407,15 @@ fn a_lost_device_is_told_to_everybody_who_waits() {
         limits: EngineLimits { max_running: 1, ..engine(&model, 1024).limits },
         ..engine(&model, 1024)
     };
-    let mut waits = ask(&mut engine, &prompts()[0]);
+    let waits = ask(&mut engine, &prompts()[0]);
     let (handle, inbox) = handle();
-    let (events, mut queued) = unbounded_channel();
+    let (events, queued) = super::events();
     let task = Task::new(prompts()[1].clone(), 1, SamplingParams::greedy());
     assert!(handle.submit(Request { task, events }));
     engine.stats.ready.store(true, Relaxed);
     engine.give_up("lost", &inbox.requests);
     assert!(!engine.stats.ready.load(Relaxed), "unhealthy from now on");
-    for events in [&mut waits, &mut queued] {
+    for events in [&waits, &queued] {
         assert_eq!(events.try_recv(), Ok(Event::Failed("lost".into())));
     }
 }

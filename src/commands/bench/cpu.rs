@@ -13,7 +13,7 @@ use super::ceilings::Ceilings;
 use super::{Figure, Workspace, decode, prefill, print, quantize};
 use crate::args::CpuBenchArgs;
 use crate::commands::common::{self, DeviceKind};
-use crate::commands::{demo, eval};
+use crate::commands::demo;
 
 pub fn run(args: &CpuBenchArgs) -> Result<()> {
     let work = Workspace::new()?;
@@ -74,7 +74,7 @@ fn run_model<B: Backend>(
     ceilings: &Ceilings,
 ) -> Result<Vec<Figure>> {
     let files = common::open_model(dir)?;
-    let model = eval::load(device, dir)?;
+    let model = common::load_model(device, dir)?;
     let params = SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed: 0 };
     let contexts = args.context..args.context + args.tokens;
     let mut figures = decode::measure(&model, &files, &args.batch, &params, contexts, ceilings)?;

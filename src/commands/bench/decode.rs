@@ -14,7 +14,6 @@ use super::ceilings::Ceilings;
 use super::{Figure, Rate, Workspace, print, tensor_bytes};
 use crate::args::{DecodeBenchArgs, KvDtypeArg};
 use crate::commands::common::{self, DeviceKind, OnDevice};
-use crate::commands::eval;
 
 pub fn run(args: &DecodeBenchArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
@@ -39,7 +38,7 @@ impl OnDevice for Measure<'_> {
         let work = Workspace::new()?;
         let ceilings = Ceilings::measure(&device, kind, &files.config, work.path())?;
         let kv_dtype = args.kv_cache.kv_cache_dtype;
-        let model = eval::load(&device, dir)?.with_kv_dtype(kv_dtype.into());
+        let model = common::load_model(&device, dir)?.with_kv_dtype(kv_dtype.into());
         let DecodeBenchArgs { temperature, top_p, top_k, .. } = *args;
         let params = SamplingParams { temperature, top_p, top_k, repetition_penalty: 1.0, seed: 0 };
         let contexts = args.context..args.context + args.tokens;

@@ -9,7 +9,6 @@ use gptq_kernels::{Backend, Batch, Draw, SequenceRows};
 use super::{Figure, print};
 use crate::args::LoadBenchArgs;
 use crate::commands::common::{self, DeviceKind, OnDevice};
-use crate::commands::eval;
 
 pub fn run(args: &LoadBenchArgs) -> Result<()> {
     let start = Instant::now();
@@ -31,7 +30,7 @@ impl OnDevice for Measure<'_> {
 
     fn run<B: Backend>(self, device: B, _: DeviceKind) -> Result<Self::Output> {
         let ready = self.start.elapsed().as_secs_f64();
-        let model = eval::load(&device, self.dir)?;
+        let model = common::load_model(&device, self.dir)?;
         device.synchronize()?;
         let loaded = self.start.elapsed().as_secs_f64();
         let batch = Batch { sequences: vec![SequenceRows { rows: 1, context: 0, blocks: vec![0] }] };

@@ -12,7 +12,6 @@ use super::ceilings::Ceilings;
 use super::{Workspace, median, tensor_bytes};
 use crate::args::MatmulBenchArgs;
 use crate::commands::common::{self, DeviceKind, OnDevice};
-use crate::commands::eval;
 use crate::output;
 
 /// How often each is measured; the median counts.
@@ -65,7 +64,7 @@ impl OnDevice for Measure<'_> {
         let Self { args, dir, files } = self;
         let work = Workspace::new()?;
         let ceilings = Ceilings::measure(&device, kind, &files.config, work.path())?;
-        let model = eval::load(&device, dir)?;
+        let model = common::load_model(&device, dir)?;
         let mut rows = Vec::new();
         for tokens in &args.tokens {
             // Experts have no product of their own: what a step of them takes is in `bench decode`.

@@ -11,7 +11,6 @@ use super::ceilings::{Ceilings, attention_flops};
 use super::{Figure, Rate, Workspace, median, print};
 use crate::args::{KvDtypeArg, PrefillBenchArgs};
 use crate::commands::common::{self, DeviceKind, OnDevice};
-use crate::commands::eval;
 
 /// How often each is measured; the median counts.
 const TIMES: usize = 3;
@@ -39,7 +38,7 @@ impl OnDevice for Measure<'_> {
         let work = Workspace::new()?;
         let ceilings = Ceilings::measure(&device, kind, &files.config, work.path())?;
         let kv_dtype = args.kv_cache.kv_cache_dtype;
-        let model = eval::load(&device, dir)?.with_kv_dtype(kv_dtype.into());
+        let model = common::load_model(&device, dir)?.with_kv_dtype(kv_dtype.into());
         let mut figures = ceilings.figures();
         figures.extend(measure(&model, files, &args.tokens, &ceilings)?);
         Ok((format!("{}{}, on {}", args.model, kv_dtype.note(), device.name()), figures))

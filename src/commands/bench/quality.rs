@@ -112,7 +112,7 @@ impl OnDevice for Measure<'_> {
             for (found, preset) in found.iter_mut().zip(&args.presets) {
                 let title = format!("{}, seed {seed}", preset.name());
                 let seconds = self.make(&device, &title, *preset, &source, &calibration)?;
-                let quantized = eval::load(&device, self.out)?;
+                let quantized = common::load_model(&device, self.out)?;
                 let measured =
                     eval::measure(&title, &quantized, Some(Baseline::Beside(&original)), &windows)?;
                 let comparison = measured.comparison.context("a baseline was given")?;

@@ -7,15 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use gptq_calibration::chat::{ChatTemplate, Conversation, message};
-use gptq_calibration::tokenizer::Tokenizer;
 use gptq_kernels::Backend;
 use gptq_runtime::generate::{GenerateParams, Session};
 use gptq_runtime::model::Model;
+use gptq_text::chat::{ChatTemplate, Conversation, message};
+use gptq_text::tokenizer::Tokenizer;
 use serde_json::Value;
 
 use super::common::{self, DeviceKind, OnDevice};
-use super::eval;
 use super::generate::{self, Output};
 use super::wishes::Wishes;
 use crate::args::ChatArgs;
@@ -49,7 +48,7 @@ impl OnDevice for Chat<'_> {
         let template =
             ChatTemplate::load(dir).context("chat")?.with_default_system(args.default_system.clone());
         let tokenizer = Tokenizer::load(dir)?;
-        let model = eval::load(&device, dir)?.with_kv_dtype(args.kv_cache.kv_cache_dtype.into());
+        let model = common::load_model(&device, dir)?.with_kv_dtype(args.kv_cache.kv_cache_dtype.into());
         let stops: Vec<String> = template.stop_tokens().into_iter().map(String::from).collect();
         let wishes = Wishes::read(dir)?;
         let params = GenerateParams {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, ensure};
 use axum::http::HeaderValue;
 use axum::http::uri::Authority;
-use gptq_runtime::server::{Gate, OpenRoute, Origins};
+use gptq_server::{Gate, OpenRoute, Origins};
 
 use crate::args::{OpenRouteArg, ServeArgs};
 

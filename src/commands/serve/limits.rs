@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use gptq_runtime::config::ModelConfig;
 use gptq_runtime::engine::{CacheSize, EngineLimits, PrefillLimits};
-use gptq_runtime::server::ServerLimits;
+use gptq_server::ServerLimits;
 
 use crate::args::ServeArgs;
 use crate::commands::common::DeviceKind;
@@ -25,15 +25,14 @@ pub struct EngineWishes {
     prefix_cache: bool,
 }
 
-/// Prompt tokens of one step, where the flags leave them open. A GPU computes many rows at a time as fast as few, up to
-/// a point; a processor does not, and everybody waits for the step's end.
+/// The flags, and what is good for the device where they leave it open.
 pub fn prefill_limits(kind: DeviceKind, most: Option<usize>, chunk: Option<usize>) -> PrefillLimits {
-    let (alone, beside) = match kind {
-        DeviceKind::Cpu => (512, 128),
-        DeviceKind::Gpu => (4096, 512),
+    let usual = match kind {
+        DeviceKind::Cpu => PrefillLimits::CPU,
+        DeviceKind::Gpu => PrefillLimits::GPU,
     };
-    let alone = most.unwrap_or(alone);
-    PrefillLimits { alone, beside: chunk.unwrap_or(beside).min(alone) }
+    let alone = most.unwrap_or(usual.alone);
+    PrefillLimits { alone, beside: chunk.unwrap_or(usual.beside).min(alone) }
 }
 
 impl EngineWishes {

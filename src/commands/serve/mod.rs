@@ -13,12 +13,10 @@ use gptq_kernels::{Backend, KvDtype};
 use gptq_runtime::config::ModelConfig;
 use gptq_runtime::engine::{self, Inbox};
 use gptq_runtime::quant_config::QuantConfig;
-use gptq_runtime::server::{self, ModelInfo, ServerConfig};
+use gptq_server::{Codec, ModelInfo, ServerConfig, serve};
 use tokio::net::TcpListener;
 
-use super::codec::Codec;
 use super::common::{self, DeviceKind, OnDevice};
-use super::eval;
 use super::wishes::Wishes;
 use crate::args::ServeArgs;
 use crate::output;
@@ -64,7 +62,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let stop = Stop::on_signals(&runtime)?;
     let asked = stop.asked();
     let listening = runtime.spawn(async {
-        let ended = server::serve(listener, server, asked).await;
+        let ended = serve(listener, server, asked).await;
         ending::limit_engine(i32::from(ended.is_err()));
         ended
     });
@@ -96,7 +94,7 @@ impl OnDevice for Serve<'_> {
 
     fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<()> {
         let limits = self.wishes.limits(kind);
-        let model = eval::load(&device, self.dir)?.with_kv_dtype(self.kv_dtype);
+        let model = common::load_model(&device, self.dir)?.with_kv_dtype(self.kv_dtype);
         Ok(engine::run(&model, limits, self.inbox)?)
     }
 }

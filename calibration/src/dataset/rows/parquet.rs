@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
+use gptq_input::guard::quietly;
 use parquet::basic::Type as PhysicalType;
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType};
@@ -16,7 +17,6 @@ use super::super::fields::Field;
 use super::super::open::{MOST_ROW_BYTES, most_bytes, row_too_large, too_much};
 use super::{ObjectRows, Piece, Reading, Visit};
 use crate::error::{Error, Result};
-use crate::guard::quietly;
 
 /// Rows decoded at a time: it bounds the buffers, whatever row count a file claims.
 const BATCH: usize = 4096;

@@ -85,7 +85,7 @@ fn route_token(scores: &[f32], bias: Option<&[f32]>, routing: &Routing) -> Vec<R
         let sums: Vec<f32> = chooses.chunks_exact(size).map(sum).collect();
         let kept = largest(&sums, routing.groups_kept);
         let dropped = chooses.chunks_exact_mut(size).zip(0..).filter(|(_, i)| kept.iter().all(|k| k.0 != *i));
-        dropped.for_each(|(group, _)| group.fill(0.0));
+        dropped.for_each(|(group, _)| group.fill(f32::NEG_INFINITY));
     }
     let route = |(expert, _): (u32, f32)| Route { expert, weight: probabilities[expert as usize] };
     let mut routes: Vec<Route> = largest(&chooses, routing.chosen).into_iter().map(route).collect();

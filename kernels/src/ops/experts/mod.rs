@@ -59,8 +59,8 @@ pub trait Experts: QuantMatMul {
     type ExpertWeights: Send + Sync;
 
     /// `p = softmax(scores)` or `sigmoid(scores)`. `p + bias` chooses, where there is a bias, and `p` weighs. Of several
-    /// groups those are kept whose two largest `p + bias` have the largest sum; what chooses is 0 for experts of the
-    /// others, so that they are chosen last (DeepSeek-AI 2024). Weights are the chosen `p`, divided by their sum where
+    /// groups those are kept whose two largest `p + bias` have the largest sum; experts of the others are never
+    /// chosen (DeepSeek-AI 2024). Weights are the chosen `p`, divided by their sum where
     /// [`Routing::renormalise`] says so (plus 1e-20 for sigmoids), times the factor. A token's choices come in the order
     /// of what chose them, the largest first; of equal ones the lower index first.
     ///

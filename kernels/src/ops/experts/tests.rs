@@ -28,7 +28,7 @@ fn route_f64(scores: &[f32], bias: Option<&[f32]>, routing: &Routing) -> Vec<(us
         let sums: Vec<f64> = chooses.chunks(size).map(sum).collect();
         let kept = best(&sums, routing.groups_kept);
         let dropped = (0..p.len()).filter(|i| !kept.contains(&(i / size)));
-        dropped.for_each(|i| chooses[i] = 0.0);
+        dropped.for_each(|i| chooses[i] = f64::NEG_INFINITY);
     }
     let chosen = best(&chooses, routing.chosen);
     let total: f64 = if routing.renormalise { chosen.iter().map(|e| p[*e]).sum() } else { 1.0 };

@@ -11,8 +11,8 @@ use gptq_runtime::config::ModelConfig;
 use gptq_runtime::engine::{self, CacheSize, EngineHandle, EngineLimits};
 use gptq_runtime::generation_config::GenerationConfig;
 use gptq_runtime::model::Model;
-use gptq_runtime::server::text::TextCodec;
-use gptq_runtime::server::{self, Gate, ModelInfo, ServerConfig, ServerLimits};
+use gptq_server::text::TextCodec;
+use gptq_server::{Codec, Gate, ModelInfo, ServerConfig, ServerLimits, serve};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -22,9 +22,7 @@ use super::http::{Http, Server};
 use super::report::Report;
 use super::{load, report, runtime};
 use crate::args::ServeBenchArgs;
-use crate::commands::codec::Codec;
 use crate::commands::common::{self, DeviceKind, OnDevice};
-use crate::commands::eval;
 use crate::commands::serve::prefill_limits;
 use crate::output;
 
@@ -146,7 +144,7 @@ impl OnDevice for Compare<'_> {
     fn run<B: Backend>(mut self, device: B, kind: DeviceKind) -> Result<Comparison> {
         self.limits.prefill = prefill_limits(kind, None, None);
         let kv_dtype = self.args.kv_cache_dtype;
-        let model = eval::load(&device, self.dir)?.with_kv_dtype(kv_dtype.into());
+        let model = common::load_model(&device, self.dir)?.with_kv_dtype(kv_dtype.into());
         let rounds = (0..self.args.rounds).map(|number| self.round(&model, number));
         Ok(Comparison::new(device.name(), kv_dtype.name(), rounds.collect::<Result<_>>()?))
     }
@@ -204,7 +202,7 @@ impl Compare<'_> {
         let listener = serving.block_on(TcpListener::bind(("127.0.0.1", 0)))?;
         let server = Server { address: listener.local_addr()?.to_string(), api_key: None };
         let (stop, stopped) = oneshot::channel::<()>();
-        let served = serving.spawn(server::serve(listener, self.server(engine), async {
+        let served = serving.spawn(serve(listener, self.server(engine), async {
             // Dropping the sender is the sign.
             let _ = stopped.await;
         }));

@@ -6,8 +6,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail};
 use gptq_runtime::engine::{EngineHandle, Event, Request, Task, Token};
 use gptq_runtime::sampling::SamplingParams;
-use gptq_runtime::server::text::TextCodec;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use gptq_server::events;
+use gptq_server::text::TextCodec;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::load::{Ask, Client, Outcome, Times};
 
@@ -33,11 +34,11 @@ impl Direct {
         temperature: f32,
         seed: u64,
     ) -> Result<UnboundedReceiver<Event>> {
-        let (sender, events) = unbounded_channel();
+        let (listener, events) = events();
         let sampling = SamplingParams { temperature, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed };
         let mut task = Task::new(prompt, max_new_tokens, sampling);
         task.eos_token_ids.clone_from(&self.eos_token_ids);
-        if !self.engine.submit(Request { task, events: sender }) {
+        if !self.engine.submit(Request { task, events: listener }) {
             bail!("the engine has ended");
         }
         Ok(events)
