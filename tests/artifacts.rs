@@ -166,7 +166,7 @@ fn groups_and_zero_points_are_laid_out_as_other_readers_expect() {
     for case in ONE_FILE.iter().chain(&OTHERS) {
         let mut folder = ModelFolder::read(&artifact(case.options));
         let contiguous = !case.options.contains("--order act-order");
-        // What the files say of the order is true, so that nobody refuses or misreads them.
+        // What the files say of the order is true, so that no reader refuses or misreads them.
         let own: Value =
             serde_json::from_slice(&fs::read(artifact(case.options).join("quantize_config.json")).unwrap())
                 .unwrap();

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use gptq_kernels::Cpu;
+use gptq_quantizer::Error;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::plan::{Branch, Plan};
-use gptq_quantizer::produce::{Job, Source, produce};
+use gptq_quantizer::produce::{Event, Job, Source, produce};
 use gptq_quantizer::record::QuantizeLog;
 use gptq_quantizer::sequential::Tiles;
 use gptq_quantizer::table;
@@ -49,6 +50,12 @@ fn branch() -> Branch {
 
 /// Four bits, on 16 sequences of 128 random tokens.
 fn quantized(name: &str, dir: &Path, out: &Path) -> QuantizeLog {
+    made(name, dir, out, false).unwrap()
+}
+
+/// The same, or stopped behind the first layer that it solves.
+fn made(name: &str, dir: &Path, out: &Path, stops: bool) -> gptq_quantizer::Result<QuantizeLog> {
+    let stop = AtomicBool::new(false);
     let (device, files, sequences) = (Cpu::new(), ModelFiles::open(dir).unwrap(), random(1, 16, 128));
     let params = branch().params();
     let job = Job {
@@ -58,12 +65,16 @@ fn quantized(name: &str, dir: &Path, out: &Path) -> QuantizeLog {
         sequences: &sequences,
         calibration: None,
         out,
-        mode: OutMode::New,
+        mode: OutMode::Resume,
         max_shard_size: None,
-        stop: &AtomicBool::new(false),
+        stop: &stop,
     };
     let tiles = Tiles::embed(&device, &files, &sequences, params.layout()).unwrap();
-    produce(&device, &job, tiles, &mut |_| {}).unwrap()
+    produce(&device, &job, tiles, &mut |event| {
+        if let Event::Solving { .. } = event {
+            stop.store(stops, Ordering::Relaxed);
+        }
+    })
 }
 
 /// Names of the source's tensors as GPTQModel names those of its files.
@@ -118,6 +129,24 @@ fn tokens_of_every_expert_are_counted() {
             let few = |expert: &usize| layer.tokens[*expert] < 128;
             assert_eq!(layer.starved, (0..experts.count).filter(few).collect::<Vec<_>>(), "{name}");
         }
+    }
+}
+
+#[test]
+fn a_stopped_run_over_experts_and_norms_ends_in_the_same_bytes() {
+    let work = workplace("families-stopped");
+    for name in ["qwen2_moe", "glm4_moe", "gemma2"] {
+        let dir = golden(&format!("families/{name}"));
+        let [whole, stopped] = ["whole", "stopped"].map(|how| work.join(format!("{name}-{how}")));
+        quantized(name, &dir, &whole);
+        let layers = ModelConfig::from_file(&dir.join("config.json")).unwrap().num_hidden_layers;
+        for layer in 1..layers {
+            let error = made(name, &dir, &stopped, true).unwrap_err();
+            assert!(matches!(error, Error::Stopped { done, .. } if done == layer), "{name}: {error}");
+        }
+        quantized(name, &dir, &stopped);
+        let bytes = |out: &Path| std::fs::read(out.join("model.safetensors")).unwrap();
+        assert!(bytes(&whole) == bytes(&stopped), "{name}");
     }
 }
 

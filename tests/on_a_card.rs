@@ -357,7 +357,7 @@ fn an_engine_says_what_a_session_says_on_a_card() {
     engine_agrees_with_sessions(Cuda::new(0, Dtype::F16, None).unwrap());
 }
 
-/// A card that is lost, as by an address that does not exist: the engine tells whoever waits and ends. In a process of its
+/// A card that is lost, as by an address that does not exist: the engine tells waiting requests and ends. In a process of its
 /// own, since nothing in it can compute on that card again.
 #[test]
 #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]

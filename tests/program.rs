@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
-/// Held by whoever runs the program: tests run in parallel, and its processes use every core.
+/// Held while the program runs: tests run in parallel, and its processes use every core.
 static CORES: Mutex<()> = Mutex::new(());
 
 /// Calibration that takes a fraction of a second; tests of quality ask for more.
@@ -27,7 +27,7 @@ pub fn demo_text(split: &str) -> String {
     format!("{}:{split}", demo().join("text").display())
 }
 
-/// A verb of the program, cut off from data sets and models of whoever runs the tests.
+/// A verb of the program, cut off from data sets and models of this machine.
 pub fn gptq(verb: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gptq"));
     command

@@ -147,7 +147,7 @@ fn one_demand_to_wait_stops_all_workers_for_that_long() {
     assert_holds(&place.fetch(&all()).unwrap().folder, &files);
     assert!(start.elapsed() >= Duration::from_secs(1));
     assert!(place.told().contains("Wait"), "{}", place.told());
-    // Nobody asked while the gate was closed: two refusals at most, of workers that were on their way.
+    // No request while the gate was closed: two refusals at most, of workers that were on their way.
     let refused = place.server.log().iter().filter(|asked| asked.storage).count() - 12;
     assert!(refused <= 4, "{refused}");
 }
@@ -156,9 +156,9 @@ fn one_demand_to_wait_stops_all_workers_for_that_long() {
 fn a_hub_that_is_not_there_is_told_at_once_and_the_cache_counts() {
     let (place, _) = Place::with_model();
     let folder = place.fetch(&all()).unwrap().folder;
-    // A port that nobody listens on.
+    // A port without a listener.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let nobody = Client::new(settings(&format!("http://{free}"), &place.cache())).unwrap();
+    let unreachable = Client::new(settings(&format!("http://{free}"), &place.cache())).unwrap();
     let start = Instant::now();
     let told = std::sync::Mutex::new(String::new());
     let watch = |event: Event| {
@@ -166,10 +166,10 @@ fn a_hub_that_is_not_there_is_told_at_once_and_the_cache_counts() {
             told.lock().unwrap().push_str(text);
         }
     };
-    assert_eq!(nobody.snapshot(&all(), &watch).unwrap().folder, folder);
+    assert_eq!(unreachable.snapshot(&all(), &watch).unwrap().folder, folder);
     assert!(told.into_inner().unwrap().starts_with(&format!("acme/tiny: cannot reach {free}: ")));
     let other = Request { revision: "other".into(), ..all() };
-    let line = nobody.snapshot(&other, &gptq_hub::silent).unwrap_err().to_string();
+    let line = unreachable.snapshot(&other, &gptq_hub::silent).unwrap_err().to_string();
     assert!(line.starts_with(&format!("acme/tiny:other: cannot reach {free}: ")), "{line}");
     assert!(start.elapsed() < Duration::from_secs(5));
 }

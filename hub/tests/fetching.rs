@@ -43,7 +43,7 @@ fn what_is_there_is_not_fetched_again_and_an_old_commit_needs_no_hub() {
     let second = place.fetch(&all()).unwrap();
     assert_eq!((second.files, &second.folder), (0, &first.folder));
     assert_eq!(place.server.log().len(), before + 1, "the commit that main names, and nothing else");
-    // A commit says itself what it is: nobody is asked.
+    // A full commit needs no request.
     let by_commit = Request { revision: first.commit.clone(), ..all() };
     assert_eq!(place.client.snapshot(&by_commit, &gptq_hub::silent).unwrap().folder, first.folder);
     assert_eq!(place.server.log().len(), before + 1);
@@ -184,5 +184,5 @@ fn offline_takes_what_is_whole_and_names_what_is_missing() {
     fs::remove_file(place.repo_folder().join("blobs").join(sha256(&files[2].1))).unwrap();
     let line = offline.snapshot(&model, &gptq_hub::silent).unwrap_err().to_string();
     assert!(line.starts_with("acme/tiny: model.safetensors is not in "), "{line}");
-    assert_eq!(place.server.log().len(), asked, "nobody was asked");
+    assert_eq!(place.server.log().len(), asked, "no request was sent");
 }

@@ -213,8 +213,8 @@ fn who_may_not_write_is_told_so_and_proposals_leave_the_branch_alone() {
     assert!(line.contains("this token may not write here: you must use a write token"), "{line}");
     let place = place.with_token("hf_wrong");
     assert!(refused(&place).contains("refused the token from HF_TOKEN"));
-    let nobody = Place::new();
-    assert_eq!(refused(&nobody), "acme/tiny: publishing needs a token that may write: set HF_TOKEN");
+    let anonymous = Place::new();
+    assert_eq!(refused(&anonymous), "acme/tiny: publishing needs a token that may write: set HF_TOKEN");
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// Takes a tensor out of the device's memory, which is free once the copy is done and `x` is dropped.
     fn park(&self, x: &Self::Tensor) -> Result<Self::Parked>;
 
-    /// Brings a parked tensor back. The copy runs beside what is computed meanwhile; whoever uses the tensor
+    /// Brings a parked tensor back. The copy runs beside what is computed meanwhile; the first use of the tensor
     /// waits for it.
     fn fetch(&self, parked: &Self::Parked) -> Result<Self::Tensor>;
 

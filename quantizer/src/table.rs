@@ -26,7 +26,7 @@ pub struct Row {
     pub act_order: bool,
     pub damp_percent: f64,
     pub dataset: String,
-    /// `None` where nothing was calibrated, or nobody wrote it down.
+    /// `None` where nothing was calibrated, or no log says it.
     pub seq_len: Option<usize>,
     /// Bytes of all weight files, headers included.
     pub size_bytes: u64,
@@ -277,7 +277,7 @@ pub fn human_size(bytes: u64) -> String {
     }
 }
 
-/// One sentence on what the parameters mean for whoever chooses a branch.
+/// One sentence on what the parameters mean for choosing a branch.
 fn describe(quant: &QuantConfig) -> String {
     let size = match (quant.bits, quant.group_size) {
         (8, None) => {

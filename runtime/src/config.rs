@@ -39,8 +39,8 @@ pub struct ModelConfig {
     pub rope_scaling: RopeScaling,
     /// The base of windowed layers, where it is one of their own; nothing scales it.
     pub local_rope_theta: Option<f64>,
-    /// Features of a head that are rotated, the first ones.
-    pub rotated: usize,
+    /// Share of a head's features that is rotated, the first ones.
+    pub partial_rotary_factor: f64,
     /// For every layer whether it has no rotation; empty where all have one.
     pub unrotated_layers: Vec<bool>,
     pub query_growth: Option<QueryGrowth>,
@@ -102,6 +102,11 @@ impl ModelConfig {
     pub fn window(&self, index: usize) -> Option<usize> {
         let windowed = self.windowed_layers.get(index).copied().unwrap_or(self.windowed_layers.is_empty());
         self.sliding_window.filter(|_| windowed)
+    }
+
+    /// Features of a head that are rotated.
+    pub fn rotated(&self) -> usize {
+        rope::rotated(self.head_dim, self.partial_rotary_factor)
     }
 
     /// Whether layer `index` is rotated by the base of windowed layers.
@@ -200,8 +205,9 @@ impl ModelConfig {
         if !self.head_dim.is_multiple_of(2) {
             return refuse("head_dim", "an even number".into(), &self.head_dim);
         }
-        if !(2..=self.head_dim).contains(&self.rotated) || !self.rotated.is_multiple_of(2) {
-            return refuse("partial_rotary_factor", format!("an even share of {}", self.head_dim), &self.rotated);
+        if !(2..=self.head_dim).contains(&self.rotated()) || !self.rotated().is_multiple_of(2) {
+            let expected = format!("an even share of {}", self.head_dim);
+            return refuse("partial_rotary_factor", expected, &self.partial_rotary_factor);
         }
         if heads.checked_mul(self.head_dim).is_none_or(|width| width > 1 << 22) {
             return refuse("num_attention_heads", format!("at most {}", (1 << 22) / self.head_dim), &heads);

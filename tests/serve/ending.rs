@@ -39,7 +39,7 @@ fn a_server_whose_log_is_full_answers_and_ends_as_it_should() {
     assert_eq!((status.code(), status.signal()), (Some(0), None));
 }
 
-/// The engine's end is the server's: nobody goes on talking to a process that cannot answer.
+/// The engine's end is the server's: no client goes on talking to a process that cannot answer.
 #[test]
 fn an_engine_that_cannot_begin_ends_the_server_with_its_reason() {
     let mut command = gptq("serve");

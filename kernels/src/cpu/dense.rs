@@ -19,7 +19,7 @@ pub(crate) enum DenseRow<'a> {
 pub(crate) fn dots(row: DenseRow, x: &[f32], sums: &mut [f32], isa: Isa) {
     #[cfg(target_arch = "x86_64")]
     match isa {
-        // SAFETY: whoever chose the instructions knew that the processor has them.
+        // SAFETY: `isa` chose instructions that the processor has.
         Isa::Avx512 => return unsafe { x86::dots_avx512(row, x, sums) },
         // SAFETY: as above.
         Isa::Avx2 => return unsafe { x86::dots_avx2(row, x, sums) },

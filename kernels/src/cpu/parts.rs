@@ -58,7 +58,7 @@ pub(crate) fn each_row<T: Send>(y: &mut [T], width: usize, work: impl Fn(usize, 
 pub(crate) fn map<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let mut results: Vec<Option<T>> = (0..count).map(|_| None).collect();
     let parts = Parts::of(&mut results);
-    // SAFETY: every result is written once, by whoever made it.
+    // SAFETY: every result is written once, by the thread that made it.
     team::for_each(count, |i| unsafe { parts.part(i, 1) }[0] = Some(work(i)));
     results.into_iter().flatten().collect()
 }

@@ -1,8 +1,8 @@
 //! Threads that stand ready for short work.
 //!
 //! A product of one token takes less time than waking a sleeping thread. The team's threads therefore look for the next
-//! piece of work for a while before they go to sleep, and whoever has work begins at once, with those that come: a
-//! thread that was put aside by the system holds nobody up.
+//! piece of work for a while before they go to sleep, and the caller begins at once, with those that come: a
+//! thread that was put aside by the system delays no other.
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -35,7 +35,7 @@ pub(crate) fn for_each(count: usize, work: impl Fn(usize) + Sync) {
 struct Team {
     state: AtomicU64,
     work: UnsafeCell<Option<Work>>,
-    /// The next `i` that nobody has taken yet.
+    /// The next `i` that is not taken yet.
     next: AtomicUsize,
     failed: AtomicBool,
     /// Somebody's work is being done.
@@ -74,12 +74,12 @@ impl Team {
         team
     }
 
-    /// Whoever finds the team at somebody else's work, or is at it himself, works alone.
+    /// A caller that finds the team busy, or is part of it, works alone.
     fn run(&self, count: usize, each: &(dyn Fn(usize) + Sync)) {
         if self.taken.swap(true, Acquire) {
             return (0..count).for_each(each);
         }
-        // SAFETY: only the lifetime changes, and nobody is at `each` when this function ends.
+        // SAFETY: only the lifetime changes, and no thread runs `each` when this function ends.
         let work =
             Work { each: unsafe { std::mem::transmute::<&_, &'static (dyn Fn(usize) + Sync)>(each) }, count };
         // SAFETY: the team is taken, and closed.
@@ -102,7 +102,7 @@ impl Team {
         assert!(!failed, "a thread of the team panicked");
     }
 
-    /// Takes one piece after the other. A panic is kept until everybody has left.
+    /// Takes one piece after the other. A panic is kept until all threads have left.
     fn take_part(&self, Work { each, count }: Work) {
         let pieces = || {
             while let Some(i) = Some(self.next.fetch_add(1, Relaxed)).filter(|i| *i < count) {

@@ -42,7 +42,7 @@ impl Cuda {
         if !view.is_empty() {
             let target = &mut memory.as_mut_slice().map_err(failed())?[..view.len()];
             let (address, _guard) = view.device_ptr(stream);
-            // SAFETY: both sides have so many bytes. Nobody reads them before the event; whoever gets this piece next
+            // SAFETY: both sides have so many bytes. They are not read before the event; the next user of this piece
             // writes it by a copy of the same stream.
             unsafe { cudarc::driver::result::memcpy_dtoh_async(target, address, stream.cu_stream()) }
                 .map_err(failed())?;

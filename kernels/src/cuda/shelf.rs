@@ -32,7 +32,7 @@ impl Shelf {
         Arc::new(Self { free: Mutex::default(), largest: LARGEST, capacity: CAPACITY })
     }
 
-    /// For a recording: every buffer comes back, whatever its size, and nobody else gets it.
+    /// For a recording: every buffer comes back, whatever its size, and is handed out to no other use.
     pub fn private() -> Arc<Self> {
         Arc::new(Self { free: Mutex::default(), largest: usize::MAX, capacity: usize::MAX })
     }

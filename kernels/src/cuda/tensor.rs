@@ -107,7 +107,7 @@ impl CudaTensor {
         Self { order: order.cloned(), ..self }
     }
 
-    /// Whoever knows nothing of orders must not be given one.
+    /// Operations that know nothing of orders must not get such a tensor.
     pub(super) fn check_order(&self) -> Result<()> {
         match self.order {
             None => Ok(()),

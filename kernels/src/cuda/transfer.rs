@@ -1,5 +1,5 @@
 //! Between host and card. Small things go at once on the one stream; large ones through pinned memory on
-//! streams of their own, beside the computing, and whoever uses them first waits for them.
+//! streams of their own, beside the computing, and the first use waits for them.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -278,7 +278,7 @@ impl Cuda {
         up.record_event(None).map(Some).map_err(failed())
     }
 
-    /// What is asked of `stream` from now on happens after what was asked of the computing stream so far.
+    /// What is queued on `stream` from now on runs after what the computing stream has queued so far.
     pub(super) fn let_follow(&self, stream: &CudaStream) -> Result<()> {
         stream.join(&self.inner.stream).map_err(Error::driver("CUDA streams"))
     }

@@ -45,7 +45,7 @@ impl WorkFolder {
                 }
                 Err(TryLockError::Error(cause)) => return Err(Error::Io { path: lock, cause }),
             }
-            // A lock whose file was removed by its last holder keeps nobody out.
+            // A lock whose file was removed by its last holder excludes no other process.
             let held = file.metadata().map_err(Error::io(&lock))?;
             if fs::metadata(&lock).is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())) {
                 return Ok(Self { path, out: out.into(), _lock: file });

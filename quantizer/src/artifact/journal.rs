@@ -88,7 +88,7 @@ impl Journal {
         Ok(self.records.len() == self.run.layers && log.is_some_and(|log| log.layers == self.records))
     }
 
-    /// For whoever did not ask to go on.
+    /// For a run without `--resume`.
     pub fn describe(&self) -> String {
         format!("{} of {} layers of an interrupted run are done", self.records.len(), self.run.layers)
     }

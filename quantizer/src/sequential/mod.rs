@@ -152,7 +152,7 @@ impl<B: Backend> Solving<'_, '_, B> {
                 None => {}
             }
             let next = stages.get(i + 1).copied();
-            // Where only one stream is there, nothing is asked of what stands behind the last stage.
+            // Where only one stream is there, the activations behind the last stage are not needed.
             let last = next.is_none() && self.index + 1 == self.walk.files.config.num_hidden_layers;
             if !last || self.layers.len() > 1 {
                 evidence = self.advance(*stage, next, last)?;

@@ -48,7 +48,7 @@ pub(super) fn parse(config: &Value, path: &Path) -> Result<ModelConfig> {
         rope_theta: ropes.theta,
         rope_scaling: ropes.scaling,
         local_rope_theta: ropes.local_theta,
-        rotated: ropes.rotated,
+        partial_rotary_factor: ropes.rotary_factor,
         unrotated_layers,
         query_growth: ropes.query_growth,
         tie_word_embeddings: config.boolean("tie_word_embeddings")?.unwrap_or(defaults.tied),

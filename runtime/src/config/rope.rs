@@ -123,8 +123,8 @@ pub(super) struct Ropes {
     pub scaling: RopeScaling,
     /// The base of windowed layers, where it is one of their own; nothing scales it.
     pub local_theta: Option<f64>,
-    /// Features of a head that are rotated.
-    pub rotated: usize,
+    /// Share of a head's features that is rotated.
+    pub rotary_factor: f64,
     pub query_growth: Option<QueryGrowth>,
 }
 
@@ -150,13 +150,14 @@ pub(super) fn rope(config: Fields, family: &Family, context: usize, head_dim: us
         Some(theta) => theta,
         None => config.float("rope_theta")?.unwrap_or(family.defaults.theta),
     };
-    let rotated = rotated(config, parameters, family, head_dim)?;
-    let plain = Ropes { theta, scaling: RopeScaling::None, local_theta: local, rotated, query_growth: None };
+    let rotary_factor = rotary_factor(config, parameters, family, head_dim)?;
+    let plain = Ropes { theta, scaling: RopeScaling::None, local_theta: local, rotary_factor, query_growth: None };
     let Some(parameters) = parameters else { return Ok(plain) };
     let known = |key: &&str| KNOWN.contains(key) || family.keys.contains(key);
     if let Some(key) = parameters.keys().find(|key| !known(key)) {
         return Err(parameters.invalid(key, "a key that this program knows"));
     }
+    let rotated = rotated(head_dim, rotary_factor);
     let scaling = Scaling { rope: parameters, config, context, rotated, family };
     Ok(Ropes { scaling: scaling.read()?, query_growth: scaling.query_growth()?, ..plain })
 }
@@ -189,24 +190,27 @@ fn by_layer_type<'a>(
     Ok((full, Some(local)))
 }
 
-/// Features of a head that are rotated: an even number.
-fn rotated(config: Fields, parameters: Option<Fields>, family: &Family, head_dim: usize) -> Result<usize> {
+/// Features of a head that are rotated.
+pub(super) fn rotated(head_dim: usize, factor: f64) -> usize {
+    (head_dim as f64 * factor) as usize
+}
+
+/// The share of a head's features that is rotated, an even number of them.
+fn rotary_factor(config: Fields, parameters: Option<Fields>, family: &Family, head_dim: usize) -> Result<f64> {
     let key = "partial_rotary_factor";
     for fields in parameters.into_iter().chain([config]) {
         let Some(factor) = fields.float(key)? else { continue };
-        if factor == 1.0 {
-            return Ok(head_dim);
-        }
-        if !family.keys.contains(&key) {
+        if factor != 1.0 && !family.keys.contains(&key) {
             return Err(fields.invalid(key, "1, the only value of this family"));
         }
-        let rotated = (head_dim as f64 * factor) as usize;
-        return match (0.0..1.0).contains(&factor) && rotated >= 2 && rotated.is_multiple_of(2) {
-            true => Ok(rotated),
-            false => Err(fields.invalid(key, format!("a share of 1 with an even number of {head_dim} features"))),
-        };
+        let rotated = rotated(head_dim, factor);
+        if !(0.0..=1.0).contains(&factor) || rotated < 2 || !rotated.is_multiple_of(2) {
+            let expected = format!("a share of 1 with an even number of {head_dim} features");
+            return Err(fields.invalid(key, expected));
+        }
+        return Ok(factor);
     }
-    Ok((head_dim as f64 * family.defaults.rotary) as usize)
+    Ok(family.defaults.rotary)
 }
 
 /// A scaling and what it depends on.

@@ -89,7 +89,7 @@ fn own_key(config: &ModelConfig, key: &str) -> Option<Value> {
         "embedding_multiplier" => json!(config.embedding_factor),
         "residual_multiplier" => json!(config.residual_factor),
         "logits_scaling" => json!(config.logit_divisor),
-        "partial_rotary_factor" => json!(config.rotated as f64 / config.head_dim as f64),
+        "partial_rotary_factor" => json!(config.partial_rotary_factor),
         "use_qk_norm" => json!(config.qk_norm != QkNormKind::None),
         "no_rope_layers" => {
             let rotates = |layer| u8::from(!config.unrotated_layers.get(layer).copied().unwrap_or(false));
@@ -219,8 +219,8 @@ fn rope_parameters(config: &ModelConfig) -> Value {
         }),
     };
     json["rope_theta"] = json!(config.rope_theta);
-    if config.rotated < config.head_dim {
-        json["partial_rotary_factor"] = json!(config.rotated as f64 / config.head_dim as f64);
+    if config.partial_rotary_factor != 1.0 {
+        json["partial_rotary_factor"] = json!(config.partial_rotary_factor);
     }
     if let Some(growth) = config.query_growth {
         json["llama_4_scaling_beta"] = json!(growth.beta);

@@ -25,7 +25,7 @@ pub struct PrefillLimits {
     /// Of all prompts.
     pub alone: usize,
     /// Of all longer prompts together, where other sequences wait for their next token: the step takes as much longer
-    /// for them. Prompts that are no longer are not cut, since many short steps would take more time from everybody.
+    /// for them. Prompts that are no longer are not cut, since many short steps would take longer in all.
     pub beside: usize,
 }
 

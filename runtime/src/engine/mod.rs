@@ -81,7 +81,7 @@ impl EngineHandle {
 /// Serves requests until it is told to stop.
 ///
 /// # Errors
-/// What keeps it from beginning; later, a device that is lost. Then everybody who waits has been told.
+/// What keeps it from beginning; later, a device that is lost. By then all waiting requests have been told.
 pub fn run<B: Backend>(model: &Model<B>, limits: EngineLimits, inbox: Inbox) -> Result<()> {
     let mut engine = started(model, limits)?;
     // The first client finds counters at zero and nothing in the cache.
@@ -208,11 +208,11 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.scheduler.running.iter().for_each(|sequence| sequence.fail(&message));
         self.scheduler.remove(&vec![true; self.scheduler.running.len()]);
         self.scheduler.blocks.forget_all();
-        // What breaks a device for good is reported by everything that is asked of it later, waiting included.
+        // What breaks a device for good is reported by every later call, waiting included.
         Ok(self.runner.device().synchronize()?)
     }
 
-    /// Tells everybody who waits that nothing will come.
+    /// Tells all waiting requests that nothing will come.
     fn give_up(&mut self, message: &str, requests: &Receiver<Option<Request>>) {
         self.stats.ready.store(false, Relaxed);
         self.scheduler.waiting.drain(..).for_each(|sequence| sequence.fail(message));
@@ -239,7 +239,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.take(asked)
     }
 
-    /// The next step; `None` where it gives nobody a token.
+    /// The next step; `None` where no sequence gets a token.
     fn ask(&mut self) -> Result<Option<Asked<B>>> {
         let step = self.scheduler.next();
         self.stats.cached_tokens.fetch_add(step.cached as u64, Relaxed);

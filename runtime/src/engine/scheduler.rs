@@ -45,7 +45,7 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// Drops what nobody waits for any more.
+    /// Drops sequences whose receivers are gone.
     pub fn drop_cancelled(&mut self) {
         self.waiting.retain(|sequence| !sequence.is_cancelled());
         let done: Vec<_> = self.running.iter().map(Sequence::is_cancelled).collect();
@@ -131,7 +131,7 @@ impl Scheduler {
         Budget { all: alone, long, chunks }
     }
 
-    /// Gives a newcomer blocks for all it has, what is cached among them. Whoever runs keeps room for one more
+    /// Gives a newcomer blocks for all it has, what is cached among them. Running sequences keep room for one more
     /// block each, or the newcomer would be sent away again at once.
     fn admit(&mut self, sequence: &mut Sequence) -> bool {
         let tokens = sequence.ids.len();

@@ -101,7 +101,7 @@ pub(super) struct Sequence {
     pub context: usize,
     pub blocks: Vec<u32>,
     pub chain: Chain,
-    /// The prompt as far as its probabilities are known; `None` where nobody wants them, or they have been reported.
+    /// The prompt as far as its probabilities are known; `None` where the request does not want them, or they have been reported.
     pub expected: Option<Vec<PromptToken>>,
     prompt: usize,
     started: bool,

@@ -273,7 +273,7 @@ fn sequences_that_give_up_their_blocks_say_the_same_tokens() {
     assert_eq!(answers, alone(&model));
 }
 
-/// Whoever attends sees codes, also of tokens of the same step: neither chunks nor a hit nor computing again shows.
+/// Attention reads codes, also of tokens of the same step: neither chunks nor a hit nor computing again shows.
 #[test]
 fn an_int8_cache_says_the_same_whether_it_finds_or_computes_and_after_preemption() {
     let folder = folder();
@@ -317,7 +317,7 @@ fn said(engine: &mut Engine<'_, Cpu>, change: impl Fn(&mut Task)) -> (Vec<Vec<u3
     };
     let answers: Vec<Vec<u32>> = events.into_iter().map(ids).collect();
     let handed_out: usize = answers.iter().map(Vec::len).sum();
-    assert_eq!(engine.stats.tokens.load(Relaxed), handed_out as u64, "what nobody gets does not count");
+    assert_eq!(engine.stats.tokens.load(Relaxed), handed_out as u64, "tokens that are discarded do not count");
     (answers, ahead)
 }
 

@@ -38,13 +38,13 @@ impl<B: Backend> AttentionPart<B> {
         };
         let inv_freq = backend.wide_tensor(frequencies, (1, config.head_dim / 2))?;
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-        let partial = config.rotated < config.head_dim && kind(config, index) == Kind::Main;
+        let partial = config.rotated() < config.head_dim && kind(config, index) == Kind::Main;
         let growth = |growth: crate::config::QueryGrowth| QueryGrowth {
             beta: growth.beta as f32,
             original: growth.original,
         };
         let shape = RopeShape {
-            turned: config.rotated,
+            turned: config.rotated(),
             pairing: config.pairing(),
             stretch: if partial { config.rope_scaling.attention_factor() as f32 } else { 1.0 },
             norms,
@@ -94,7 +94,7 @@ fn kind(config: &ModelConfig, index: usize) -> Kind {
 /// The attention of layer `index`. What scaling multiplies all of q and k by is in the factor of their products.
 pub fn attention_shape(config: &ModelConfig, index: usize) -> AttentionShape {
     let plain = AttentionShape::new(config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-    let whole = config.rotated == config.head_dim && kind(config, index) == Kind::Main;
+    let whole = config.rotated() == config.head_dim && kind(config, index) == Kind::Main;
     let stretch = if whole { config.rope_scaling.attention_factor().powi(2) as f32 } else { 1.0 };
     let scale = config.attention_scale.map_or(plain.scale, |scale| scale as f32);
     AttentionShape {

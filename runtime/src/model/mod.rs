@@ -189,8 +189,8 @@ impl<B: Backend> Model<B> {
         Ok(self.backend.rows(&logits, 0..count)?)
     }
 
-    /// The same for tokens that are still being chosen, one a sequence: where the step is recorded, nobody waits for
-    /// them.
+    /// The same for tokens that are still being chosen, one a sequence: where the step is recorded, the host does not
+    /// wait for them.
     pub fn decode_chosen(
         &self,
         chosen: &B::Chosen,

@@ -11,7 +11,7 @@ use crate::config::{ModelConfig, RopeScaling, Yarn};
 /// The angle per position of each pair of features, `[head_dim / 2]`, for a sequence of `length` tokens:
 /// `theta^(-2i / d)` for the `d` features that are rotated, scaled as the config says; 0 for pairs beyond them.
 pub fn inverse_frequencies(config: &ModelConfig, length: usize) -> Vec<f32> {
-    let d = config.rotated;
+    let d = config.rotated();
     let theta = match config.rope_scaling {
         RopeScaling::Dynamic { factor } => grown_base(config, factor, length),
         _ => config.rope_theta,
@@ -36,7 +36,7 @@ pub fn inverse_frequencies(config: &ModelConfig, length: usize) -> Vec<f32> {
 
 /// The same by a base that nothing scales.
 pub fn local_frequencies(config: &ModelConfig, theta: f64) -> Vec<f32> {
-    let d = config.rotated;
+    let d = config.rotated();
     padded(config, (0..d / 2).map(|i| theta.powf(-2.0 * i as f64 / d as f64) as f32))
 }
 
@@ -46,7 +46,7 @@ fn padded(config: &ModelConfig, frequencies: impl Iterator<Item = f32>) -> Vec<f
 
 /// Dynamic NTK: the base of a sequence that is longer than the model was trained for.
 fn grown_base(config: &ModelConfig, factor: f64, length: usize) -> f64 {
-    let (context, d) = (config.max_position_embeddings as f64, config.rotated as f64);
+    let (context, d) = (config.max_position_embeddings as f64, config.rotated() as f64);
     let stretch = (length as f64 / context).max(1.0);
     config.rope_theta * (factor * stretch - (factor - 1.0)).powf(d / (d - 2.0))
 }
@@ -66,7 +66,7 @@ fn llama3(frequency: f64, scaling: &RopeScaling) -> f64 {
 /// How much of each frequency YaRN keeps: all of those that turn `beta_fast` times in the original context, nothing of
 /// those that turn `beta_slow` times or less.
 fn blend(config: &ModelConfig, yarn: &Yarn) -> Vec<f64> {
-    let d = config.rotated as f64;
+    let d = config.rotated() as f64;
     let context = yarn.original_max_position_embeddings as f64;
     // The pair of features that turns so many times.
     let pair = |turns: f64| d * (context / (turns * TAU)).ln() / (2.0 * config.rope_theta.ln());
@@ -77,7 +77,7 @@ fn blend(config: &ModelConfig, yarn: &Yarn) -> Vec<f64> {
         high += 0.001;
     }
     let slowed = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-    (0..config.rotated / 2).map(|i| 1.0 - slowed(i)).collect()
+    (0..config.rotated() / 2).map(|i| 1.0 - slowed(i)).collect()
 }
 
 /// How a layer turns q and k.

@@ -8,7 +8,7 @@ use rustyline::error::ReadlineError;
 
 /// Where the lines come from.
 pub enum Lines {
-    /// The history ends with the program: conversations are nobody else's business.
+    /// The history ends with the program: conversations are private.
     Terminal(Box<DefaultEditor>),
     Pipe,
 }

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// An engine may take this long to see that nobody asks it any more; a step on a processor takes seconds, loading a model
+/// An engine may take this long to see that all its clients are gone; a step on a processor takes seconds, loading a model
 /// minutes, and nothing of either is worth waiting for.
 const ENGINE_ENDS: Duration = Duration::from_secs(3);
 /// Clients of a dead engine may take this long to hear of it.

@@ -75,7 +75,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         stop.now();
     }
     let ended = ending::wait(&runtime, listening, served.is_err());
-    // Work on texts that nobody waits for any more does not keep the process.
+    // Work on texts whose requests are gone does not keep the process.
     runtime.shutdown_background();
     served?;
     ended.context("the server")

@@ -55,7 +55,7 @@ impl Kernels {
     /// `y[t][row] += sum over runs of scale[row] step[t] (sum_k code[row, k] x[t, k] - zero[row] sum_k x[t, k])`.
     pub fn multiply(&self, task: &Task, y: &mut [[f32; PANEL]]) {
         assert_eq!(y.len(), self.tokens);
-        // SAFETY: whoever chose the instructions knew that the processor has them.
+        // SAFETY: `isa` chose instructions that the processor has.
         unsafe { (self.multiply)(task, y) }
     }
 

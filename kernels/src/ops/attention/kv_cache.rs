@@ -8,7 +8,7 @@ pub enum KvDtype {
     /// As the backend computes: nothing is lost.
     #[default]
     Auto,
-    /// A byte each, and an f32 for every token and head: `value = code * scale`, `scale = max |x| / 127`. Whoever attends
+    /// A byte each, and an f32 for every token and head: `value = code * scale`, `scale = max |x| / 127`. Attention
     /// sees these values, also of the tokens that it has just appended, so that it makes no difference how many came at
     /// once.
     Int8,

@@ -28,7 +28,7 @@ __device__ __forceinline__ u32 fma2(u32 a, u32 b, u32 c) {
 }
 
 /// A lane's place in each token's row, for tiles of eight tokens. Where a tile has fewer, lanes read the last
-/// token again: nobody stores what comes of it.
+/// token again: the result is not stored.
 template <int TILES>
 struct Tokens {
     const real_t* rows[TILES];
@@ -82,7 +82,7 @@ __device__ void few_rows_dense(void* y, const real_t* x, const real_t* w, const 
     start_next_early();
     await_previous();
     Tokens<TILES> tokens(x, rows, in);
-    // Rows beyond the last read its weights; nobody stores what they give.
+    // Rows beyond the last read its weights; their results are not stored.
     const uint4* upper = (const uint4*)(w + (size_t)min(first + g, out - 1) * in);
     const uint4* lower = (const uint4*)(w + (size_t)min(first + g + 8, out - 1) * in);
     // A chunk is 32 features, eight of them a lane's.

@@ -215,7 +215,7 @@ __device__ void hopper_quant(real_t* y, const u8* panels, int room, Weight weigh
         fill_ring<S>(shared_address(ring), full, empty, panels, (size_t)room * 128, weight, blockIdx.x * S::TILES, begin,
                      end, [&]() { prefetch_residual(ending.residual, rows, weight.out, split, splits); });
     } else {
-        // Beyond the last output the last grids serve: nobody stores what comes of them.
+        // Beyond the last output the last grids serve: their results are not stored.
         int wanted = blockIdx.x * S::TILES + warp, last = weight.out / 16 - 1;
         size_t tile = min(wanted, last);
         const u8* codes = wanted > last ? nullptr : weight.codes + tile * (weight.in / S::FEATURES) * S::CODES;
@@ -232,7 +232,7 @@ __device__ void hopper_quant(real_t* y, const u8* panels, int room, Weight weigh
         products.store(y, ending, rows, weight.out);
         return;
     }
-    // Sums over the stages' memory: nobody reads those any more.
+    // Sums over the stages' memory: which are no longer read.
     __syncthreads();
     await_previous();
     float* sums = (float*)ring;  // [TOKENS, STRIDE]
@@ -259,7 +259,7 @@ __device__ void hopper_quant(real_t* y, const u8* panels, int room, Weight weigh
             STORE_PLAIN(8)
         }
     }
-    // Nobody ends while others read its memory.
+    // A block must not end while others of its cluster read its memory.
     if (splits > 1) cluster_meet();
 }
 

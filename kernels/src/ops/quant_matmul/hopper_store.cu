@@ -1,5 +1,5 @@
 // What is done with the sums of `hopper.cu`: those of a cluster's blocks are added up, biases and residuals added, gates
-// applied, and all of it stored as whoever is next wants it.
+// applied, and all of it stored in the layout of the next operation.
 
 #if HOPPER && !F32
 

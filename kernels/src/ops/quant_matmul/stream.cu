@@ -173,7 +173,7 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
     ask(0);
     Output output(finish, rows);
     int blocks = gridDim.x, together = quotient(WAITING, rows);
-    // A lane reads for its token; where there are fewer than eight, nobody stores what the others come to.
+    // A lane reads for its token; where there are fewer than eight, results of the others are not stored.
     int token = lane / 4 / GRIDS;
     bool mine = token < rows && (!PAIRED || lane / 4 % 2 == lane % 4 / 2);
     int apart = staged ? SPAN + GAP : SPAN;

@@ -188,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(
         if (key) found[number] = Found{row.logits[id], largest, mass};
     }
 #if HOPPER
-    // Nobody ends while others read its memory.
+    // A block must not end while others of its cluster read its memory.
     if (shares > 1) cluster_meet();
 #endif
 }

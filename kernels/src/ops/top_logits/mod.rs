@@ -1,4 +1,4 @@
-//! The few likeliest tokens of a vocabulary, for whoever wants to see alternatives.
+//! The few likeliest tokens of a vocabulary, for requests that ask for alternatives.
 
 mod cpu;
 pub(crate) mod cuda;

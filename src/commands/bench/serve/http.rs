@@ -131,7 +131,7 @@ async fn connect(address: &str) -> Result<SendRequest<Full<Bytes>>> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // What goes wrong on it is told to whoever waits for an answer.
+    // What goes wrong on it is reported to the waiting request.
     tokio::spawn(connection);
     Ok(sender)
 }

@@ -22,7 +22,7 @@ const WORDS: [&str; 24] = [
     "school", "line",
 ];
 
-/// One request; equal numbers make equal requests, whoever sends them.
+/// One request; equal numbers make equal requests, from any client.
 pub struct Ask {
     pub text: String,
     pub tokens: usize,
