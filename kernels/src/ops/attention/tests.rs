@@ -3,7 +3,7 @@
 use super::kv_cache::quantize;
 use super::*;
 use crate::testing::{NMSE_F32, assert_close, random, tolerance};
-use crate::{Cpu, Cuda, Dtype, SequenceRows};
+use crate::{Cpu, Cuda, Dtype, Pairing, QueryGrowth, SequenceRows};
 
 /// Attention of the last `rows` tokens of one sequence, in f64, the score matrix written out.
 fn reference(q: &[f32], k: &[f32], v: &[f32], rows: usize, shape: &AttentionShape) -> Vec<f64> {
@@ -185,6 +185,21 @@ fn paged_steps_agree(
     }
 }
 
+/// What is done with heads before they attend.
+#[derive(Clone, Copy)]
+struct Turning {
+    norms: bool,
+    /// Norms over all heads together.
+    whole: bool,
+    turned: Option<usize>,
+    neighbours: bool,
+    stretch: f32,
+    grows: bool,
+}
+
+const PLAIN: Turning =
+    Turning { norms: false, whole: false, turned: None, neighbours: false, stretch: 1.0, grows: false };
+
 /// One layer with its cache, from the product on.
 struct Steps<D: Attention> {
     device: D,
@@ -194,13 +209,25 @@ struct Steps<D: Attention> {
 }
 
 impl<D: Attention> Steps<D> {
-    fn new(device: &D, shape: AttentionShape, norms: bool, dtype: KvDtype) -> Self {
+    fn new(device: &D, shape: AttentionShape, turning: Turning, dtype: KvDtype) -> Self {
         let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
         let inv_freq: Vec<f32> = (0..head_dim / 2).map(|i| 0.7f32.powi(i as i32)).collect();
-        let vector = |seed| device.tensor(random(seed, head_dim), (1, head_dim)).unwrap();
+        let vector = |seed, width| device.tensor(random(seed, width), (1, width)).unwrap();
+        let (q_width, k_width) = match turning.whole {
+            true => (heads * head_dim, kv_heads * head_dim),
+            false => (head_dim, head_dim),
+        };
         let inv_freq = device.wide_tensor(inv_freq, (1, head_dim / 2)).unwrap();
         let rope = RopeShape {
-            norms: norms.then(|| crate::QkNorm { q: vector(8), k: vector(9), eps: 1e-6 }),
+            norms: (turning.norms || turning.whole).then(|| crate::QkNorm {
+                q: vector(8, q_width),
+                k: vector(9, k_width),
+                eps: 1e-6,
+            }),
+            turned: turning.turned.unwrap_or(head_dim),
+            pairing: if turning.neighbours { Pairing::Neighbours } else { Pairing::Halves },
+            stretch: turning.stretch,
+            query_growth: turning.grows.then_some(QueryGrowth { beta: 0.2, original: 30 }),
             ..RopeShape::halves(heads, kv_heads, head_dim, inv_freq)
         };
         Self { device: device.clone(), shape, rope, cache: cache(device, 160, &shape, dtype) }
@@ -234,26 +261,39 @@ impl<D: Attention> Steps<D> {
 
 /// Steps of one token each from the product on, against the parts one by one on the CPU.
 fn steps_agree_with_the_cpu(card: &Cuda) {
-    for (risk, heads, kv_heads, head_dim, window, norms, contexts) in [
-        ("the first token", 4, 4, 32, None, false, [0, 0]),
-        ("grouped queries", 8, 2, 64, None, false, [37, 300]),
-        ("several rounds of keys", 4, 4, 128, None, false, [1100, 127]),
-        ("six blocks a head", 20, 4, 64, None, false, [200, 31]),
-        ("one block a head", 200, 8, 16, None, false, [5, 129]),
-        ("many blocks, and rounds of keys", 136, 4, 128, None, false, [300, 99]),
-        ("many blocks of narrow heads", 136, 8, 32, None, false, [600, 15]),
-        ("a window", 4, 2, 128, Some(100), false, [700, 99]),
-        ("many blocks and a window", 136, 4, 64, Some(77), false, [500, 60]),
-        ("norms of heads", 4, 2, 64, None, true, [40, 515]),
-        ("an odd head", 2, 1, 40, None, false, [3, 70]),
+    let norms = Turning { norms: true, ..PLAIN };
+    let part = Turning { turned: Some(24), stretch: 1.2, ..PLAIN };
+    let neighbours = Turning { neighbours: true, norms: true, ..PLAIN };
+    let grows = Turning { grows: true, ..PLAIN };
+    let all = Turning { turned: Some(64), neighbours: true, grows: true, norms: true, stretch: 0.9, ..PLAIN };
+    for (risk, heads, kv_heads, head_dim, window, turning, cap, contexts) in [
+        ("the first token", 4, 4, 32, None, PLAIN, None, [0, 0]),
+        ("grouped queries", 8, 2, 64, None, PLAIN, None, [37, 300]),
+        ("several rounds of keys", 4, 4, 128, None, PLAIN, None, [1100, 127]),
+        ("six blocks a head", 20, 4, 64, None, PLAIN, None, [200, 31]),
+        ("one block a head", 200, 8, 16, None, PLAIN, None, [5, 129]),
+        ("many blocks, and rounds of keys", 136, 4, 128, None, PLAIN, None, [300, 99]),
+        ("many blocks of narrow heads", 136, 8, 32, None, PLAIN, None, [600, 15]),
+        ("a window", 4, 2, 128, Some(100), PLAIN, None, [700, 99]),
+        ("many blocks and a window", 136, 4, 64, Some(77), PLAIN, None, [500, 60]),
+        ("norms of heads", 4, 2, 64, None, norms, None, [40, 515]),
+        ("an odd head", 2, 1, 40, None, PLAIN, None, [3, 70]),
+        ("a part of the head, stretched", 4, 2, 64, None, part, None, [40, 515]),
+        ("neighbours", 8, 4, 128, None, neighbours, None, [90, 300]),
+        ("queries grow", 4, 2, 32, None, grows, None, [140, 29]),
+        ("capped scores", 4, 2, 128, Some(120), PLAIN, Some(1.5), [300, 90]),
+        ("everything, many blocks", 136, 4, 128, None, all, Some(2.0), [300, 99]),
+        ("norms over all heads", 6, 2, 64, None, Turning { whole: true, ..PLAIN }, None, [40, 300]),
+        ("heads of 256", 4, 2, 256, Some(90), part, Some(1.5), [200, 31]),
     ] {
         // Another factor than the usual one for some, so that no path has its own.
-        let scale = if norms { 0.2 } else { 1.0 / (head_dim as f32).sqrt() };
-        let shape = AttentionShape { window, scale, ..AttentionShape::new(heads, kv_heads, head_dim) };
+        let scale = if turning.norms { 0.2 } else { 1.0 / (head_dim as f32).sqrt() };
+        let plain = AttentionShape::new(heads, kv_heads, head_dim);
+        let shape = AttentionShape { window, scale, soft_cap: cap, ..plain };
         for dtype in [KvDtype::Auto, KvDtype::Int8] {
-            let expected = Steps::new(&Cpu::new(), shape, norms, dtype).after(contexts);
+            let expected = Steps::new(&Cpu::new(), shape, turning, dtype).after(contexts);
             let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
-            let got = Steps::new(card, shape, norms, dtype).after(contexts);
+            let got = Steps::new(card, shape, turning, dtype).after(contexts);
             assert_close(&format!("{risk}, {dtype:?}"), &got, &expected, step_tolerance(card, dtype));
         }
     }

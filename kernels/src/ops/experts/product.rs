@@ -20,8 +20,9 @@ const THREADS: u32 = 256;
 const FEW: usize = 16;
 const MANY: usize = 64;
 
-/// Bytes of what lies between the products, for as many tokens as are taken at once.
-const BETWEEN: usize = 512 << 20;
+/// Bytes of what lies between the products, for as many tokens as are taken at once. So few in tests that there are
+/// several parts.
+const BETWEEN: usize = if cfg!(test) { 1 << 20 } else { 512 << 20 };
 
 /// The weights of all experts of a layer.
 pub struct CudaExperts {

@@ -146,63 +146,90 @@ enum Kept {
     Quantized(u32, usize, bool, bool),
 }
 
-/// One weight of an expert, and its values.
-enum Weight {
-    Dense(Vec<Vec<u8>>, Vec<usize>),
+/// One weight of an expert.
+struct Weight {
+    kept: Kind,
+    /// `[out, in]`
+    values: Vec<f32>,
+}
+
+enum Kind {
+    /// Bytes of the parts that are stacked.
+    Dense(Dtype, Vec<Vec<u8>>),
     Quantized(PackedLinear<'static>),
 }
 
-/// `[out, in]`, of which the parts are stacked; values around 1 / sqrt(in).
-fn weight(kept: Kept, parts: &[usize], k: usize, seed: u64) -> (Weight, Vec<f32>) {
-    let n: usize = parts.iter().sum();
-    match kept {
-        Kept::Dense(dtype) => {
-            let round = |x: f32| match dtype {
-                Dtype::F16 => half::f16::from_f32(x).to_f32(),
-                Dtype::BF16 => half::bf16::from_f32(x).to_f32(),
-                Dtype::F32 => x,
-            };
-            let bytes = |x: &f32| match dtype {
-                Dtype::F16 => half::f16::from_f32(*x).to_le_bytes().to_vec(),
-                Dtype::BF16 => half::bf16::from_f32(*x).to_le_bytes().to_vec(),
-                Dtype::F32 => x.to_le_bytes().to_vec(),
-            };
-            let values: Vec<f32> = random(seed, n * k).iter().map(|x| round(x / (k as f32).sqrt())).collect();
-            let mut rest = &values[..];
-            let part = |rows: &usize| {
-                let (part, after) = rest.split_at(rows * k);
-                rest = after;
-                part.iter().flat_map(bytes).collect()
-            };
-            (Weight::Dense(parts.iter().map(part).collect(), parts.to_vec()), values)
-        }
-        Kept::Quantized(bits, group, scattered, narrow) => {
-            let max = (1u32 << bits) - 1;
-            let group_of =
-                |i: usize| if scattered { (i * 37 + seed as usize) % k / group } else { i / group };
-            let g_idx: Vec<u32> = (0..k).map(|i| group_of(i) as u32).collect();
-            let groups = k.div_ceil(group);
-            let code = |x: &f32| ((x + 1.0) * 0.5 * max as f32).round() as u8;
-            let unit = 2.0 / (max as f32 * (k as f32).sqrt());
-            let scale = |x: &f32| half::f16::from_f32(unit * (x.abs() + 0.3).copysign(*x)).to_f32();
-            let zeros = random(seed + 2, groups * n);
-            let mut solved = Quantized {
-                bits,
-                codes: random(seed, n * k).iter().map(code).collect(),
-                scales: random(seed + 1, groups * n).iter().map(scale).collect(),
-                zeros: zeros.iter().map(|x| 1 + (x.abs() * (max - 1) as f32) as u8).collect(),
-                g_idx,
-                losses: vec![0.0; n],
-            };
-            let mut packed = PackedLinear::pack(&solved, (seed % 2) as u8).unwrap();
-            if !narrow {
-                solved.scales.iter_mut().for_each(|scale| *scale = *scale * 0.987_654_3 + 1e-8);
-                packed.scales = Scales::exact(solved.scales.clone());
-                assert!(matches!(packed.scales, Scales::F32(_)));
+impl Weight {
+    /// `[out, in]`, of which the parts are stacked; values around 1 / sqrt(in).
+    fn new(kept: Kept, parts: &[usize], k: usize, seed: u64) -> Self {
+        let n: usize = parts.iter().sum();
+        match kept {
+            Kept::Dense(dtype) => {
+                let stored = |x: &f32| store(x / (k as f32).sqrt(), dtype);
+                let (bytes, values): (Vec<_>, Vec<_>) = random(seed, n * k).iter().map(stored).unzip();
+                let mut rest = &bytes[..];
+                let part = |rows: &usize| rest.split_off(..rows * k).unwrap_or_default().concat();
+                Self { kept: Kind::Dense(dtype, parts.iter().map(part).collect()), values }
             }
-            let values = solved.dequantized();
-            (Weight::Quantized(packed), values)
+            Kept::Quantized(bits, group, scattered, narrow) => {
+                let max = (1u32 << bits) - 1;
+                let group_of = |i: usize| {
+                    if scattered { (i * 37 + seed as usize) % k / group } else { i / group }
+                };
+                let groups = k.div_ceil(group);
+                let code = |x: &f32| ((x + 1.0) * 0.5 * max as f32).round() as u8;
+                let unit = 2.0 / (max as f32 * (k as f32).sqrt());
+                let scale = |x: &f32| half::f16::from_f32(unit * (x.abs() + 0.3).copysign(*x)).to_f32();
+                let zero = |x: &f32| 1 + (x.abs() * (max - 1) as f32) as u8;
+                let mut solved = Quantized {
+                    bits,
+                    codes: random(seed, n * k).iter().map(code).collect(),
+                    scales: random(seed + 1, groups * n).iter().map(scale).collect(),
+                    zeros: random(seed + 2, groups * n).iter().map(zero).collect(),
+                    g_idx: (0..k).map(|i| group_of(i) as u32).collect(),
+                    losses: vec![0.0; n],
+                };
+                let mut packed = PackedLinear::pack(&solved, 1).unwrap();
+                if !narrow {
+                    solved.scales.iter_mut().for_each(|scale| *scale = *scale * 0.987_654_3 + 1e-8);
+                    packed.scales = Scales::exact(solved.scales.clone());
+                    assert!(matches!(packed.scales, Scales::F32(_)));
+                }
+                Self { kept: Kind::Quantized(packed), values: solved.dequantized() }
+            }
         }
+    }
+
+    /// The parts of a dense weight of `k` features.
+    fn parts(&self, k: usize) -> Vec<HostTensor<'_>> {
+        match &self.kept {
+            Kind::Dense(dtype, parts) => {
+                let dims = |bytes: &[u8]| vec![bytes.len() / dtype.size() / k, k];
+                parts.iter().map(|part| HostTensor::new(*dtype, dims(part), part).unwrap()).collect()
+            }
+            Kind::Quantized(_) => vec![],
+        }
+    }
+
+    fn host<'a>((weight, parts): (&'a Self, &'a Vec<HostTensor<'a>>)) -> HostExpert<'a> {
+        match &weight.kept {
+            Kind::Dense(..) => HostExpert::Dense(parts),
+            Kind::Quantized(packed) => HostExpert::Quantized(packed),
+        }
+    }
+}
+
+/// Those of all experts.
+fn parts(weights: &[Weight], k: usize) -> Vec<Vec<HostTensor<'_>>> {
+    weights.iter().map(|weight| weight.parts(k)).collect()
+}
+
+/// A value's bytes, and what it is worth then.
+fn store(x: f32, dtype: Dtype) -> (Vec<u8>, f32) {
+    match dtype {
+        Dtype::F16 => (half::f16::from_f32(x).to_le_bytes().to_vec(), half::f16::from_f32(x).to_f32()),
+        Dtype::BF16 => (half::bf16::from_f32(x).to_le_bytes().to_vec(), half::bf16::from_f32(x).to_f32()),
+        Dtype::F32 => (x.to_le_bytes().to_vec(), x),
     }
 }
 
@@ -237,12 +264,88 @@ fn expert_by_expert<D: Experts>(
     y
 }
 
+/// A mixture, its input, and what it makes of it in f64.
+struct Mixture {
+    gate_up: Vec<Weight>,
+    down: Vec<Weight>,
+    hidden: usize,
+    middle: usize,
+    routing: Routing,
+    activation: Activation,
+    /// `[tokens, experts]`
+    scores: Vec<f32>,
+    /// `[tokens, hidden]`
+    x: Vec<f32>,
+}
+
+impl Mixture {
+    fn new(
+        tokens: usize,
+        (experts, chosen): (usize, usize),
+        (hidden, middle): (usize, usize),
+        kept: Kept,
+    ) -> Self {
+        let weights = |parts: &[usize], k: usize, seed: u64| {
+            (0..experts as u64).map(|e| Weight::new(kept, parts, k, seed + 7 * e)).collect()
+        };
+        Self {
+            gate_up: weights(&[middle, middle], hidden, 10),
+            down: weights(&[hidden], middle, 1000),
+            hidden,
+            middle,
+            routing: Routing { renormalise: true, ..routing(experts, chosen, RouterScores::Softmax) },
+            activation: Activation::Silu,
+            scores: random(5, tokens * experts).iter().map(|x| 3.0 * x).collect(),
+            x: random(6, tokens * hidden),
+        }
+    }
+
+    fn expected(&self) -> Vec<f64> {
+        let tokens = self.x.chunks(self.hidden).zip(self.scores.chunks(self.routing.experts));
+        tokens.flat_map(|(x, scores)| self.token(x, scores)).collect()
+    }
+
+    fn token(&self, x: &[f32], scores: &[f32]) -> Vec<f64> {
+        let dot = |x: &[f64], row: &[f32]| -> f64 { x.iter().zip(row).map(|(x, w)| x * f64::from(*w)).sum() };
+        let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+        let mut y = vec![0.0; self.hidden];
+        for (e, weight) in route_f64(scores, None, &self.routing) {
+            let up: Vec<f64> = self.gate_up[e].values.chunks(self.hidden).map(|row| dot(&x, row)).collect();
+            let (gates, up) = up.split_at(self.middle);
+            let products: Vec<f64> =
+                gates.iter().zip(up).map(|(gate, up)| activated(*gate, self.activation) * up).collect();
+            let rows = self.down[e].values.chunks(self.middle);
+            y.iter_mut().zip(rows).for_each(|(y, row)| *y += weight * dot(&products, row));
+        }
+        y
+    }
+
+    /// By one product for all experts where the device has it, else expert by expert.
+    fn on<D: Experts>(&self, device: &D) -> D::Tensor {
+        let (gate_up, down) = (parts(&self.gate_up, self.hidden), parts(&self.down, self.middle));
+        let gate_up: Vec<_> = self.gate_up.iter().zip(&gate_up).map(Weight::host).collect();
+        let down: Vec<_> = self.down.iter().zip(&down).map(Weight::host).collect();
+        let (experts, tokens) = (self.routing.experts, self.x.len() / self.hidden);
+        let scores = device.wide_tensor(self.scores.clone(), (tokens, experts)).unwrap();
+        let routes = device.route(&scores, None, &self.routing).unwrap();
+        let x = device.tensor(self.x.clone(), (tokens, self.hidden)).unwrap();
+        match device.expert_weights(&gate_up, &down).unwrap() {
+            Some(weights) => device.experts(&x, &routes, &weights, self.activation).unwrap(),
+            None => {
+                let (routes, chosen) = (device.routes(&routes).unwrap(), self.routing.chosen);
+                expert_by_expert(device, &x, &routes, chosen, (&gate_up, &down), self.activation)
+            }
+        }
+    }
+}
+
 fn mixtures_conform(device: &impl Experts, tolerance: f64) {
     let scattered = |bits, group| Kept::Quantized(bits, group, true, true);
     let in_order = |bits, group| Kept::Quantized(bits, group, false, true);
     for (risk, tokens, experts, chosen, hidden, middle, kept) in [
         ("one token", 1, 8, 2, 128, 96, in_order(4, 32)),
         ("one token, act-order", 1, 8, 3, 128, 192, scattered(4, 64)),
+        ("several steps of features", 3, 4, 2, 640, 320, scattered(4, 128)),
         ("dense, one token", 1, 6, 2, 128, 64, Kept::Dense(Dtype::F16)),
         ("dense, of another type", 5, 6, 2, 64, 72, Kept::Dense(Dtype::BF16)),
         ("dense, many tokens", 300, 6, 2, 128, 64, Kept::Dense(Dtype::F16)),
@@ -254,70 +357,55 @@ fn mixtures_conform(device: &impl Experts, tolerance: f64) {
         ("one expert for all", 70, 1, 1, 64, 64, in_order(4, 16)),
         ("two bits", 40, 4, 2, 128, 64, scattered(2, 32)),
         ("three bits", 33, 4, 2, 128, 96, scattered(3, 32)),
+        ("three bits, many tokens", 150, 4, 2, 128, 96, scattered(3, 64)),
         ("eight bits", 33, 4, 2, 128, 96, scattered(8, 128)),
         ("a short last group", 33, 4, 2, 72, 104, in_order(4, 32)),
+        ("a short last group, act-order", 33, 4, 2, 72, 104, scattered(4, 32)),
+        ("groups of less than a run", 5, 4, 2, 128, 64, scattered(4, 16)),
         ("no groups", 33, 4, 2, 96, 64, in_order(4, 192)),
         ("scales that f16 does not hold", 12, 4, 2, 128, 64, Kept::Quantized(4, 64, true, false)),
-        ("many tokens", 2100, 16, 4, 64, 32, in_order(4, 32)),
+        ("many tokens, in parts", 2100, 16, 4, 64, 32, in_order(4, 32)),
     ] {
-        let gate_up: Vec<_> =
-            (0..experts).map(|e| weight(kept, &[middle, middle], hidden, 10 + 7 * e as u64)).collect();
-        let down: Vec<_> =
-            (0..experts).map(|e| weight(kept, &[hidden], middle, 1000 + 7 * e as u64)).collect();
-        let routing = Routing { renormalise: true, ..routing(experts, chosen, RouterScores::Softmax) };
-        let scores: Vec<f32> = random(5, tokens * experts).iter().map(|x| 3.0 * x).collect();
-        let x = random(6, tokens * hidden);
-        for activation in ALL {
-            let token = |t: usize| -> Vec<f64> {
-                let mut y = vec![0.0; hidden];
-                for (e, w) in route_f64(&scores[t * experts..][..experts], None, &routing) {
-                    let dot =
-                        |x: &[f64], row: &[f32]| x.iter().zip(row).map(|(x, w)| x * f64::from(*w)).sum();
-                    let x: Vec<f64> = x[t * hidden..][..hidden].iter().map(|x| f64::from(*x)).collect();
-                    let up: Vec<f64> = gate_up[e].1.chunks(hidden).map(|row| dot(&x, row)).collect();
-                    let products: Vec<f64> =
-                        (0..middle).map(|i| activated(up[i], activation) * up[middle + i]).collect();
-                    let rows = y.iter_mut().zip(down[e].1.chunks(middle));
-                    rows.for_each(|(y, row): (&mut f64, _)| *y += w * dot(&products, row));
-                }
-                y
-            };
-            let expected: Vec<f64> = (0..tokens).flat_map(token).collect();
-            let hosts = |weights: &[(Weight, Vec<f32>)], k: usize| -> Vec<Vec<HostTensor<'static>>> {
-                let Kept::Dense(dtype) = kept else { return vec![vec![]; weights.len()] };
-                let parts = |weight: &(Weight, Vec<f32>)| match &weight.0 {
-                    Weight::Dense(parts, rows) => parts
-                        .iter()
-                        .zip(rows)
-                        .map(|(bytes, n)| HostTensor::new(dtype, vec![*n, k], bytes.clone().leak()).unwrap())
-                        .collect(),
-                    Weight::Quantized(_) => vec![],
-                };
-                weights.iter().map(parts).collect()
-            };
-            let (gate_up_hosts, down_hosts) = (hosts(&gate_up, hidden), hosts(&down, middle));
-            fn host<'a>(
-                (weight, parts): (&'a (Weight, Vec<f32>), &'a Vec<HostTensor<'static>>),
-            ) -> HostExpert<'a> {
-                match &weight.0 {
-                    Weight::Dense(..) => HostExpert::Dense(parts),
-                    Weight::Quantized(packed) => HostExpert::Quantized(packed),
-                }
-            }
-            let gate_up: Vec<_> = gate_up.iter().zip(&gate_up_hosts).map(host).collect();
-            let down: Vec<_> = down.iter().zip(&down_hosts).map(host).collect();
-            let wide = device.wide_tensor(scores.clone(), (tokens, experts)).unwrap();
-            let routes = device.route(&wide, None, &routing).unwrap();
-            let x = device.tensor(x.clone(), (tokens, hidden)).unwrap();
-            let y = match device.expert_weights(&gate_up, &down).unwrap() {
-                Some(weights) => device.experts(&x, &routes, &weights, activation).unwrap(),
-                None => {
-                    let routes = device.routes(&routes).unwrap();
-                    expert_by_expert(device, &x, &routes, chosen, (&gate_up, &down), activation)
-                }
-            };
-            let risk = format!("{risk}, {activation:?}");
-            assert_close(&risk, &device.to_vec(&y).unwrap(), &expected, tolerance);
+        let mixture = Mixture::new(tokens, (experts, chosen), (hidden, middle), kept);
+        let got = device.to_vec(&mixture.on(device)).unwrap();
+        assert_close(risk, &got, &mixture.expected(), tolerance);
+    }
+    for activation in ALL {
+        let sizes = ((8, 2), (64, 96));
+        let mixture = Mixture { activation, ..Mixture::new(40, sizes.0, sizes.1, in_order(4, 32)) };
+        let got = device.to_vec(&mixture.on(device)).unwrap();
+        assert_close(&format!("{activation:?}"), &got, &mixture.expected(), tolerance);
+    }
+}
+
+/// A step that chooses and sums experts is replayed as a whole, with every factor that a model may put around it.
+#[test]
+#[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
+fn a_mixture_is_replayed_on_cuda() {
+    use crate::{Add, Batch, Device, MatMul, Scale};
+    for card in crate::testing::cards() {
+        let mixture = Mixture::new(3, (8, 2), (128, 96), Kept::Quantized(4, 32, true, true));
+        let (gate_up, down) = (parts(&mixture.gate_up, 128), parts(&mixture.down, 96));
+        let gate_up: Vec<_> = mixture.gate_up.iter().zip(&gate_up).map(Weight::host).collect();
+        let down: Vec<_> = mixture.down.iter().zip(&down).map(Weight::host).collect();
+        let weights = card.expert_weights(&gate_up, &down).unwrap().unwrap();
+        let router = card.weight_from_f32(random(20, 8 * 128), (8, 128), None).unwrap();
+        let gate = card.weight_from_f32(random(21, 128), (1, 128), None).unwrap();
+        let x = card.tensor(mixture.x.clone(), (3, 128)).unwrap();
+        let batch = Batch::fresh([3]);
+        let mut step = || -> Result<_> {
+            let x = card.scale(&x, 0.5)?;
+            let scores = card.cap_scores(&card.logits(&x, &router)?, 2.0, Some(30.0))?;
+            let routes = card.route(&scores, None, &mixture.routing)?;
+            let y = card.experts(&x, &routes, &weights, Activation::Silu)?;
+            let y = card.add_gated(&y, &x, &card.logits(&x, &gate)?)?;
+            card.add(&card.add_scaled(&x, &y, 0.25)?, &x)
+        };
+        let expected = card.to_vec(&step().unwrap()).unwrap();
+        let recording = card.record(&batch, &mut step).unwrap().unwrap();
+        for _ in 0..3 {
+            let y = card.replay(&recording, &batch).unwrap().unwrap();
+            assert_eq!(card.to_vec(&y).unwrap(), expected);
         }
     }
 }
