@@ -183,7 +183,7 @@ pub struct QualityBenchArgs {
 /// computed in f64 for a sample of rows of every linear.
 #[derive(Args)]
 pub struct ReferenceBenchArgs {
-    /// causallm-7b, causallm-14b, llama2-7b, tinyllama-1.1b, or a config.json
+    /// a preset (causallm-7b, qwen3-8b, qwen3-30b-a3b, gemma-3-4b, ...), or a config.json
     pub arch: String,
 
     /// Layers to solve

@@ -83,7 +83,7 @@ pub struct DemoArgs {
   gptq table ./model/config.json --json
   gptq table ./model --artifacts ./branches")]
 pub struct TableArgs {
-    /// Model folder, hub id, config.json, or a preset: causallm-7b, causallm-14b, llama2-7b, tinyllama-1.1b
+    /// Model folder, hub id, config.json, or a preset (causallm-7b, qwen3-8b, qwen3-30b-a3b, gemma-3-4b, ...)
     pub model: String,
 
     /// Read the table off the artifacts in this folder instead
@@ -301,7 +301,7 @@ pub struct InspectArgs {
     after_help = "Examples:\n  gptq synth tinyllama-1.1b --out ./random-1b\n  gptq synth ./config.json --out ./random --dtype bf16 --seed 7"
 )]
 pub struct SynthArgs {
-    /// causallm-7b, causallm-14b, llama2-7b, tinyllama-1.1b, or a config.json
+    /// a preset (causallm-7b, qwen3-8b, qwen3-30b-a3b, gemma-3-4b, ...), or a config.json
     pub arch: String,
 
     /// Output folder; it appears when the checkpoint is complete

@@ -73,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(32) route(
         __syncwarp();
         for (int i = 0; i < groups_kept; i++) take_largest(sums, kept, groups);
         for (int i = lane; i < experts; i += 32)
-            if (!kept[i / size]) chooses[i] = 0.f;
+            if (!kept[i / size]) chooses[i] = -INFINITY_F;
         __syncwarp();
     }
     float sum = 0.f;
