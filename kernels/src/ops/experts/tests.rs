@@ -378,38 +378,6 @@ fn mixtures_conform(device: &impl Experts, tolerance: f64) {
     }
 }
 
-/// A step that chooses and sums experts is replayed as a whole, with every factor that a model may put around it.
-#[test]
-#[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
-fn a_mixture_is_replayed_on_cuda() {
-    use crate::{Add, Batch, Device, MatMul, Scale};
-    for card in crate::testing::cards() {
-        let mixture = Mixture::new(3, (8, 2), (128, 96), Kept::Quantized(4, 32, true, true));
-        let (gate_up, down) = (parts(&mixture.gate_up, 128), parts(&mixture.down, 96));
-        let gate_up: Vec<_> = mixture.gate_up.iter().zip(&gate_up).map(Weight::host).collect();
-        let down: Vec<_> = mixture.down.iter().zip(&down).map(Weight::host).collect();
-        let weights = card.expert_weights(&gate_up, &down).unwrap().unwrap();
-        let router = card.weight_from_f32(random(20, 8 * 128), (8, 128), None).unwrap();
-        let gate = card.weight_from_f32(random(21, 128), (1, 128), None).unwrap();
-        let x = card.tensor(mixture.x.clone(), (3, 128)).unwrap();
-        let batch = Batch::fresh([3]);
-        let mut step = || -> Result<_> {
-            let x = card.scale(&x, 0.5)?;
-            let scores = card.cap_scores(&card.logits(&x, &router)?, 2.0, Some(30.0))?;
-            let routes = card.route(&scores, None, &mixture.routing)?;
-            let y = card.experts(&x, &routes, &weights, Activation::Silu)?;
-            let y = card.add_gated(&y, &x, &card.logits(&x, &gate)?)?;
-            card.add(&card.add_scaled(&x, &y, 0.25)?, &x)
-        };
-        let expected = card.to_vec(&step().unwrap()).unwrap();
-        let recording = card.record(&batch, &mut step).unwrap().unwrap();
-        for _ in 0..3 {
-            let y = card.replay(&recording, &batch).unwrap().unwrap();
-            assert_eq!(card.to_vec(&y).unwrap(), expected);
-        }
-    }
-}
-
 #[test]
 fn agrees_with_f64_on_the_cpu() {
     routes_conform(&Cpu::new());

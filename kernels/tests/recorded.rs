@@ -1,0 +1,75 @@
+//! A recorded step of a mixture of experts, with every factor that a model may put around it.
+//!
+//! In a process of its own: whoever synchronises the whole card meanwhile, as cuBLAS does where a handle is dropped,
+//! ends a recording.
+
+use gptq_kernels::packing::PackedLinear;
+use gptq_kernels::{
+    Activation, Add, Batch, Cuda, Device, Dtype, Experts, HostExpert, MatMul, Quantized, Result,
+    RouterScores, Routing, Scale,
+};
+
+const TOKENS: usize = 3;
+const HIDDEN: usize = 128;
+const MIDDLE: usize = 96;
+const EXPERTS: usize = 8;
+
+/// Values in (-1, 1).
+fn values(seed: usize, count: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 37 + seed * 101) % 199) as f32 / 100.0 - 0.99).collect()
+}
+
+/// Four bits, groups of 32 scattered features.
+fn packed(n: usize, k: usize, seed: usize) -> PackedLinear<'static> {
+    let groups = k / 32;
+    let solved = Quantized {
+        bits: 4,
+        codes: (0..n * k).map(|i| ((i * 7 + seed) % 16) as u8).collect(),
+        scales: values(seed, groups * n).iter().map(|x| half::f16::from_f32(x / 64.0).to_f32()).collect(),
+        zeros: vec![8; groups * n],
+        g_idx: (0..k).map(|i| (i * 37 % k / 32) as u32).collect(),
+        losses: vec![0.0; n],
+    };
+    PackedLinear::pack(&solved, 1).unwrap()
+}
+
+#[test]
+#[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
+fn a_step_with_experts_is_replayed_on_cuda() {
+    let gate_up: Vec<_> = (0..EXPERTS).map(|e| packed(2 * MIDDLE, HIDDEN, e)).collect();
+    let down: Vec<_> = (0..EXPERTS).map(|e| packed(HIDDEN, MIDDLE, 100 + e)).collect();
+    let gate_up: Vec<_> = gate_up.iter().map(HostExpert::Quantized).collect();
+    let down: Vec<_> = down.iter().map(HostExpert::Quantized).collect();
+    let routing = Routing {
+        experts: EXPERTS,
+        chosen: 2,
+        scores: RouterScores::Softmax,
+        renormalise: true,
+        groups: 1,
+        groups_kept: 1,
+        factor: 1.0,
+    };
+    for dtype in [Dtype::F16, Dtype::BF16, Dtype::F32] {
+        let card = Cuda::new(0, dtype, None).unwrap();
+        let weights = card.expert_weights(&gate_up, &down).unwrap().expect("a product of all experts");
+        let router = values(20, EXPERTS * HIDDEN);
+        let router = card.weight_from_f32(router, (EXPERTS, HIDDEN), None).unwrap();
+        let gate = card.weight_from_f32(values(21, HIDDEN), (1, HIDDEN), None).unwrap();
+        let x = card.tensor(values(22, TOKENS * HIDDEN), (TOKENS, HIDDEN)).unwrap();
+        let mut step = || -> Result<_> {
+            let x = card.scale(&x, 0.5)?;
+            let scores = card.cap_scores(&card.logits(&x, &router)?, 2.0, Some(30.0))?;
+            let routes = card.route(&scores, None, &routing)?;
+            let y = card.experts(&x, &routes, &weights, Activation::Silu)?;
+            let y = card.add_gated(&y, &x, &card.logits(&x, &gate)?)?;
+            card.add(&card.add_scaled(&x, &y, 0.25)?, &x)
+        };
+        let expected = card.to_vec(&step().unwrap()).unwrap();
+        let batch = Batch::fresh([TOKENS]);
+        let recording = card.record(&batch, &mut step).unwrap().expect("a recording");
+        for _ in 0..3 {
+            let y = card.replay(&recording, &batch).unwrap().expect("the shape that was recorded");
+            assert_eq!(card.to_vec(&y).unwrap(), expected, "{dtype:?}");
+        }
+    }
+}
