@@ -144,8 +144,7 @@ fn what_is_pushed_comes_back_by_its_branch_and_measures_the_same() {
     };
     let plan = run(&mut push("--dry-run")).ok();
     assert!(
-        plan.contains("acme/tiny-GPTQ: to be made, public (as acme)")
-            && plan.contains("gptq-8bit (to be made)"),
+        plan.contains("acme/tiny-GPTQ: new, public (as acme)") && plan.contains("gptq-8bit (new)"),
         "{plan}"
     );
     assert!(run(&mut push("")).refusal().contains("expected --yes"));
@@ -224,7 +223,7 @@ fn branches_that_could_not_be_sent_in_the_end_are_not_begun() {
         let mut command = hub.gptq("branches");
         run(command.arg(demo()).arg("--out").arg(&out).args(words(options))).refusal()
     };
-    assert!(refusal("--push acme/tiny-GPTQ").contains("expected --yes, where no terminal can be asked"));
+    assert!(refusal("--push acme/tiny-GPTQ").contains("expected --yes, or a terminal"));
     assert!(refusal("--push tiny --yes").contains("expected `owner/name`"));
     assert!(refusal("--private").contains("expected --push REPO beside them"));
     assert!(!out.exists() && hub.server.log().is_empty());
@@ -253,6 +252,8 @@ fn six_branches_of_a_trained_model_go_to_the_hub_and_one_comes_back_the_same() {
         assert_eq!(repo.branches.len(), 6);
         // The repository's own first commit, and one for each branch.
         assert_eq!(repo.commits.len(), 7);
+        let card = &repo.commits[&repo.branches["main"]]["README.md"].bytes;
+        assert!(String::from_utf8_lossy(card).contains("gptq download acme/wiki20m-GPTQ:gptq-4bit-64g"));
     }
     // Another machine: nothing of the model is there.
     let empty = workplace("hub-six-empty");
