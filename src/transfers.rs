@@ -1,4 +1,4 @@
-//! What is told of transfers to and from a hub: bars on a terminal, one for all and one for each file that is under way;
+//! Progress of transfers to and from a hub: bars on a terminal, one for all and one for each file that is under way;
 //! plain lines elsewhere; both on stderr.
 
 use std::collections::HashMap;

@@ -8,6 +8,7 @@ use gptq_hub_stand_in::{On, Server, What};
 use serde_json::{Value, json};
 
 use crate::program::{artifact, demo, demo_text, gptq, run, words, workplace};
+use crate::support::shared;
 
 const REPO: &str = "acme/tiny-GPTQ";
 
@@ -143,8 +144,7 @@ fn what_is_pushed_comes_back_by_its_branch_and_measures_the_same() {
     };
     let plan = run(&mut push("--dry-run")).ok();
     assert!(
-        plan.contains("acme/tiny-GPTQ: to be made, public (as acme)")
-            && plan.contains("gptq-8bit (to be made)"),
+        plan.contains("acme/tiny-GPTQ: new, public (as acme)") && plan.contains("gptq-8bit (new)"),
         "{plan}"
     );
     assert!(run(&mut push("")).refusal().contains("expected --yes"));
@@ -223,8 +223,49 @@ fn branches_that_could_not_be_sent_in_the_end_are_not_begun() {
         let mut command = hub.gptq("branches");
         run(command.arg(demo()).arg("--out").arg(&out).args(words(options))).refusal()
     };
-    assert!(refusal("--push acme/tiny-GPTQ").contains("expected --yes, where no terminal can be asked"));
+    assert!(refusal("--push acme/tiny-GPTQ").contains("expected --yes, or a terminal"));
     assert!(refusal("--push tiny --yes").contains("expected `owner/name`"));
     assert!(refusal("--private").contains("expected --push REPO beside them"));
     assert!(!out.exists() && hub.server.log().is_empty());
+}
+
+#[test]
+#[cfg_attr(not(has_shared), ignore = "needs the larger models and texts: GPTQ_SHARED is not set")]
+fn six_branches_of_a_trained_model_go_to_the_hub_and_one_comes_back_the_same() {
+    let hub = Hub::new("hub-six");
+    hub.add("acme/wiki20m", &shared("models/wiki20m"));
+    let out = workplace("hub-six-out").join("branches");
+    let with_texts = |verb: &str| {
+        let mut command = hub.gptq(verb);
+        command.env("GPTQ_DATASETS", shared("data"));
+        command
+    };
+    let mut branches = with_texts("branches");
+    branches.args(["acme/wiki20m", "--push", "acme/wiki20m-GPTQ", "--yes", "--out"]).arg(&out);
+    branches.args(words("--preset fast --dataset wikitext2:validation --samples 2 --seq-len 128"));
+    let pushed = run(branches.env("HF_TOKEN", "hf_write")).ok();
+    assert_eq!(pushed.matches("read back and compared").count(), 6, "{pushed}");
+    let branch = "gptq-4bit-32g-actorder_True";
+    {
+        let world = hub.server.world();
+        let repo = &world.repos["acme/wiki20m-GPTQ"];
+        assert_eq!(repo.branches.len(), 6);
+        // The repository's own first commit, and one for each branch.
+        assert_eq!(repo.commits.len(), 7);
+        let card = &repo.commits[&repo.branches["main"]]["README.md"].bytes;
+        assert!(String::from_utf8_lossy(card).contains("gptq download acme/wiki20m-GPTQ:gptq-4bit-64g"));
+    }
+    // Another machine: nothing of the model is there.
+    let empty = workplace("hub-six-empty");
+    let measured = |model: &str| {
+        let mut command = with_texts("eval");
+        command.env("HF_HUB_CACHE", &empty).env("HF_HOME", &empty);
+        command.args([model, "--dataset", "wikitext2:test"]);
+        run(command.args(words("--ctx 256 --max-windows 4 --json"))).json()["perplexity"].clone()
+    };
+    let there = measured(&format!("acme/wiki20m-GPTQ:{branch}"));
+    assert_eq!(there, measured(out.join(branch).to_str().unwrap()));
+    let cached = fs::read_dir(empty.join("models--acme--wiki20m-GPTQ/refs")).unwrap();
+    assert_eq!(cached.map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>(), [branch]);
+    println!("{branch}: perplexity {there}");
 }

@@ -159,6 +159,8 @@ fn killed_at_random_points_a_push_sends_again_what_was_under_way_and_nothing_els
     for delay in delays.chunks(2) {
         let (server, folder) = (server(), tempfile::tempdir().unwrap());
         server.fault(On::Upload, usize::MAX, What::Slow(5));
+        // Before there is a process that could be killed while it writes.
+        fs::write(folder.path().join("model.safetensors"), weights()).unwrap();
         let start = || {
             let mut child = Command::new(std::env::current_exe().unwrap());
             child.args(["--exact", "resuming::child", "--ignored"]);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use gptq_input::{short_line, short_path};
 
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     // Causes are part of the message and not `source()`, so that a printed chain does not repeat them.
     #[error("layer {layer}, stage {stage}: {cause}")]

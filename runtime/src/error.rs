@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use gptq_input::{short, short_line, short_path};
 
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     // Causes are part of the message and not `source()`, so that a printed chain does not repeat them.
     #[error("{}: {cause}", short_path(path))]

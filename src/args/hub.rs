@@ -1,4 +1,4 @@
-//! What can be told to the verbs that speak to a hub.
+//! Arguments of the verbs that speak to a hub.
 
 use std::path::PathBuf;
 
@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 
 /// Fetch a model from a hub, every byte verified
 ///
-/// Files go to the cache that all hub clients share (HF_HOME, HF_HUB_CACHE), or to --local-dir. What is there already is
-/// read and verified, not fetched. An interrupted download goes on with the same command. HF_ENDPOINT, HF_TOKEN and
+/// Files go to the cache that all hub clients share (HF_HOME, HF_HUB_CACHE), or to --local-dir. Files that are
+/// present are verified, not fetched again. An interrupted download goes on with the same command. HF_ENDPOINT, HF_TOKEN and
 /// HTTPS_PROXY are respected. Prints the folder.
 #[derive(Args)]
 #[command(after_help = "Examples:
@@ -29,27 +29,27 @@ pub struct DownloadArgs {
     #[arg(long, value_enum, default_value_t = RepoTypeArg::Model)]
     pub repo_type: RepoTypeArg,
 
-    /// Put plain files there, and nothing into the cache
+    /// Write plain files into this folder, and nothing into the cache
     #[arg(long, value_name = "DIR", conflicts_with = "cache_dir")]
     pub local_dir: Option<PathBuf>,
 
-    /// Use this cache
+    /// Cache to use instead of the usual one
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
 
-    /// Only files that fit; may be given several times. * also crosses /
+    /// Only files that match; may be given several times. * also matches /
     #[arg(long, value_name = "PATTERN", conflicts_with = "files")]
     pub include: Vec<String>,
 
-    /// No files that fit; may be given several times
+    /// No files that match; may be given several times
     #[arg(long, value_name = "PATTERN", conflicts_with = "files")]
     pub exclude: Vec<String>,
 
-    /// Fetch also what is there
+    /// Fetch files again that are present
     #[arg(long)]
     pub force_download: bool,
 
-    /// Say what would be fetched, and write nothing
+    /// Show what would be fetched, and write nothing
     #[arg(long)]
     pub dry_run: bool,
 
@@ -65,16 +65,16 @@ pub struct DownloadArgs {
     pub json: bool,
 }
 
-/// Who asks.
+/// The account.
 #[derive(Args)]
 pub struct TokenArgs {
-    /// Token to show to the hub [default: HF_TOKEN, or the file that `hf auth login` has written]
+    /// Access token [default: HF_TOKEN, or the file that `hf auth login` has written]
     #[arg(long, value_name = "TOKEN", hide_env_values = true)]
     pub token: Option<String>,
 }
 
 impl SendingArgs {
-    /// Whether anything was said about it.
+    /// Whether any of them was given.
     pub fn is_any(&self) -> bool {
         self.private || self.yes || self.token.token.is_some()
     }
@@ -88,7 +88,7 @@ pub enum RepoTypeArg {
 
 /// Publish an artifact, or all branches of a run, on a hub
 ///
-/// Everything that would change is shown first, and nothing is sent before it was confirmed. Files that are there already
+/// Everything that would change is shown first, and nothing is sent before it was confirmed. Unchanged files
 /// are not sent again, so that the same command goes on after an interruption. What was sent is read back and compared.
 #[derive(Args)]
 #[command(after_help = "Examples:
@@ -99,18 +99,18 @@ pub struct PushArgs {
     /// An artifact's folder, or a folder of branches as `gptq branches` makes it
     pub dir: PathBuf,
 
-    /// Hub id; made where it is not there
+    /// Hub id; created if it does not exist
     pub repo: String,
 
     /// Branch for a single artifact [default: main]
     #[arg(long)]
     pub branch: Option<String>,
 
-    /// Propose the change to an existing repository instead of making it
+    /// Open pull requests on an existing repository instead of committing
     #[arg(long)]
     pub create_pr: bool,
 
-    /// Show what would change, and send nothing
+    /// Show what would be sent, and send nothing
     #[arg(long)]
     pub dry_run: bool,
 
@@ -125,11 +125,11 @@ pub struct PushArgs {
 /// How something is published.
 #[derive(Args)]
 pub struct SendingArgs {
-    /// Make the repository a private one, where it has to be made
+    /// Create the repository as a private one, if it does not exist
     #[arg(long)]
     pub private: bool,
 
-    /// Send without asking
+    /// Send without a confirmation
     #[arg(long)]
     pub yes: bool,
 

@@ -122,7 +122,7 @@ pub struct BranchesArgs {
     #[arg(long, value_name = "SPEC")]
     pub eval_dataset: Option<String>,
 
-    /// Publish all branches in this repository on the hub afterwards, as `gptq push` does
+    /// Publish all branches in this repository on the hub afterwards, as `gptq card` and `gptq push` do
     #[arg(long, value_name = "REPO", conflicts_with = "json")]
     pub push: Option<String>,
 

@@ -15,6 +15,7 @@ use gptq_quantizer::sequential::Tiles;
 use gptq_quantizer::table::{self, Row};
 use gptq_runtime::config::ModelConfig;
 
+use super::card;
 use super::common::{self, Calibration, DeviceKind, OnDevice};
 use super::measurement::{self, Measurement};
 use super::push::{self, Push};
@@ -51,6 +52,8 @@ pub fn run(args: &BranchesArgs) -> Result<()> {
     }
     match &args.push {
         Some(repo) => {
+            let names: Vec<_> = plan.branches.iter().map(|branch| branch.name.as_str()).collect();
+            card::for_push(&args.out, &names, &RepoId::model(repo)?)?;
             let branches =
                 plan.branches.iter().map(|branch| (branch.name.clone(), args.out.join(&branch.name)));
             let sending = &args.sending;

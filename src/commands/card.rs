@@ -25,7 +25,33 @@ pub fn run(args: &CardArgs) -> Result<()> {
         let first = publication.branches.first().map_or("main", |published| published.row.branch.as_str());
         return Ok(output::text(format_args!("{}", publication.card(first)))?);
     }
-    for (name, folder) in &folders {
+    for path in write(args, &folders, &publication)? {
+        output::line(format_args!("{}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Writes the cards of these branches in a folder, for the repository that they are pushed to.
+pub fn for_push(dir: &Path, names: &[&str], repo: &RepoId) -> Result<()> {
+    let args = CardArgs {
+        dir: dir.to_owned(),
+        repo: repo.id().to_owned(),
+        branch: None,
+        base_model: None,
+        print: false,
+    };
+    let mut folders = push::branches(dir, None)?;
+    folders.retain(|(name, _)| names.contains(&name.as_str()));
+    let mut branches = report::published(dir, None)?;
+    branches.retain(|published| names.contains(&published.row.branch.as_str()));
+    let publication = publication(&args, repo.id(), &folders, branches)?;
+    write(&args, &folders, &publication).map(|_| ())
+}
+
+/// Returns the files written.
+fn write(args: &CardArgs, folders: &[(String, PathBuf)], publication: &Publication) -> Result<Vec<PathBuf>> {
+    let mut written = Vec::new();
+    for (name, folder) in folders {
         for (file, _) in publication.pictures.iter().filter(|_| *folder != args.dir) {
             fs::copy(args.dir.join(file), folder.join(file))
                 .with_context(|| folder.join(file).display().to_string())?;
@@ -33,9 +59,9 @@ pub fn run(args: &CardArgs) -> Result<()> {
         let (path, beside) = (folder.join(CARD), folder.join(format!(".{CARD}.new")));
         fs::write(&beside, publication.card(name)).with_context(|| beside.display().to_string())?;
         fs::rename(&beside, &path).with_context(|| path.display().to_string())?;
-        output::line(format_args!("{}", path.display()))?;
+        written.push(path);
     }
-    Ok(())
+    Ok(written)
 }
 
 fn publication(

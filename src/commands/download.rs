@@ -46,7 +46,7 @@ fn wanted(args: &DownloadArgs) -> Wanted {
     }
 }
 
-/// What there was to do, and where it ended up.
+/// The files of a download, and where they are.
 #[derive(Serialize)]
 struct Report {
     repo: String,
@@ -71,7 +71,7 @@ struct FileReport {
 fn fetch(client: &Client, request: &Request, dry_run: bool) -> Result<Report> {
     let transfers = Transfers::arriving(request.repo.id());
     let watch = |event: gptq_hub::Event| transfers.show(event);
-    // Switched off, the cache alone is asked; it says what is missing.
+    // Offline, the cache alone counts; its error names what is missing.
     if let Some(switch) = client.settings.offline {
         if let Destination::Folder(folder) = &request.destination {
             anyhow::bail!("{}: nothing is fetched into {}: {switch} is set", request.repo, folder.display());
@@ -113,9 +113,9 @@ fn print_plan(report: &Report) -> Result<()> {
     let missing: Vec<_> = report.files.iter().filter(|file| !file.present).collect();
     for file in &report.files {
         let state = match (file.present, file.kept) {
-            (true, _) => "is there".to_owned(),
+            (true, _) => "present".to_owned(),
             (false, 0) => "to fetch".to_owned(),
-            (false, kept) => format!("to fetch, {} are there", bytes(kept)),
+            (false, kept) => format!("to fetch, {} already fetched", bytes(kept)),
         };
         output::line(format_args!("{:>10}  {}  ({state})", bytes(file.size), file.path))?;
     }

@@ -28,10 +28,10 @@ pub fn run(args: &PushArgs) -> Result<()> {
     push.run()
 }
 
-/// Fails before work whose result could not be sent for want of an answer.
+/// Fails before work whose result could not be sent because there is no way to confirm it.
 pub fn check_answerable(sending: &SendingArgs) -> Result<()> {
     let answerable = sending.yes || std::io::stdin().is_terminal();
-    ensure!(answerable, "nothing is sent unasked: expected --yes, where no terminal can be asked");
+    ensure!(answerable, "nothing is sent without a confirmation: expected --yes, or a terminal");
     Ok(())
 }
 
@@ -117,7 +117,7 @@ pub fn branches(dir: &Path, branch: Option<&str>) -> Result<Vec<(String, PathBuf
     for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        // The model that they were made from may lie beside them.
+        // The base model may lie beside them.
         if !name.starts_with('.') && is_model(&path) && QuantConfig::read(&path)?.is_some() {
             check_revision(&name)?;
             found.push((name, path));
@@ -156,13 +156,13 @@ fn files_of(folder: &Path) -> Result<Vec<PathBuf>> {
 
 fn show(repo: &RepoId, request: &PushRequest, plan: &PushPlan) -> Result<()> {
     let made = match (plan.creates, request.private) {
-        (true, true) => "to be made, private",
-        (true, false) => "to be made, public",
-        (false, _) => "is there",
+        (true, true) => "new, private",
+        (true, false) => "new, public",
+        (false, _) => "exists",
     };
     output::line(format_args!("{repo}: {made} (as {})", plan.account))?;
     for branch in &plan.branches {
-        let made = if branch.creates { " (to be made)" } else { "" };
+        let made = if branch.creates { " (new)" } else { "" };
         output::line(format_args!("  {}{made}", branch.name))?;
         for (path, size) in &branch.send {
             output::line(format_args!("    send    {:>10}  {path}", bytes(*size)))?;
@@ -171,13 +171,13 @@ fn show(repo: &RepoId, request: &PushRequest, plan: &PushPlan) -> Result<()> {
             output::line(format_args!("    delete  {:>10}  {path}", ""))?;
         }
         if !branch.unchanged.is_empty() {
-            output::line(format_args!("    {} files are there already", branch.unchanged.len()))?;
+            output::line(format_args!("    {} files unchanged", branch.unchanged.len()))?;
         }
     }
     let files: usize = plan.branches.iter().map(|branch| branch.send.len()).sum();
     let size: u64 = plan.branches.iter().flat_map(|branch| &branch.send).map(|(_, size)| size).sum();
-    let how = if request.create_pr { ", as proposals" } else { "" };
-    output::line(format_args!("{files} files to send, {} at most{how}", bytes(size)))?;
+    let how = if request.create_pr { ", as pull requests" } else { "" };
+    output::line(format_args!("{files} files to send, at most {}{how}", bytes(size)))?;
     Ok(())
 }
 

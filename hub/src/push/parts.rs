@@ -2,7 +2,8 @@
 //! killed sends the rest:
 //!
 //! ```text
-//! .locks/models--owner--name/<sha256>.upload    the addresses as JSON, then a line `number etag` for each part there
+//! .locks/models--owner--name/<sha256>.upload    the addresses as JSON, then a line for each part there: its number, and
+//!                                               its ETag as JSON, so that a line that was cut short is none
 //! ```
 
 use std::collections::BTreeMap;
@@ -189,7 +190,7 @@ impl Journal {
     }
 
     fn mark(&mut self, index: usize, etag: String) {
-        self.append(&format!("{index} {etag}\n"));
+        self.append(&format!("{index} {}\n", json!(etag)));
         self.there.insert(index, etag);
     }
 
@@ -226,10 +227,10 @@ fn read(path: &Path) -> Option<(Parts, BTreeMap<usize, String>)> {
     let text = String::from_utf8(gptq_input::read(path, MOST_BYTES).ok()?).ok()?;
     let (first, rest) = text.split_once('\n')?;
     let parts: Parts = serde_json::from_str(first).ok()?;
-    let there = rest.split_inclusive('\n').filter_map(|line| {
-        let (index, etag) = line.strip_suffix('\n')?.split_once(' ')?;
+    let there = rest.lines().filter_map(|line| {
+        let (index, etag) = line.split_once(' ')?;
         let index = index.parse().ok().filter(|index| *index < parts.addresses.len())?;
-        Some((index, etag.to_owned()))
+        Some((index, serde_json::from_str(etag).ok()?))
     });
     let there = there.collect();
     Some((parts, there))
@@ -266,7 +267,8 @@ mod tests {
             ("{\"complete\": \"ht".to_owned(), None),
             (first.clone(), None),
             (format!("{first}\n"), Some(vec![])),
-            (format!("{first}\n1 \"x\"\n0 \"y"), Some(vec![(1, "\"x\"".to_owned())])),
+            (format!("{first}\n1 \"x\"\n0 \"y"), Some(vec![(1, "x".to_owned())])),
+            (format!("{first}\n0 \"y\n1 \"x\"\n"), Some(vec![(1, "x".to_owned())])),
             (format!("{first}\n7 \"x\"\n\n"), Some(vec![])),
         ] {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
