@@ -59,7 +59,7 @@ impl Tokens {
         let tensor = |values: &[f32]| cpu.tensor(values.to_vec(), (TOKENS, IN)).unwrap();
         let (quantized, original) = (tensor(&self.quantized), tensor(&self.original));
         let reaching = |input| Reaching { input, hidden: None };
-        moments.add(cpu, &reaching(&quantized), Some(&reaching(&original))).unwrap();
+        moments.add(cpu, &reaching(&quantized), Some(&reaching(&original)), None).unwrap();
         moments
     }
 }

@@ -95,7 +95,7 @@ impl Preset {
     pub fn recipe(self) -> Recipe {
         match self {
             Self::Best => {
-                Recipe { order: Order::Gar, grid: GridKind::Loop, target: Target::Asymmetric, rounds: 2 }
+                Recipe { order: Order::Gar, grid: GridKind::Loop, target: Target::Residual, rounds: 2 }
             }
             Self::Fast => Recipe { order: Order::Gar, grid: GridKind::Loop, ..Recipe::NEAREST },
             Self::Card => Recipe { order: Order::ActOrder, ..Recipe::NEAREST },

@@ -61,9 +61,10 @@ impl<'a, B: Backend> Walk<'a, B> {
         let mut layers = self.layers(index)?;
         let mut evidence = self.enter(&layers, &mut clock)?;
         let mut stages = Vec::with_capacity(Stage::ALL.len());
+        let mut coming = None;
         for stage in Stage::ALL {
             on_stage(stage);
-            let (weights, read) = reader.next()?;
+            let (weights, read) = coming.take().map_or_else(|| reader.next(), Ok)?;
             clock.lap(|phases| &mut phases.wait);
             let solved = gptq::solve(self.backend, &weights, evidence.take().as_ref(), self.params);
             let solved = solved.map_err(|error| error.at(index, stage))?;
@@ -82,7 +83,12 @@ impl<'a, B: Backend> Walk<'a, B> {
                         if stream == 0 { of_quantized()? } else { weights.original(self.backend)? };
                     layer.replace(stage, Projection::Dense(weight));
                 }
-                evidence = self.advance(&layers, stage, last, &mut clock)?;
+                let missing = match self.wants_residual(after(stage)) {
+                    true => Some(coming.insert(reader.next()?).0.without_bias(self.backend)?),
+                    false => None,
+                };
+                clock.lap(|phases| &mut phases.wait);
+                evidence = self.advance(&layers, stage, (last, missing.as_ref()), &mut clock)?;
             }
             stages.push(solved);
         }
@@ -128,6 +134,11 @@ impl<'a, B: Backend> Walk<'a, B> {
         (0..self.tiles.layout().streams).map(layer).collect()
     }
 
+    /// Whether what tokens bring to a stage is summed up by what its weights make of it.
+    fn wants_residual(&self, stage: Option<Stage>) -> bool {
+        self.params.recipe.target == Target::Residual && stage.is_some_and(Stage::ends_block)
+    }
+
     fn is_last(&self, index: usize) -> bool {
         index + 1 == self.files.config.num_hidden_layers
     }
@@ -142,25 +153,25 @@ impl<'a, B: Backend> Walk<'a, B> {
                 Ok(Parts { hidden: None, input: state.map(|state| state.input) })
             };
             let moved = layers.iter().zip(streams).map(enter).collect::<Result<Vec<_>>>()?;
-            add(self.backend, &mut evidence, tile.held_out, &moved, clock)?;
+            add(self.backend, &mut evidence, (tile.held_out, None), &moved, clock)?;
             Ok(moved)
         })?;
         Ok(evidence)
     }
 
-    /// Moves all tiles behind `stage`, or those held out alone, while what is known of the next stage's inputs grows.
+    /// Moves all tiles behind `stage`, or those held out alone, while what is known of the next stage's inputs grows;
+    /// `weights` are the next stage's where that needs them.
     fn advance(
         &mut self,
         layers: &[Layer<B>],
         stage: Stage,
-        held_out_only: bool,
+        (held_out_only, weights): (bool, Option<&B::Weight>),
         clock: &mut Clock,
     ) -> Result<Option<Evidence<B>>> {
-        let next = Stage::ALL.get(stage as usize + 1);
-        let mut evidence = next.map_or(Ok(None), |next| self.evidence(*next))?;
-        let residual = self.params.recipe.target == Target::Residual;
+        let next = after(stage);
+        let mut evidence = next.map_or(Ok(None), |next| self.evidence(next))?;
         let pass = Pass {
-            reads: if stage.ends_block() || residual { Touched::Both } else { Touched::Input },
+            reads: if stage.ends_block() || weights.is_some() { Touched::Both } else { Touched::Input },
             writes: match (stage.ends_block(), next) {
                 (false, _) => Touched::Input,
                 (true, Some(_)) => Touched::Both,
@@ -171,7 +182,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         self.tiles.each(self.backend, pass, &mut |tile, streams| {
             let moved = |(layer, parts)| behind(self.backend, layer, stage, parts, tile.batch);
             let moved = layers.iter().zip(streams).map(moved).collect::<Result<Vec<_>>>()?;
-            add(self.backend, &mut evidence, tile.held_out, &moved, clock)?;
+            add(self.backend, &mut evidence, (tile.held_out, weights), &moved, clock)?;
             Ok(moved)
         })?;
         Ok(evidence)
@@ -189,6 +200,11 @@ impl<'a, B: Backend> Walk<'a, B> {
         let held_out = self.tiles.layout().holds_out.then(empty).transpose()?;
         Ok(Some(Evidence { solving: empty()?, held_out }))
     }
+}
+
+/// The next stage of the same layer.
+fn after(stage: Stage) -> Option<Stage> {
+    Stage::ALL.get(stage as usize + 1).copied()
 }
 
 /// What a stage makes of a tile.
@@ -213,7 +229,7 @@ fn behind<B: Backend>(
 fn add<B: Backend>(
     backend: &B,
     evidence: &mut Option<Evidence<B>>,
-    held_out: bool,
+    (held_out, weights): (bool, Option<&B::Weight>),
     streams: &[Parts<B::Tensor>],
     clock: &mut Clock,
 ) -> Result<()> {
@@ -227,7 +243,7 @@ fn add<B: Backend>(
         false => Some(&mut evidence.solving),
     });
     if let (Some(moments), Some(quantized)) = (moments, streams.first().and_then(reaching)) {
-        moments.add(backend, &quantized, streams.get(1).and_then(reaching).as_ref())?;
+        moments.add(backend, &quantized, streams.get(1).and_then(reaching).as_ref(), weights)?;
         backend.synchronize()?;
         clock.lap(|phases| &mut phases.hessian);
     }

@@ -8,11 +8,11 @@ use gptq_kernels::Backend;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::plan::{Branch, Plan};
 use gptq_quantizer::produce::{Job, Source};
-use gptq_quantizer::recipe::Named;
+use gptq_quantizer::recipe::{Named, Target};
 use gptq_quantizer::record::{CalibrationRecord, QuantizeLog};
 use gptq_quantizer::sequential::Tiles;
 use gptq_runtime::config::ModelConfig;
-use gptq_runtime::layout;
+use gptq_runtime::layout::{self, Stage};
 use gptq_runtime::model::ModelFiles;
 
 use super::ceilings::{self, Ceilings};
@@ -133,7 +133,7 @@ fn phases(
     sequences: &[Vec<u32>],
     ceilings: &Ceilings,
 ) -> Vec<Figure> {
-    let work = Work::of(config, sequences, branch.params().layout().streams as f64);
+    let work = Work::of(config, sequences, branch.params().recipe.target);
     let quant = branch.quant_config();
     let hessians = if work.streams > 1.0 { "Hessians (half) and differences" } else { "Hessians (half)" };
     let branch = &branch.name;
@@ -171,7 +171,8 @@ fn phases(
 /// Arithmetic and bytes of one branch.
 struct Work {
     forward: f64,
-    /// Of Hessians lower triangles alone; products with the differences of a second stream are whole.
+    /// Of Hessians lower triangles alone; products with the differences of a second stream are whole, and so is what weights
+    /// make of these.
     hessian: f64,
     /// A Cholesky factor and its inverse.
     factor: f64,
@@ -182,7 +183,8 @@ struct Work {
 }
 
 impl Work {
-    fn of(config: &ModelConfig, sequences: &[Vec<u32>], streams: f64) -> Self {
+    fn of(config: &ModelConfig, sequences: &[Vec<u32>], target: Target) -> Self {
+        let streams = if target == Target::None { 1.0 } else { 2.0 };
         let tokens: f64 = sequences.iter().map(|s| s.len() as f64).sum();
         let linears = layout::linears(config);
         let layers = config.num_hidden_layers as f64;
@@ -190,13 +192,23 @@ impl Work {
         // The last layer's down projection is solved but never run.
         let last = linears.last().map_or(0.0, |l| (l.in_features * l.out_features) as f64);
         let attention: f64 = sequences.iter().map(|s| ceilings::attention_flops(config, s.len())).sum();
-        let mut widths: Vec<_> = linears.iter().map(|l| (l.stage as usize, l.in_features as f64)).collect();
+        let mut widths: Vec<_> = linears.iter().map(|l| (l.stage, l.in_features as f64)).collect();
         widths.dedup();
         let per_stage = |f: fn(f64) -> f64| layers * widths.iter().map(|(_, k)| f(*k)).sum::<f64>();
+        let pair = |stage: Stage, k: f64| -> f64 {
+            let of_stage = linears.iter().filter(|l| l.stage == stage);
+            let outputs: usize = of_stage.map(|l| l.out_features).sum();
+            match target {
+                Target::None => 0.0,
+                Target::Residual if stage.ends_block() => 4.0 * outputs as f64 * k,
+                Target::Residual | Target::Asymmetric => 2.0 * k * k,
+            }
+        };
+        let pairs: f64 = widths.iter().map(|(stage, k)| pair(*stage, *k)).sum();
         let sweep: f64 = linears.iter().map(|l| l.out_features as f64 * (l.in_features as f64).powi(2)).sum();
         Self {
             forward: streams * (2.0 * tokens * (weights * layers - last) + attention * layers),
-            hessian: (2.0 * streams - 1.0) * tokens * per_stage(|k| k * k),
+            hessian: tokens * (per_stage(|k| k * k) + layers * pairs),
             factor: per_stage(|k| 2.0 / 3.0 * k.powi(3)),
             sweep: layers * sweep,
             read: 2.0 * weights * layers,
