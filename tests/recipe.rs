@@ -2,7 +2,7 @@
 //! tokens speak for is kept.
 
 use gptq_kernels::packing::PackedLinear;
-use gptq_kernels::{Batch, Cpu, Device, Dtype, GptqSweep, GridKind, HostTensor, TokenLoss};
+use gptq_kernels::{Batch, Cpu, Device, Dtype, GptqSweep, GridKind, Hessian, HostTensor, TokenLoss};
 use gptq_quantizer::gptq::{GptqParams, Method, Solved, StageWeights, solve};
 use gptq_quantizer::moments::{Evidence, Moments, Reaching};
 use gptq_quantizer::recipe::{Order, Preset, Recipe, Target};
