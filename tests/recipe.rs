@@ -2,7 +2,7 @@
 //! tokens speak for is kept.
 
 use gptq_kernels::packing::PackedLinear;
-use gptq_kernels::{Batch, Cpu, Device, Dtype, GptqSweep, GridKind, HostTensor, TokenLoss};
+use gptq_kernels::{Batch, Cpu, Device, Dtype, GptqSweep, GridKind, Hessian, HostTensor, TokenLoss};
 use gptq_quantizer::gptq::{GptqParams, Method, Solved, StageWeights, solve};
 use gptq_quantizer::moments::{Evidence, Moments, Reaching};
 use gptq_quantizer::recipe::{Order, Preset, Recipe, Target};
@@ -59,7 +59,7 @@ impl Tokens {
         let tensor = |values: &[f32]| cpu.tensor(values.to_vec(), (TOKENS, IN)).unwrap();
         let (quantized, original) = (tensor(&self.quantized), tensor(&self.original));
         let reaching = |input| Reaching { input, hidden: None };
-        moments.add(cpu, &reaching(&quantized), Some(&reaching(&original))).unwrap();
+        moments.add(cpu, &reaching(&quantized), Some(&reaching(&original)), None).unwrap();
         moments
     }
 }
@@ -123,6 +123,34 @@ fn each_piece_brings_outputs_nearer_to_those_of_the_unquantized_model() {
     assert!(errors.windows(2).all(|pair| pair[1] < 0.99 * pair[0]), "{errors:?}");
     let gar = of("gar", Recipe { order: Order::Gar, ..all });
     assert!(gar < 1.1 * errors[3], "groups in file order cost little: {gar}, {errors:?}");
+}
+
+/// `sum (W (x_f - x) + h_f - h) x^T`, in f64 from the tokens themselves.
+#[test]
+fn a_residual_target_asks_for_what_outputs_and_residual_stream_lack() {
+    let cpu = Cpu::new();
+    let tokens = Tokens::new(100, 0.1);
+    let hidden = [random(31, TOKENS * OUT), random(32, TOKENS * OUT)];
+    let inputs = [&tokens.quantized, &tokens.original].map(|x| cpu.tensor(x.clone(), (TOKENS, IN)).unwrap());
+    let states = hidden.clone().map(|h| cpu.tensor(h, (TOKENS, OUT)).unwrap());
+    let [quantized, original] = [0, 1].map(|i| Reaching { input: &inputs[i], hidden: Some(&states[i]) });
+    let mut moments = Moments::new(&cpu, (OUT, IN), true, Target::Residual).unwrap();
+    let stage = stage(&cpu);
+    let made = stage.without_bias(&cpu).unwrap();
+    moments.add(&cpu, &quantized, Some(&original), Some(&made)).unwrap();
+    let found = cpu.matrix_to_vec(moments.residual.as_ref().unwrap()).unwrap();
+    let weights = weights();
+    for (n, k) in [(0, 0), (40, 100), (95, 191)] {
+        let lacks = |t: usize| -> f64 {
+            let x =
+                |i: usize| f64::from(tokens.original[t * IN + i]) - f64::from(tokens.quantized[t * IN + i]);
+            let made: f64 = (0..IN).map(|i| f64::from(weights[n * IN + i]) * x(i)).sum();
+            made + f64::from(hidden[1][t * OUT + n]) - f64::from(hidden[0][t * OUT + n])
+        };
+        let expected: f64 = (0..TOKENS).map(|t| lacks(t) * f64::from(tokens.quantized[t * IN + k])).sum();
+        let got = f64::from(found[n * IN + k]);
+        assert!((got - expected).abs() < 1e-3 * expected.abs().max(1.0), "({n}, {k}): {got}, {expected}");
+    }
 }
 
 /// The text that is held out says the opposite of the one that is solved for.
@@ -207,7 +235,7 @@ fn files_say_what_they_were_made_with() {
     let json =
         |dir: &std::path::Path, name: &str| -> Value { serde_json::from_str(&read(dir, name)).unwrap() };
     let best = artifact("");
-    let recipe = serde_json::json!({"order": "gar", "grid": "loop", "target": "asymmetric", "rounds": 2});
+    let recipe = serde_json::json!({"order": "gar", "grid": "loop", "target": "residual", "rounds": 2});
     assert_eq!(json(&best, "quantize_config.json")["meta"]["recipe"], recipe);
     assert_eq!(json(&best, "quantize_log.json")["recipe"]["preset"], "best");
     let verdict = &json(&best, "quantize_log.json")["layers"][1]["linears"][0]["held_out"];

@@ -262,6 +262,11 @@ impl<B: Backend> StageWeights<B> {
     pub fn original(&self, backend: &B) -> Result<B::Weight> {
         Ok(backend.source_weight(&self.source, self.bias.clone())?)
     }
+
+    /// The same without its bias: what a difference of inputs makes.
+    pub fn without_bias(&self, backend: &B) -> Result<B::Weight> {
+        Ok(backend.source_weight(&self.source, None)?)
+    }
 }
 
 /// The loss of some rows as other tools report it, `sum ((w - q) / U_ii)^2 / 2` with H = 2 / sequences * X X^T.

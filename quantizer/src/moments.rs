@@ -5,13 +5,15 @@ use gptq_kernels::Backend;
 use crate::Result;
 use crate::recipe::Target;
 
-/// Sums over tokens, by input feature; x is what the quantized stages before make.
+/// Sums over tokens, by input feature; x is what the quantized stages before make, x_f the same in the unquantized model.
+/// What pulls towards the target is known by the inputs alone ([`Self::shift`]), or by what they make
+/// ([`Self::residual`]), which is a smaller sum where a stage has more inputs than outputs.
 pub struct Moments<B: Backend> {
     /// `H = sum x x^T`, `[in, in]`
     pub hessian: B::Matrix,
-    /// `C = sum (x_f - x) x^T`, `[in, in]`: x_f is the input in the unquantized model.
+    /// `C = sum (x_f - x) x^T`, `[in, in]`
     pub shift: Option<B::Matrix>,
-    /// `R = sum (h_f - h) x^T`, `[out, in]`: h is the hidden state that the stage's output is added to.
+    /// `R = sum (W (x_f - x) + h_f - h) x^T`, `[out, in]`: h is the hidden state that the stage's output is added to.
     pub residual: Option<B::Matrix>,
 }
 
@@ -41,8 +43,8 @@ impl<B: Backend> Moments<B> {
     /// stream.
     pub fn new(backend: &B, dims: (usize, usize), ends_block: bool, target: Target) -> Result<Self> {
         let (rows, size) = dims;
-        let shifted = target != Target::None;
         let residual = target == Target::Residual && ends_block;
+        let shifted = target != Target::None && !residual;
         Ok(Self {
             hessian: backend.hessian(size)?,
             shift: shifted.then(|| backend.products(size, size)).transpose()?,
@@ -50,30 +52,35 @@ impl<B: Backend> Moments<B> {
         })
     }
 
-    /// Adds the tokens of a tile, as the quantized stages before make them and as the unquantized model has them.
+    /// Adds the tokens of a tile, as the quantized stages before make them and as the unquantized model has them. `weights`
+    /// are the stage's own, without biases, where a residual target asks for them.
     pub fn add(
         &mut self,
         backend: &B,
         quantized: &Reaching<B::Tensor>,
         original: Option<&Reaching<B::Tensor>>,
+        weights: Option<&B::Weight>,
     ) -> Result<()> {
         let x = quantized.input;
         backend.accumulate(&mut self.hessian, x)?;
         let Some(original) = original else { return Ok(()) };
         if let Some(shift) = &mut self.shift {
-            backend.accumulate_difference(shift, original.input, x, x)?;
+            backend.accumulate_products(shift, &backend.difference(original.input, x)?, x)?;
         }
-        if let (Some(residual), Some(of_original), Some(h)) =
-            (&mut self.residual, original.hidden, quantized.hidden)
+        if let (Some(residual), Some(h_f), Some(h), Some(weights)) =
+            (&mut self.residual, original.hidden, quantized.hidden, weights)
         {
-            backend.accumulate_difference(residual, of_original, h, x)?;
+            let made = backend.matmul(&backend.difference(original.input, x)?, weights)?;
+            let missing = backend.add(&made, &backend.difference(h_f, h)?)?;
+            backend.accumulate_products(residual, &missing, x)?;
         }
         Ok(())
     }
 
     /// `P = W C + R` for weights in the order of a sweep; `None` where the target is the weights themselves.
     pub fn pull(&self, backend: &B, weights: &B::Matrix, order: &[u32]) -> Result<Option<B::Matrix>> {
-        let pull = |shift| backend.sweep_pull(weights, order, shift, self.residual.as_ref());
-        Ok(self.shift.as_ref().map(pull).transpose()?)
+        let (shift, residual) = (self.shift.as_ref(), self.residual.as_ref());
+        let any = shift.is_some() || residual.is_some();
+        Ok(any.then(|| backend.sweep_pull(weights, order, shift, residual)).transpose()?)
     }
 }

@@ -18,7 +18,9 @@ use crate::card;
 use crate::engines;
 use crate::gptq::{self, GptqParams, Method};
 use crate::recipe::Preset;
-use crate::record::{AgreementRecord, CalibrationRecord, ExpertsRecord, LOG_FILE, LayerRecord, QuantizeLog, RecipeRecord};
+use crate::record::{
+    AgreementRecord, CalibrationRecord, ExpertsRecord, LOG_FILE, LayerRecord, QuantizeLog, RecipeRecord,
+};
 use crate::sequential::{Reader, SolvedLayer, Tiles, Walk};
 use crate::{Error, Result};
 use tensors::{artifact_specs, restore, write_copy, write_group, write_others};
@@ -225,7 +227,8 @@ fn write_all<B: Backend>(
         }
         write_others(&writer, job, layer)?;
         phases.write = started.elapsed().as_secs_f64();
-        let experts = experts.map(|experts| ExpertsRecord { tokens: experts.tokens, starved: experts.starved });
+        let experts =
+            experts.map(|experts| ExpertsRecord { tokens: experts.tokens, starved: experts.starved });
         let record = LayerRecord { layer, phases, linears, experts };
         writer.layer_done(&record)?;
         records.push(record);

@@ -22,8 +22,8 @@ pub enum Target {
     None,
     /// `W x_f`: what the unquantized model has, whose input is x_f.
     Asymmetric,
-    /// The same; where the output is added to the residual stream, the sum. On a CPU a tenth more time than
-    /// [`Self::Asymmetric`], and 2 % less KL divergence.
+    /// The same; where the output is added to the residual stream, the sum. Such stages have as many inputs as outputs or
+    /// more, and need no more products than with [`Self::Asymmetric`] where they have twice as many.
     Residual,
 }
 
@@ -95,7 +95,7 @@ impl Preset {
     pub fn recipe(self) -> Recipe {
         match self {
             Self::Best => {
-                Recipe { order: Order::Gar, grid: GridKind::Loop, target: Target::Asymmetric, rounds: 2 }
+                Recipe { order: Order::Gar, grid: GridKind::Loop, target: Target::Residual, rounds: 2 }
             }
             Self::Fast => Recipe { order: Order::Gar, grid: GridKind::Loop, ..Recipe::NEAREST },
             Self::Card => Recipe { order: Order::ActOrder, ..Recipe::NEAREST },

@@ -39,7 +39,10 @@ pub struct LayerSpec {
 pub enum MlpKind {
     Dense,
     /// A mixture of so many experts, perhaps with an MLP for all tokens beside them.
-    Experts { count: usize, shared: bool },
+    Experts {
+        count: usize,
+        shared: bool,
+    },
 }
 
 /// Linears that share their input. They are stacked along `out`, and solved together.
@@ -134,7 +137,9 @@ fn attention(config: &ModelConfig) -> Vec<LinearGroup> {
     let hidden = config.hidden_size;
     let width = config.num_attention_heads * config.head_dim;
     let kv_width = config.num_key_value_heads * config.head_dim;
-    let of = |name: &str, out_features| LinearSpec::new("self_attn", name, [hidden, out_features], config.qkv_bias);
+    let of = |name: &str, out_features| {
+        LinearSpec::new("self_attn", name, [hidden, out_features], config.qkv_bias)
+    };
     let qkv = match config.fuses_qkv() {
         true => vec![of("qkv_proj", width + 2 * kv_width)],
         false => vec![of("q_proj", width), of("k_proj", kv_width), of("v_proj", kv_width)],
@@ -390,7 +395,9 @@ impl TensorSpec {
 pub fn layer_tensors(config: &ModelConfig, index: usize) -> Vec<TensorSpec> {
     let prefix = layer_prefix(index);
     let others = layer(config, index).others.into_iter();
-    others.map(|(name, shape)| TensorSpec::new(format!("{prefix}{name}"), config.dtype.into(), shape)).collect()
+    others
+        .map(|(name, shape)| TensorSpec::new(format!("{prefix}{name}"), config.dtype.into(), shape))
+        .collect()
 }
 
 /// Tensors outside the layers: embedding, final norm, head.
@@ -507,7 +514,8 @@ mod tests {
     #[test]
     fn biases_norms_and_ties_follow_the_config() {
         let llama = ModelConfig::preset("tinyllama-1.1b").unwrap();
-        let config = ModelConfig { qkv_bias: true, qk_norm: QkNormKind::Head, tie_word_embeddings: true, ..llama };
+        let config =
+            ModelConfig { qkv_bias: true, qk_norm: QkNormKind::Head, tie_word_embeddings: true, ..llama };
         let has = |specs: &[TensorSpec], name: &str| specs.iter().any(|s| s.name == name);
         let specs = checkpoint_tensors(&config);
         assert!(has(&specs, "model.layers.21.self_attn.q_norm.weight"));

@@ -1,5 +1,7 @@
 """Quantizes the demo model in several ways, and compares our logits with those of GPTQModel and transformers.
 
+Other programs multiply by a scale, so that a negative one is as good as any; here that is shown.
+
 usage: compare.py FOLDER_OF_THE_PROGRAM WORKPLACE
 """
 
@@ -14,7 +16,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, safe_open
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "assets/demo4m"
@@ -27,6 +29,7 @@ REFUSED = "4-bit 32g, asymmetric, v1"
 # Name and options of `quantize`.
 ARTIFACTS = [
     ("4-bit 128g, as by default", ""),
+    ("4-bit 128g, scales without signs", "--preset card --order gar"),
     ("4-bit 128g, act-order", "--order act-order"),
     (REFUSED, "--group-size 32 --asym --order act-order"),
     ("4-bit 32g, asymmetric, gptq_v2", "--group-size 32 --asym --checkpoint-format gptq_v2"),
@@ -65,6 +68,13 @@ def by_transformers(folder):
     return logits_of(AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float16, device_map="cpu").eval())
 
 
+def negative_scales(folder):
+    """The share of scales that are below zero: symmetric grids of the loop search have a sign."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        scales = torch.cat([file.get_tensor(key).flatten() for key in file.keys() if key.endswith(".scales")])
+    return (scales < 0).float().mean().item()
+
+
 def difference(theirs, reference):
     return (torch.linalg.norm(theirs - reference) / torch.linalg.norm(reference)).item()
 
@@ -75,7 +85,8 @@ def main(program, work):
     import transformers
 
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, GPTQModel {gptqmodel.__version__}"
-    lines = [f"\n{datetime.date.today()}, {versions}\n", "| artifact | GPTQModel | transformers |", "| --- | --- | --- |"]
+    lines = [f"\n{datetime.date.today()}, {versions}\n", "| artifact | scales below 0 | GPTQModel | transformers |"]
+    lines.append("| --- | --- | --- | --- |")
     failed = False
     for i, (name, options) in enumerate(ARTIFACTS):
         folder = work / f"artifact{i}"
@@ -93,7 +104,7 @@ def main(program, work):
             except Exception as error:
                 failed |= not (name == REFUSED and engine is by_gptqmodel and "sym=False" in str(error))
                 cells.append(f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {100 * negative_scales(folder):.0f} % | {' | '.join(cells)} |")
     print("\n".join(lines))
     return 1 if failed else 0
 

@@ -52,8 +52,9 @@ enum Chosen<'a> {
 }
 
 impl<B: Backend> Solving<'_, '_, B> {
-    /// Solves all experts of the layer, and the MLP that all tokens go through beside them.
-    pub(super) fn solve_experts(&mut self) -> Result<ExpertTokens> {
+    /// Solves all experts of the layer, and the MLP that all tokens go through beside them. `None` where they
+    /// are rounded to nearest, without tokens.
+    pub(super) fn solve_experts(&mut self) -> Result<Option<ExpertTokens>> {
         let routes = self.routes()?;
         for half in [Role::GateUp, Role::Down] {
             let members: Vec<usize> = self.members(half);
@@ -65,7 +66,7 @@ impl<B: Backend> Solving<'_, '_, B> {
                 }
             }
         }
-        Ok(routes.totals)
+        Ok((self.walk.params.method != Method::Rtn).then_some(routes.totals))
     }
 
     /// Places of one half's groups, in the order in which they are read.
@@ -90,7 +91,10 @@ impl<B: Backend> Solving<'_, '_, B> {
     /// Asks the router about all tokens.
     fn routes(&mut self) -> Result<Routes> {
         let MlpKind::Experts { count, .. } = self.spec.mlp else {
-            return Err(Error::Invalid { place: "mixture".into(), problem: "expected experts, got none".into() });
+            return Err(Error::Invalid {
+                place: "mixture".into(),
+                problem: "expected experts, got none".into(),
+            });
         };
         let mut totals = ExpertTokens { tokens: vec![0; count], starved: vec![] };
         let mut tiles = Vec::new();
@@ -103,7 +107,11 @@ impl<B: Backend> Solving<'_, '_, B> {
             let (Some(mixture), Some(x)) = (layer.mixture(), streams.first()) else { return Ok(()) };
             let experts = mixture.assignments(backend, &mixture.route(backend, x)?)?;
             if !held_out {
-                totals.tokens.iter_mut().zip(&experts).for_each(|(total, expert)| *total += expert.rows.len());
+                totals
+                    .tokens
+                    .iter_mut()
+                    .zip(&experts)
+                    .for_each(|(total, expert)| *total += expert.rows.len());
             }
             tiles.push(Tile { rows: backend.shape(x).0, experts });
             Ok(())
@@ -137,7 +145,7 @@ impl<B: Backend> Solving<'_, '_, B> {
                     (true, Some(held_out)) => held_out,
                     _ => &mut evidence.solving,
                 };
-                moments.add(backend, &reaching(&inputs[0]), inputs.get(1).map(reaching).as_ref())?;
+                moments.add(backend, &reaching(&inputs[0]), inputs.get(1).map(reaching).as_ref(), None)?;
                 backend.synchronize()?;
                 clock.lap(|phases| &mut phases.hessian);
             }
@@ -200,11 +208,14 @@ fn input<B: Backend>(
     }))
 }
 
+/// What is told whether a tile is held out, and its inputs of each stream.
+type Look<'a, T> = dyn FnMut(bool, &[T]) -> Result<()> + 'a;
+
 /// Shows all tiles' inputs, those of each stream, without changing them.
 fn each_input<B: Backend>(
     backend: &B,
     tiles: &mut Tiles<B>,
-    look: &mut dyn FnMut(bool, &[B::Tensor]) -> Result<()>,
+    look: &mut Look<B::Tensor>,
 ) -> Result<()> {
     let pass = Pass { reads: Touched::Input, writes: Touched::Nothing, held_out_only: false };
     tiles.each(backend, pass, &mut |tile, streams| {

@@ -12,6 +12,7 @@ mod tiles;
 pub use agreement::Agreement;
 pub use mixture::ExpertTokens;
 pub use phases::Phases;
+use reader::Read;
 pub use reader::Reader;
 pub use tiles::{Layout, Placement, Tiles};
 
@@ -52,6 +53,8 @@ struct Solving<'w, 'a, B: Backend> {
     /// For each stream.
     layers: Vec<Layer<B>>,
     reader: &'w Reader<B>,
+    /// Weights of the next group, where they were needed before it is solved.
+    coming: Option<Read<B>>,
     /// Groups of another solution, which the quantized stream goes through.
     through: Option<&'w [PackedLinear<'static>]>,
     on_group: &'w mut dyn FnMut(Role),
@@ -81,8 +84,18 @@ impl<'a, B: Backend> Walk<'a, B> {
         let layers = self.layers(index)?;
         let solved = spec.groups.iter().map(|_| None).collect();
         let clock = Clock::new();
-        let mut solving =
-            Solving { walk: self, index, spec, layers, reader, through, on_group, clock, solved };
+        let mut solving = Solving {
+            walk: self,
+            index,
+            spec,
+            layers,
+            reader,
+            coming: None,
+            through,
+            on_group,
+            clock,
+            solved,
+        };
         let experts = solving.stages()?;
         let Solving { solved, clock, .. } = solving;
         Ok(SolvedLayer { groups: solved.into_iter().flatten().collect(), experts, phases: clock.phases })
@@ -147,7 +160,7 @@ impl<B: Backend> Solving<'_, '_, B> {
         let stages = self.spec.stages();
         for (i, stage) in stages.iter().enumerate() {
             match self.place(*stage) {
-                Some(_) if *stage == Stage::Mixture => experts = Some(self.solve_experts()?),
+                Some(_) if *stage == Stage::Mixture => experts = self.solve_experts()?,
                 Some(place) => self.solve(place, evidence.take().as_ref())?,
                 None => {}
             }
@@ -155,10 +168,23 @@ impl<B: Backend> Solving<'_, '_, B> {
             // Where only one stream is there, the activations behind the last stage are not needed.
             let last = next.is_none() && self.index + 1 == self.walk.files.config.num_hidden_layers;
             if !last || self.layers.len() > 1 {
-                evidence = self.advance(*stage, next, last)?;
+                let weights = self.weights_of(next)?;
+                evidence = self.advance(*stage, next, (last, weights.as_ref()))?;
             }
         }
         Ok(experts)
+    }
+
+    /// The weights of the next stage, where what tokens bring to it is summed up by what its weights make of it.
+    fn weights_of(&mut self, next: Option<Stage>) -> Result<Option<B::Weight>> {
+        let residual = self.walk.params.recipe.target == Target::Residual;
+        if !residual || !next.is_some_and(|next| self.layers[0].adds_products(next)) {
+            return Ok(None);
+        }
+        let coming = self.coming.insert(self.reader.next()?);
+        let weights = coming.0.without_bias(self.walk.backend)?;
+        self.clock.lap(|phases| &mut phases.wait);
+        Ok(Some(weights))
     }
 
     /// The first group of a stage.
@@ -170,7 +196,7 @@ impl<B: Backend> Solving<'_, '_, B> {
     fn solve(&mut self, place: usize, evidence: Option<&Evidence<B>>) -> Result<()> {
         let (backend, role) = (self.walk.backend, self.spec.groups[place].role);
         (self.on_group)(role);
-        let (weights, read) = self.reader.next()?;
+        let (weights, read) = self.coming.take().map_or_else(|| self.reader.next(), Ok)?;
         self.clock.lap(|phases| &mut phases.wait);
         let solved = gptq::solve(backend, &weights, evidence, self.walk.params);
         let solved = solved.map_err(|error| error.at(self.index, role))?;
@@ -210,23 +236,23 @@ impl<B: Backend> Solving<'_, '_, B> {
                 Ok(Parts { hidden: None, input: state.map(|state| state.input) })
             };
             let moved = layers.iter().zip(streams).map(enter).collect::<Result<Vec<_>>>()?;
-            add(backend, &mut evidence, tile.held_out, &moved, clock)?;
+            add(backend, &mut evidence, (tile.held_out, None), &moved, clock)?;
             Ok(moved)
         })?;
         Ok(evidence)
     }
 
-    /// Moves all tiles behind `stage`, or those held out alone, while what is known of the next stage's inputs grows.
+    /// Moves all tiles behind `stage`, or those held out alone, while what is known of the next stage's inputs grows;
+    /// `weights` are the next stage's where that needs them.
     fn advance(
         &mut self,
         stage: Stage,
         next: Option<Stage>,
-        held_out_only: bool,
+        (held_out_only, weights): (bool, Option<&B::Weight>),
     ) -> Result<Option<Evidence<B>>> {
         let mut evidence = next.map_or(Ok(None), |next| self.evidence(next))?;
-        let residual = self.walk.params.recipe.target == Target::Residual;
         let pass = Pass {
-            reads: if stage.ends_block() || residual { Touched::Both } else { Touched::Input },
+            reads: if stage.ends_block() || weights.is_some() { Touched::Both } else { Touched::Input },
             writes: match (stage.ends_block(), next) {
                 (false, _) => Touched::Input,
                 (true, Some(_)) => Touched::Both,
@@ -238,7 +264,7 @@ impl<B: Backend> Solving<'_, '_, B> {
         self.walk.tiles.each(backend, pass, &mut |tile, streams| {
             let moved = |(layer, parts)| behind(backend, layer, stage, parts, tile.batch);
             let moved = layers.iter().zip(streams).map(moved).collect::<Result<Vec<_>>>()?;
-            add(backend, &mut evidence, tile.held_out, &moved, clock)?;
+            add(backend, &mut evidence, (tile.held_out, weights), &moved, clock)?;
             Ok(moved)
         })?;
         Ok(evidence)
@@ -267,7 +293,7 @@ fn behind<B: Backend>(
 fn add<B: Backend>(
     backend: &B,
     evidence: &mut Option<Evidence<B>>,
-    held_out: bool,
+    (held_out, weights): (bool, Option<&B::Weight>),
     streams: &[Parts<B::Tensor>],
     clock: &mut Clock,
 ) -> Result<()> {
@@ -281,7 +307,7 @@ fn add<B: Backend>(
         false => Some(&mut evidence.solving),
     });
     if let (Some(moments), Some(quantized)) = (moments, streams.first().and_then(reaching)) {
-        moments.add(backend, &quantized, streams.get(1).and_then(reaching).as_ref())?;
+        moments.add(backend, &quantized, streams.get(1).and_then(reaching).as_ref(), weights)?;
         backend.synchronize()?;
         clock.lap(|phases| &mut phases.hessian);
     }

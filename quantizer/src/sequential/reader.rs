@@ -15,7 +15,7 @@ use crate::{Error, Result};
 const AHEAD: usize = 1;
 
 /// Weights, and the seconds that reading them took beside other work.
-type Read<B> = (StageWeights<B>, f64);
+pub(super) type Read<B> = (StageWeights<B>, f64);
 
 /// All groups in the order in which they are solved.
 pub struct Reader<B: Backend>(Receiver<Result<Read<B>>>);

@@ -286,7 +286,8 @@ struct Sizes {
 
 impl Sizes {
     fn of(config: &ModelConfig) -> Self {
-        let mut sizes = Self { largest: 0, all: 0, widest: 0, widest_output: 0, widest_kept: config.hidden_size };
+        let mut sizes =
+            Self { largest: 0, all: 0, widest: 0, widest_output: 0, widest_kept: config.hidden_size };
         for index in 0..config.num_hidden_layers {
             let mut all = 0;
             for group in layout::layer(config, index).groups {

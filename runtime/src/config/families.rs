@@ -173,8 +173,11 @@ const GEMMA_NORMS: NormNames = NormNames {
     ..AFTER
 };
 
-const GLM_NORMS: NormNames =
-    NormNames { after_attention: Some("post_self_attn_layernorm"), after_mlp: Some("post_mlp_layernorm"), ..BEFORE };
+const GLM_NORMS: NormNames = NormNames {
+    after_attention: Some("post_self_attn_layernorm"),
+    after_mlp: Some("post_mlp_layernorm"),
+    ..BEFORE
+};
 
 const PLAIN_DEFAULTS: Defaults = Defaults {
     context: 2048,
@@ -489,8 +492,8 @@ const GLM4_MOE: Family = Family {
 
 /// All of them.
 pub(super) const FAMILIES: [Family; 20] = [
-    LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA2, GEMMA3, OLMO2, OLMO3, SMOLLM3, GLM4, GRANITE, ERNIE45, SEED_OSS,
-    MINISTRAL3, MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, GLM4_MOE,
+    LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA2, GEMMA3, OLMO2, OLMO3, SMOLLM3, GLM4, GRANITE, ERNIE45,
+    SEED_OSS, MINISTRAL3, MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, GLM4_MOE,
 ];
 
 impl Architecture {

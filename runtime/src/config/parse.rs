@@ -24,8 +24,7 @@ pub(super) fn parse(config: &Value, path: &Path) -> Result<ModelConfig> {
         (integer("hidden_size")?, integer("num_attention_heads")?, integer("num_hidden_layers")?);
     let activation = activation(config, family)?;
     foreign::refuse(config, family)?;
-    let max_position_embeddings =
-        config.integer("max_position_embeddings")?.unwrap_or(defaults.context);
+    let max_position_embeddings = config.integer("max_position_embeddings")?.unwrap_or(defaults.context);
     let head_dim = head_dim(config, family, hidden_size, heads)?;
     let ropes = rope(config, family, max_position_embeddings, head_dim)?;
     let unrotated_layers = unrotated(config, family, layers)?;

@@ -151,7 +151,8 @@ pub(super) fn rope(config: Fields, family: &Family, context: usize, head_dim: us
         None => config.float("rope_theta")?.unwrap_or(family.defaults.theta),
     };
     let rotary_factor = rotary_factor(config, parameters, family, head_dim)?;
-    let plain = Ropes { theta, scaling: RopeScaling::None, local_theta: local, rotary_factor, query_growth: None };
+    let plain =
+        Ropes { theta, scaling: RopeScaling::None, local_theta: local, rotary_factor, query_growth: None };
     let Some(parameters) = parameters else { return Ok(plain) };
     let known = |key: &&str| KNOWN.contains(key) || family.keys.contains(key);
     if let Some(key) = parameters.keys().find(|key| !known(key)) {
@@ -196,7 +197,12 @@ pub(super) fn rotated(head_dim: usize, factor: f64) -> usize {
 }
 
 /// The share of a head's features that is rotated, an even number of them.
-fn rotary_factor(config: Fields, parameters: Option<Fields>, family: &Family, head_dim: usize) -> Result<f64> {
+fn rotary_factor(
+    config: Fields,
+    parameters: Option<Fields>,
+    family: &Family,
+    head_dim: usize,
+) -> Result<f64> {
     let key = "partial_rotary_factor";
     for fields in parameters.into_iter().chain([config]) {
         let Some(factor) = fields.float(key)? else { continue };

@@ -317,7 +317,11 @@ fn said(engine: &mut Engine<'_, Cpu>, change: impl Fn(&mut Task)) -> (Vec<Vec<u3
     };
     let answers: Vec<Vec<u32>> = events.into_iter().map(ids).collect();
     let handed_out: usize = answers.iter().map(Vec::len).sum();
-    assert_eq!(engine.stats.tokens.load(Relaxed), handed_out as u64, "tokens that are discarded do not count");
+    assert_eq!(
+        engine.stats.tokens.load(Relaxed),
+        handed_out as u64,
+        "tokens that are discarded do not count"
+    );
     (answers, ahead)
 }
 

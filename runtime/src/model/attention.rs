@@ -24,11 +24,9 @@ impl<B: Backend> AttentionPart<B> {
         let (q, k) = config.qk_norm_widths();
         let norms = match config.qk_norm {
             QkNormKind::None => None,
-            QkNormKind::Head | QkNormKind::AllHeads => Some(QkNorm {
-                q: norm("q_norm", q)?,
-                k: norm("k_norm", k)?,
-                eps: config.rms_norm_eps as f32,
-            }),
+            QkNormKind::Head | QkNormKind::AllHeads => {
+                Some(QkNorm { q: norm("q_norm", q)?, k: norm("k_norm", k)?, eps: config.rms_norm_eps as f32 })
+            }
         };
         let frequencies = match kind(config, index) {
             Kind::Main => files.inverse_frequencies.clone(),

@@ -52,7 +52,8 @@ impl<'a> HostProjection<'a> {
         let read = |module: &Module| match &module.quant {
             Some(quant) => Ok(HostPart::Quantized(packed(files, quant, module)?)),
             None => {
-                let (mut weights, mut biases) = dense_parts(files, index, std::slice::from_ref(&module.linear))?;
+                let (mut weights, mut biases) =
+                    dense_parts(files, index, std::slice::from_ref(&module.linear))?;
                 Ok(HostPart::Dense(weights.remove(0), biases.pop()))
             }
         };

@@ -70,7 +70,8 @@ pub(crate) fn examine(
     if findings.is_empty() {
         let of_linears = modules.par_iter().map(|module| linear::examine(checkpoint, quant, module));
         findings.extend(of_linears.collect::<crate::Result<Vec<_>>>()?.into_iter().flatten());
-        findings.extend(layout::other_tensors(config).into_iter().filter_map(|spec| misfit(checkpoint, &spec)));
+        findings
+            .extend(layout::other_tensors(config).into_iter().filter_map(|spec| misfit(checkpoint, &spec)));
     }
     findings.sort_by_key(Finding::is_harmless);
     Ok(findings)

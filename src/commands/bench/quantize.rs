@@ -8,11 +8,11 @@ use gptq_kernels::Backend;
 use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::plan::{Branch, Plan};
 use gptq_quantizer::produce::{Job, Source};
-use gptq_quantizer::recipe::Named;
+use gptq_quantizer::recipe::{Named, Target};
 use gptq_quantizer::record::{CalibrationRecord, QuantizeLog};
 use gptq_quantizer::sequential::Tiles;
 use gptq_runtime::config::ModelConfig;
-use gptq_runtime::layout::{self, LinearGroup};
+use gptq_runtime::layout::{self, LinearGroup, Mlp, Role};
 use gptq_runtime::model::ModelFiles;
 
 use super::ceilings::{self, Ceilings};
@@ -133,7 +133,7 @@ fn phases(
     sequences: &[Vec<u32>],
     ceilings: &Ceilings,
 ) -> Vec<Figure> {
-    let work = Work::of(config, sequences, branch.params().layout().streams as f64);
+    let work = Work::of(config, sequences, branch.params().recipe.target);
     let quant = branch.quant_config();
     let hessians = if work.streams > 1.0 { "Hessians (half) and differences" } else { "Hessians (half)" };
     let branch = &branch.name;
@@ -171,7 +171,8 @@ fn phases(
 /// Arithmetic and bytes of one branch.
 struct Work {
     forward: f64,
-    /// Of Hessians lower triangles alone; products with the differences of a second stream are whole.
+    /// Of Hessians lower triangles alone; products with the differences of a second stream are whole, and so is what weights
+    /// make of these.
     hessian: f64,
     /// A Cholesky factor and its inverse.
     factor: f64,
@@ -182,20 +183,32 @@ struct Work {
 }
 
 impl Work {
-    fn of(config: &ModelConfig, sequences: &[Vec<u32>], streams: f64) -> Self {
+    fn of(config: &ModelConfig, sequences: &[Vec<u32>], target: Target) -> Self {
+        let streams = if target == Target::None { 1.0 } else { 2.0 };
         let tokens: f64 = sequences.iter().map(|s| s.len() as f64).sum();
         let layers = config.num_hidden_layers as f64;
         let groups: Vec<_> =
             (0..config.num_hidden_layers).flat_map(|index| layout::layer(config, index).groups).collect();
-        let dims: Vec<(f64, f64)> = groups.iter().map(LinearGroup::dims).map(|(n, k)| (n as f64, k as f64)).collect();
+        let dims: Vec<(f64, f64)> =
+            groups.iter().map(LinearGroup::dims).map(|(n, k)| (n as f64, k as f64)).collect();
         let weights = layout::active_weights(config);
         // The last layer's down projection is solved but never run.
         let last = dims.last().map_or(0.0, |(n, k)| n * k);
         let attention: f64 = sequences.iter().map(|s| ceilings::attention_flops(config, s.len())).sum();
+        // A mixture's experts see a part of the tokens each, and have no residual target.
+        let pair = |group: &LinearGroup| -> f64 {
+            let (out, k) = (group.dims().0 as f64, group.dims().1 as f64);
+            match target {
+                Target::None => 0.0,
+                Target::Residual if matches!(group.role, Role::O | Role::Down(Mlp::Whole)) => 4.0 * out * k,
+                Target::Residual | Target::Asymmetric => 2.0 * k * k,
+            }
+        };
+        let pairs: f64 = groups.iter().map(pair).sum();
         let per_group = |f: fn(f64) -> f64| dims.iter().map(|(_, k)| f(*k)).sum::<f64>();
         Self {
             forward: streams * (2.0 * tokens * (weights - last) + attention * layers),
-            hessian: (2.0 * streams - 1.0) * tokens * per_group(|k| k * k),
+            hessian: tokens * (per_group(|k| k * k) + pairs),
             factor: per_group(|k| 2.0 / 3.0 * k.powi(3)),
             sweep: dims.iter().map(|(n, k)| n * k * k).sum(),
             read: 2.0 * dims.iter().map(|(n, k)| n * k).sum::<f64>(),

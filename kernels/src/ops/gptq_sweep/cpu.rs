@@ -104,7 +104,7 @@ impl GptqSweep for Cpu {
         &self,
         weights: &Array2<f32>,
         order: &[u32],
-        shift: &Array2<f32>,
+        shift: Option<&Array2<f32>>,
         residual: Option<&Array2<f32>>,
     ) -> Result<Array2<f32>> {
         target::pull(weights, order, shift, residual)

@@ -154,7 +154,7 @@ impl GptqSweep for Cuda {
         &self,
         weights: &CudaMatrix,
         order: &[u32],
-        shift: &CudaMatrix,
+        shift: Option<&CudaMatrix>,
         residual: Option<&CudaMatrix>,
     ) -> Result<CudaMatrix> {
         self.pull(weights, order, shift, residual)

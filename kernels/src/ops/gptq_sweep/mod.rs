@@ -96,13 +96,14 @@ pub trait GptqSweep: InverseCholesky + MatMul {
     /// The weights as they are: those to come, and of solved columns the values of their codes.
     fn sweep_weights(&self, sweep: &Self::Sweep) -> Result<Self::Matrix>;
 
-    /// `P = W C + R`, how outputs of W would have to change: C `[in, in]` and R `[out, in]` are sums over tokens by
-    /// feature, `sum (x_f - x) x^T` and `sum (h_f - h) x^T`, see [`crate::Hessian::accumulate_difference`].
+    /// `P = W C + R`, how outputs of W would have to change, by the inputs x that call for it: C `[in, in]` is a sum over
+    /// tokens by feature, `sum (x_f - x) x^T`, and R `[out, in]` one that needs no W any more, see
+    /// [`crate::Hessian::accumulate_products`].
     fn sweep_pull(
         &self,
         weights: &Self::Matrix,
         order: &[u32],
-        shift: &Self::Matrix,
+        shift: Option<&Self::Matrix>,
         residual: Option<&Self::Matrix>,
     ) -> Result<Self::Matrix>;
 
@@ -111,14 +112,15 @@ pub trait GptqSweep: InverseCholesky + MatMul {
     -> Result<()>;
 
     /// Lowers `(W - Q) H (W - Q)^T` of a finished sweep for the target W, `rounds` times over. `hessian` is symmetric and
-    /// positive definite, in sweep order. With `G = (W - Q) H`, a round is
+    /// positive definite, in sweep order. With `G = (W - Q) H`, a round takes window after window of at most
+    /// [`LOOP_WINDOW`] columns; in each
     ///
     /// - for each column j in turn: the code nearest to `q_j + G_j / H_jj`, and `G -= (change of q_j) H_j`;
     /// - for each group in turn, k being its codes less their zero: `s += (G k^T) / (k H k^T)`, rounded as scales are and
     ///   left alone where that gains nothing or its sign would change, and `G -= (change of s) k H`.
     ///
-    /// Neither step raises the loss. Inside [`LOOP_WINDOW`] columns G is kept up to date column by column, elsewhere by
-    /// one product for all of them.
+    /// Groups that are wider than a window, or scattered, have their turn once all codes had theirs. No step raises the
+    /// loss. G is made when a window is entered, of its columns alone, and kept up to date inside.
     fn sweep_refine(
         &self,
         sweep: &mut Self::Sweep,
@@ -128,7 +130,7 @@ pub trait GptqSweep: InverseCholesky + MatMul {
     ) -> Result<()>;
 
     /// Of each row `E H E^T + 2 E P^T` with E = `weights` - the sweep's weights as they are: what the sweep's choice costs
-    /// at the output. H is symmetric, in sweep order; without a pull, P is zero.
+    /// at the output. H is symmetric, in sweep order; without a pull, P is zero. A card may take E and H to 11 bits.
     fn sweep_losses(
         &self,
         sweep: &Self::Sweep,
@@ -221,6 +223,22 @@ impl Grouping {
             Some(g) => Err(Error::shape("gptq_sweep group", format!("below {}", self.groups), g)),
             None => Ok(()),
         }
+    }
+
+    /// Windows of at most [`LOOP_WINDOW`] columns, and whether every group lies whole in one of them.
+    fn windows(&self) -> (Vec<Range<usize>>, bool) {
+        let runs: Vec<usize> = self.group_of.chunk_by(|a, b| a == b).map(<[u32]>::len).collect();
+        let whole = runs.len() == self.groups && runs.iter().all(|run| *run <= LOOP_WINDOW);
+        let steps = if whole { runs } else { vec![1; self.group_of.len()] };
+        let mut windows: Vec<Range<usize>> = Vec::new();
+        for step in steps {
+            let start = windows.last().map_or(0, |window| window.end);
+            match windows.last_mut() {
+                Some(window) if start + step - window.start <= LOOP_WINDOW => window.end += step,
+                _ => windows.push(start..start + step),
+            }
+        }
+        (windows, whole)
     }
 
     /// The places of the sweep in each group.

@@ -1,4 +1,4 @@
-// Codes and scales of a finished sweep, changed one after the other; G = (target - values) H.
+// Codes and scales of a finished sweep, changed one after the other; E = target - values, G = E H.
 
 /// y = a - b
 extern "C" __global__ void sweep_minus(float* y, const float* a, const float* b, size_t count) {
@@ -15,18 +15,33 @@ extern "C" __global__ void sweep_take(
     out[(size_t)i * width + j] = matrix[(size_t)row * stride + column];
 }
 
-/// Every code of the columns `first .. first + width` once, the others as they are at that moment; one warp a row, as in
-/// `sweep_block`. G inside the columns is kept in registers; all of it follows from `changes` by one product afterwards.
+__device__ __forceinline__ double warp_sum_double(double x) {
+    for (int offset = 16; offset > 0; offset >>= 1) x += __shfl_xor_sync(FULL_WARP, x, offset);
+    return x;
+}
+
+/// The scale with the least loss, as far as it can be stored; `before` where that gains nothing or the sign would change.
+__device__ __forceinline__ float refitted(float before, double slope, double curvature, Spec spec) {
+    float after = stored_scale((double)before + slope / curvature, spec.f16_scales);
+    double change = (double)after - (double)before;
+    bool gains = curvature > 0. && change * (2. * slope - curvature * change) > 0.;
+    return gains && isfinite(after) && (after < 0.f) == (before < 0.f) ? after : before;
+}
+
+/// Every code of the columns `first .. first + width` once, the others as they are at that moment; then, if `whole` says that
+/// groups lie inside of these columns, their scales. One warp a row, as in `sweep_block`. G of the columns is kept in
+/// registers; that of others follows from `changes` by one product afterwards.
 extern "C" __global__ void sweep_descend(
     float* weights,         // [rows, in]: values of the codes
     u8* codes,              // [rows, in]
+    float* missing,         // [rows, in]: E
     float* changes,         // [rows, width]: by which the values changed
-    const float* gradient,  // [rows, in]
-    const float* scales,    // [groups, rows]
+    const float* gradient,  // [rows, width]: G of the columns, rows `stride` apart
+    float* scales,          // [groups, rows]
     const u8* zeros,        // [groups, rows]
     const float* hessian,   // [in, in]
     const u32* group_of,    // [in]
-    int rows, int in, int first, int width, Spec spec) {
+    int rows, int in, int first, int width, int stride, int whole, Spec spec) {
     extern __shared__ float descend_memory[];
     float* block = descend_memory;  // [width, width]
     for (int i = threadIdx.x; i < width * width; i += blockDim.x)
@@ -40,7 +55,7 @@ extern "C" __global__ void sweep_descend(
     for (int s = 0; s < SLOTS; s++) {
         int column = lane + 32 * s;
         bool inside = column < width;
-        g[s] = inside ? gradient[start + column] : 0.f;
+        g[s] = inside ? gradient[(size_t)row * stride + column] : 0.f;
         q[s] = inside ? weights[start + column] : 0.f;
         c[s] = inside ? (float)codes[start + column] : 0.f;
         d[s] = 0.f;
@@ -77,12 +92,54 @@ extern "C" __global__ void sweep_descend(
             }
         }
     }
+    for (int begin = 0, end; whole && begin < width; begin = end) {
+        int group = group_of[first + begin];
+        for (end = begin + 1; end < width && group_of[first + end] == group;) end++;
+        size_t place = (size_t)group * rows + row;
+        float scale = scales[place], zero = (float)zeros[place];
+        float p[SLOTS] = {};  // k H
+#pragma unroll
+        for (int slot = 0; slot < SLOTS; slot++) {
+            for (int l = 0; l < 32; l++) {
+                int i = slot * 32 + l;
+                if (i < begin) continue;
+                if (i >= end) break;
+                float k = __shfl_sync(FULL_WARP, c[slot], l) - zero;
+#pragma unroll
+                for (int s = 0; s < SLOTS; s++) {
+                    int column = lane + 32 * s;
+                    if (column < width) p[s] += k * block[i * width + column];
+                }
+            }
+        }
+        double slope = 0., curvature = 0.;
+#pragma unroll
+        for (int s = 0; s < SLOTS; s++) {
+            int column = lane + 32 * s;
+            if (column < begin || column >= end) continue;
+            slope += (double)g[s] * (c[s] - zero);
+            curvature += (double)p[s] * (c[s] - zero);
+        }
+        float after = refitted(scale, warp_sum_double(slope), warp_sum_double(curvature), spec);
+        if (after == scale) continue;
+#pragma unroll
+        for (int s = 0; s < SLOTS; s++) {
+            int column = lane + 32 * s;
+            g[s] -= (after - scale) * p[s];
+            if (column < begin || column >= end) continue;
+            float value = (c[s] - zero) * after;
+            d[s] += value - q[s];
+            q[s] = value;
+        }
+        if (lane == 0) scales[place] = after;
+    }
 #pragma unroll
     for (int s = 0; s < SLOTS; s++) {
         int column = lane + 32 * s;
         if (column >= width) continue;
         weights[start + column] = q[s];
         codes[start + column] = (u8)c[s];
+        missing[start + column] -= d[s];
         changes[(size_t)row * width + column] = d[s];
     }
 }
@@ -100,43 +157,34 @@ extern "C" __global__ void sweep_signed_codes(
         k[(size_t)row * width + i] = (float)codes[(size_t)row * in + places[i]] - zero;
 }
 
-__device__ __forceinline__ double warp_sum_double(double x) {
-    for (int offset = 16; offset > 0; offset >>= 1) x += __shfl_xor_sync(FULL_WARP, x, offset);
-    return x;
-}
-
-/// Changes the scale of one group where that lowers the loss; `k` becomes the change of the group's values. One warp a row.
+/// Changes the scale of one group where that lowers the loss. One warp a row.
 extern "C" __global__ void sweep_rescale(
     float* weights,         // [rows, in]: values of the codes
+    float* missing,         // [rows, in]: E
     float* scales,          // [groups, rows]
-    float* k,               // [rows, width]
+    const float* k,         // [rows, width]: codes less their zero
     const float* product,   // [rows, width]: k H inside the group
-    const float* gradient,  // [rows, in]
+    const float* gradient,  // [rows, width]: G inside the group
     const u32* places,      // [width]
     int rows, int in, int width, int group, Spec spec) {
     int lane = threadIdx.x % 32, row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (row >= rows) return;
-    float* mine = k + (size_t)row * width;
+    size_t start = (size_t)row * width, whole_row = (size_t)row * in;
     double slope = 0., curvature = 0.;
     for (int i = lane; i < width; i += 32) {
-        slope += (double)gradient[(size_t)row * in + places[i]] * mine[i];
-        curvature += (double)product[(size_t)row * width + i] * mine[i];
+        slope += (double)gradient[start + i] * k[start + i];
+        curvature += (double)product[start + i] * k[start + i];
     }
-    slope = warp_sum_double(slope);
-    curvature = warp_sum_double(curvature);
-    float before = scales[(size_t)group * rows + row];
-    float after = stored_scale((double)before + slope / curvature, spec.f16_scales);
-    double change = (double)after - (double)before;
-    bool gains = curvature > 0. && change * (2. * slope - curvature * change) > 0.;
-    if (!gains || !isfinite(after) || (after < 0.f) != (before < 0.f)) {
-        for (int i = lane; i < width; i += 32) mine[i] = 0.f;
-        return;
-    }
+    float* scale = scales + (size_t)group * rows + row;
+    float before = *scale, after = refitted(before, warp_sum_double(slope), warp_sum_double(curvature), spec);
+    if (after == before) return;
     for (int i = lane; i < width; i += 32) {
-        weights[(size_t)row * in + places[i]] = mine[i] * after;
-        mine[i] *= (float)change;
+        size_t place = whole_row + places[i];
+        float value = k[start + i] * after;
+        missing[place] -= value - weights[place];
+        weights[place] = value;
     }
-    if (lane == 0) scales[(size_t)group * rows + row] = after;
+    if (lane == 0) *scale = after;
 }
 
 /// losses[n] = sum_j e[n, j] (g[n, j] + 2 pull[n, j]); null for no pull. One block a row.

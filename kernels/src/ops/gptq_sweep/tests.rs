@@ -122,6 +122,19 @@ fn swept(grid: &grid::Grid, weights: &[f32], u: &[f64], size: usize) -> f64 {
 }
 
 #[test]
+fn windows_hold_whole_groups_where_they_can() {
+    let windows = |group_of: Vec<u32>, groups| {
+        Grouping { order: vec![], group_of, groups, static_groups: false }.windows()
+    };
+    let runs = |sizes: &[usize]| -> Vec<u32> {
+        sizes.iter().zip(0..).flat_map(|(size, group)| vec![group; *size]).collect()
+    };
+    assert_eq!(windows(runs(&[96, 40, 88, 128]), 4), (vec![0..96, 96..224, 224..352], true));
+    assert_eq!(windows(runs(&[64, 130]), 2), (vec![0..128, 128..194], false));
+    assert_eq!(windows([runs(&[64, 8]), runs(&[64])].concat(), 2), (vec![0..128, 128..136], false));
+}
+
+#[test]
 fn the_search_takes_the_scale_whose_own_sweep_costs_least() {
     for (bits, sym, group_size) in
         [(4, true, 32), (4, true, 128), (3, false, 64), (2, true, 40), (8, true, 300)]
@@ -130,7 +143,8 @@ fn the_search_takes_the_scale_whose_own_sweep_costs_least() {
     }
 }
 
-fn the_target_solves_its_equation<B: Backend>(backend: &B) {
+/// `rough` is how near losses come, which a card computes with 11 bits.
+fn the_target_solves_its_equation<B: Backend>(backend: &B, rough: f64) {
     let case = Case::new(19, 70);
     let grouping = case.grouping(70);
     let h = case.hessian(backend);
@@ -146,11 +160,11 @@ fn the_target_solves_its_equation<B: Backend>(backend: &B) {
     let tensor = |values: &[f32], width: usize| backend.tensor(values.to_vec(), (TOKENS, width)).unwrap();
     let x = tensor(&case.x, case.columns);
     let mut shift = backend.products(case.columns, case.columns).unwrap();
-    backend.accumulate_difference(&mut shift, &tensor(&shifted, case.columns), &x, &x).unwrap();
+    let moved = backend.difference(&tensor(&shifted, case.columns), &x).unwrap();
+    backend.accumulate_products(&mut shift, &moved, &x).unwrap();
     let mut residual = backend.products(case.rows, case.columns).unwrap();
-    let zero = tensor(&vec![0.0; hidden.len()], case.rows);
-    backend.accumulate_difference(&mut residual, &tensor(&hidden, case.rows), &zero, &x).unwrap();
-    let pull = backend.sweep_pull(&weights, &grouping.order, &shift, Some(&residual)).unwrap();
+    backend.accumulate_products(&mut residual, &tensor(&hidden, case.rows), &x).unwrap();
+    let pull = backend.sweep_pull(&weights, &grouping.order, Some(&shift), Some(&residual)).unwrap();
     // W C + R from the tokens themselves: sum (W (x_f - x) + h) x^T.
     let mut expected = vec![0.0; case.rows * case.columns];
     for t in 0..TOKENS {
@@ -186,13 +200,13 @@ fn the_target_solves_its_equation<B: Backend>(backend: &B) {
     let e: Vec<f64> = change.iter().map(|c| -c).collect();
     let h = wide(backend.matrix_to_vec(&undamped).unwrap());
     let plain = losses(&e, &h, &expected, case.columns);
-    assert_close("losses", &got, &plain, 1e-8);
+    assert_close("losses", &got, &plain, rough);
     assert!(got.iter().all(|loss| *loss < 0.0), "every row is better than the weights as they were");
 }
 
 #[test]
 fn the_target_is_the_least_squares_solution() {
-    the_target_solves_its_equation(&Cpu::new());
+    the_target_solves_its_equation(&Cpu::new(), 1e-8);
 }
 
 fn solve<B: Backend>(backend: &B, case: &Case, grouping: &Grouping, spec: &GridSpec) -> B::Sweep {
@@ -213,12 +227,10 @@ fn refined(codes: &mut [f64], scales: &mut [f64], w: &[f64], h: &[f64], groups: 
     let gradient = |codes: &[f64], scales: &[f64], j: usize| -> f64 {
         (0..size).map(|i| (w[i] - (codes[i] - zero) * scales[group(i)]) * h[i * size + j]).sum()
     };
-    for j in 0..size {
-        let scale = scales[group(j)];
-        let t = (codes[j] - zero) * scale + gradient(codes, scales, j) / h[j * size + j];
-        codes[j] = ((t / scale).round_ties_even() + zero).clamp(0.0, 2.0 * zero - 1.0);
-    }
-    for (g, places) in groups.places().iter().enumerate() {
+    let (windows, whole) = groups.windows();
+    let all_groups = groups.places();
+    let refit = |codes: &[f64], scales: &mut [f64], g: usize| {
+        let places = &all_groups[g];
         let k = |j: usize| codes[j] - zero;
         let slope: f64 = places.iter().map(|j| k(*j) * gradient(codes, scales, *j)).sum();
         let curvature: f64 = places
@@ -231,10 +243,24 @@ fn refined(codes: &mut [f64], scales: &mut [f64], w: &[f64], h: &[f64], groups: 
         if change * (2.0 * slope - curvature * change) > 0.0 && scale * scales[g] > 0.0 {
             scales[g] = scale;
         }
+    };
+    for window in windows {
+        for j in window.clone() {
+            let scale = scales[group(j)];
+            let t = (codes[j] - zero) * scale + gradient(codes, scales, j) / h[j * size + j];
+            codes[j] = ((t / scale).round_ties_even() + zero).clamp(0.0, 2.0 * zero - 1.0);
+        }
+        if whole {
+            let inside = groups.group_of[window].chunk_by(|a, b| a == b);
+            inside.for_each(|run| refit(codes, scales, run[0] as usize));
+        }
+    }
+    if !whole {
+        (0..groups.groups).for_each(|g| refit(codes, scales, g));
     }
 }
 
-fn refinement_agrees<B: Backend>(backend: &B, group_size: usize, scattered: bool) {
+fn refinement_agrees<B: Backend>(backend: &B, group_size: usize, scattered: bool, rough: f32) {
     let (case, spec) = (Case::new(32, 256), spec(3, true));
     let mut grouping = case.grouping(group_size);
     if scattered {
@@ -251,7 +277,7 @@ fn refinement_agrees<B: Backend>(backend: &B, group_size: usize, scattered: bool
     backend.sweep_refine(&mut sweep, &target, &damped, 2).unwrap();
     let after = backend.sweep_losses(&sweep, &target, &damped, None).unwrap();
     for (before, after) in before.iter().zip(&after) {
-        assert!(*after <= before * (1.0 + 1e-5), "groups of {group_size}: {before} became {after}");
+        assert!(*after <= before * (1.0 + rough), "groups of {group_size}: {before} became {after}");
     }
     let (h, w) =
         (wide(backend.matrix_to_vec(&damped).unwrap()), wide(backend.matrix_to_vec(&target).unwrap()));
@@ -285,8 +311,8 @@ fn refinement_agrees<B: Backend>(backend: &B, group_size: usize, scattered: bool
 
 #[test]
 fn refinement_lowers_every_loss_as_plain_loops_do() {
-    for (group_size, scattered) in [(32, false), (128, false), (256, false), (64, true)] {
-        refinement_agrees(&Cpu::new(), group_size, scattered);
+    for (group_size, scattered) in [(32, false), (96, false), (128, false), (256, false), (64, true)] {
+        refinement_agrees(&Cpu::new(), group_size, scattered, 1e-5);
     }
 }
 
@@ -349,14 +375,14 @@ mod on_cuda {
     #[test]
     #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn the_target_is_the_least_squares_solution() {
-        the_target_solves_its_equation(&card());
+        the_target_solves_its_equation(&card(), 1e-6);
     }
 
     #[test]
     #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn refinement_lowers_every_loss_as_plain_loops_do() {
-        for (group_size, scattered) in [(32, false), (128, false), (256, false), (64, true)] {
-            refinement_agrees(&card(), group_size, scattered);
+        for (group_size, scattered) in [(32, false), (96, false), (128, false), (256, false), (64, true)] {
+            refinement_agrees(&card(), group_size, scattered, 1e-3);
         }
     }
 

@@ -2,7 +2,7 @@ use candle_core::Tensor;
 use faer::{Accum, MatRef};
 use ndarray::Array2;
 
-use super::{Hessian, check, check_difference};
+use super::{Hessian, check, check_difference, check_products};
 use crate::cpu::{View, Wanted, multiply};
 use crate::{Cpu, Device, Result};
 
@@ -26,21 +26,20 @@ impl Hessian for Cpu {
         Ok(Array2::zeros((rows, columns)))
     }
 
-    fn accumulate_difference(
-        &self,
-        products: &mut Array2<f32>,
-        a: &Tensor,
-        b: &Tensor,
-        x: &Tensor,
-    ) -> Result<()> {
+    fn accumulate_products(&self, products: &mut Array2<f32>, a: &Tensor, x: &Tensor) -> Result<()> {
         let (rows, columns) = products.dim();
-        check_difference((rows, columns), [a, b, x].map(|tensor| self.shape(tensor)))?;
-        let (a, b, x) = (View::of(a)?, View::of(b)?, View::of(x)?);
-        let difference: Vec<f32> = a.iter().zip(b.iter()).map(|(a, b)| a - b).collect();
-        let difference = MatRef::from_row_major_slice(&difference, x.rows, rows);
+        check_products((rows, columns), [a, x].map(|tensor| self.shape(tensor)))?;
+        let (a, x) = (View::of(a)?, View::of(x)?);
+        let a = MatRef::from_row_major_slice(&a, x.rows, rows);
         let x = MatRef::from_row_major_slice(&x, x.rows, columns);
-        multiply(values(products), columns, Accum::Add, difference.transpose(), x, Wanted::All);
+        multiply(values(products), columns, Accum::Add, a.transpose(), x, Wanted::All);
         Ok(())
+    }
+
+    fn difference(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        check_difference(self.shape(a), self.shape(b))?;
+        let (a, b) = (View::of(a)?, View::of(b)?);
+        self.tensor(a.iter().zip(b.iter()).map(|(a, b)| a - b).collect(), (a.rows, a.columns))
     }
 
     fn matrix_to_vec(&self, matrix: &Array2<f32>) -> Result<Vec<f32>> {

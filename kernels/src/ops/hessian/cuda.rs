@@ -1,6 +1,6 @@
 use cudarc::driver::CudaSlice;
 
-use super::{Hessian, check, check_difference};
+use super::{Hessian, check, check_difference, check_products};
 use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Operand};
 use crate::{Device, Result};
 
@@ -43,33 +43,28 @@ impl Hessian for Cuda {
         Ok(CudaMatrix { values: self.zeros(rows * columns)?, dims: (rows, columns) })
     }
 
-    fn accumulate_difference(
-        &self,
-        products: &mut CudaMatrix,
-        a: &CudaTensor,
-        b: &CudaTensor,
-        x: &CudaTensor,
-    ) -> Result<()> {
+    fn accumulate_products(&self, products: &mut CudaMatrix, a: &CudaTensor, x: &CudaTensor) -> Result<()> {
         let (rows, columns) = products.dims;
-        check_difference(products.dims, [self.shape(a), self.shape(b), self.shape(x)])?;
+        check_products(products.dims, [self.shape(a), self.shape(x)])?;
         let tokens = self.shape(x).0;
-        let difference = self.new_tensor((tokens, rows))?;
+        let (x, a) = (Operand::real(self.real(x)?, columns), Operand::real(self.real(a)?, rows));
+        let target = Operand::wide(self.address(&products.values), columns);
+        self.gemm((columns, rows, tokens), (1.0, 1.0), x, a.transposed(), target)
+    }
+
+    fn difference(&self, a: &CudaTensor, b: &CudaTensor) -> Result<CudaTensor> {
+        let shape = self.shape(a);
+        check_difference(shape, self.shape(b))?;
+        let difference = self.new_tensor(shape)?;
+        let count = shape.0 * shape.1;
         let args = [
             Arg::Address(self.real(&difference)?),
             Arg::Address(self.real(a)?),
             Arg::Address(self.real(b)?),
-            Arg::Long((tokens * rows) as u64),
+            Arg::Long(count as u64),
         ];
-        self.launch("stream_difference", Launch::threads(tokens * rows), &args)?;
-        let (x, difference) = (Operand::real(self.real(x)?, columns), self.real(&difference)?);
-        let target = Operand::wide(self.address(&products.values), columns);
-        self.gemm(
-            (columns, rows, tokens),
-            (1.0, 1.0),
-            x,
-            Operand::real(difference, rows).transposed(),
-            target,
-        )
+        self.launch("stream_difference", Launch::threads(count.div_ceil(8)), &args)?;
+        Ok(difference)
     }
 
     fn matrix_to_vec(&self, matrix: &CudaMatrix) -> Result<Vec<f32>> {

@@ -18,19 +18,20 @@ pub trait Hessian: Device {
 
     fn accumulate(&self, hessian: &mut Self::Matrix, x: &Self::Tensor) -> Result<()>;
 
-    /// Products `[rows, columns]` of no token yet, for [`Self::accumulate_difference`].
+    /// Products `[rows, columns]` of no token yet, for [`Self::accumulate_products`].
     fn products(&self, rows: usize, columns: usize) -> Result<Self::Matrix>;
 
-    /// `M += sum_t (a[t] - b[t]) x[t]^T`.  a, b: `[tokens, rows]`, x: `[tokens, columns]`, M: `[rows, columns]`
-    ///
-    /// The difference is taken token by token, in f32: of two sums it would lose the digits that count.
-    fn accumulate_difference(
+    /// `M += sum_t a[t] x[t]^T`.  a: `[tokens, rows]`, x: `[tokens, columns]`, M: `[rows, columns]`
+    fn accumulate_products(
         &self,
         products: &mut Self::Matrix,
         a: &Self::Tensor,
-        b: &Self::Tensor,
         x: &Self::Tensor,
     ) -> Result<()>;
+
+    /// `y = a - b`, element by element: what two streams differ by. Taken token by token, since of two sums of products it
+    /// would lose the digits that count.
+    fn difference(&self, a: &Self::Tensor, b: &Self::Tensor) -> Result<Self::Tensor>;
 
     /// The whole matrix, row-major.
     fn matrix_to_vec(&self, matrix: &Self::Matrix) -> Result<Vec<f32>>;
@@ -47,11 +48,19 @@ pub(crate) fn check(x: (usize, usize), size: usize) -> Result<()> {
     Ok(())
 }
 
-/// `a` and `b` must be as wide as the products are high, `x` as they are wide, and all of the same tokens.
-pub(crate) fn check_difference(products: (usize, usize), [a, b, x]: [(usize, usize); 3]) -> Result<()> {
-    let (left, right) = ((x.0, products.0), (x.0, products.1));
-    if [a, b, x] != [left, left, right] {
-        return Err(Error::shape("accumulate_difference", [left, left, right], [a, b, x]));
+/// `a` must be as wide as the products are high, `x` as they are wide, and both of the same tokens.
+pub(crate) fn check_products(products: (usize, usize), [a, x]: [(usize, usize); 2]) -> Result<()> {
+    let expected = [(x.0, products.0), (x.0, products.1)];
+    if [a, x] != expected {
+        return Err(Error::shape("accumulate_products", expected, [a, x]));
+    }
+    Ok(())
+}
+
+/// Both must have the same shape.
+pub(crate) fn check_difference(a: (usize, usize), b: (usize, usize)) -> Result<()> {
+    if a != b {
+        return Err(Error::shape("difference", a, b));
     }
     Ok(())
 }
@@ -97,8 +106,10 @@ mod tests {
                 device.tensor(values, (tile.len(), width)).unwrap()
             };
             let (a, b, x) = (part(&a, rows), part(&b, rows), part(&x, columns));
-            device.accumulate_difference(&mut products, &a, &b, &x).unwrap();
-            assert!(device.accumulate_difference(&mut products, &a, &x, &x).is_err(), "another width");
+            let difference = device.difference(&a, &b).unwrap();
+            device.accumulate_products(&mut products, &difference, &x).unwrap();
+            assert!(device.difference(&a, &x).is_err(), "another width");
+            assert!(device.accumulate_products(&mut products, &x, &x).is_err(), "another width");
         }
         let sum = |i: usize| -> f64 {
             let (row, column) = (i / columns, i % columns);

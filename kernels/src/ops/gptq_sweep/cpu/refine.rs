@@ -1,5 +1,7 @@
 //! Codes and scales of a finished sweep, changed one after the other while the rest stays as it is.
 
+use std::ops::Range;
+
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use ndarray::Array2;
@@ -8,7 +10,7 @@ use rayon::prelude::*;
 use super::target::view;
 use super::{CpuSweep, Row};
 use crate::cpu::axpy;
-use crate::ops::gptq_sweep::{GridSpec, Grouping, LOOP_WINDOW};
+use crate::ops::gptq_sweep::{GridSpec, Grouping};
 use crate::{Error, Result};
 
 /// Rows that a thread takes at a time.
@@ -23,14 +25,18 @@ pub(super) fn refine(
     check(sweep, target, hessian)?;
     let columns = sweep.dims().1;
     let CpuSweep { rows, grouping, spec } = sweep;
-    let places = grouping.places();
+    let ((windows, whole), places) = (grouping.windows(), grouping.places());
     let targets = target.as_slice().unwrap_or_default().par_chunks(STRIP * columns.max(1));
     rows.par_chunks_mut(STRIP).zip(targets).for_each(|(rows, target)| {
-        let gradient = gradient(rows, target, hessian);
-        let mut strip = Strip { rows, gradient, hessian };
+        let missing = missing(rows, target);
+        let mut strip = Strip { rows, missing, hessian };
         for _ in 0..rounds {
-            strip.descend(grouping);
-            places.iter().enumerate().for_each(|(group, places)| strip.refit(spec, group, places));
+            for window in &windows {
+                strip.descend(grouping, window, whole.then_some(spec));
+            }
+            for (group, places) in places.iter().enumerate().filter(|_| !whole) {
+                strip.refit_alone(spec, group, places);
+            }
         }
     });
     Ok(())
@@ -55,7 +61,7 @@ pub(super) fn losses(
             matrix.as_slice().unwrap_or_default()[start..][..rows.len() * columns].to_vec()
         };
         let weights = part(weights);
-        let gradient = gradient(rows, &weights, hessian);
+        let gradient = product(&missing(rows, &weights), rows.len(), view(hessian));
         let pull = pull.map(part);
         rows.iter()
             .enumerate()
@@ -85,97 +91,101 @@ fn check(sweep: &CpuSweep, weights: &Array2<f32>, hessian: &Array2<f32>) -> Resu
     }
 }
 
-/// `(W - Q) H` of some rows.
-fn gradient(rows: &[Row], target: &[f32], hessian: &Array2<f32>) -> Vec<f32> {
-    let columns = hessian.ncols();
+/// `E = W - Q` of some rows.
+fn missing(rows: &[Row], target: &[f32]) -> Vec<f32> {
     let values = rows.iter().flat_map(|row| &row.weights);
-    let difference: Vec<f32> = target.iter().zip(values).map(|(w, q)| w - q).collect();
-    let mut gradient = vec![0.0; difference.len()];
-    matmul(
-        MatMut::from_row_major_slice_mut(&mut gradient, rows.len(), columns),
-        Accum::Replace,
-        MatRef::from_row_major_slice(&difference, rows.len(), columns),
-        view(hessian),
-        1.0,
-        Par::Seq,
-    );
-    gradient
+    target.iter().zip(values).map(|(w, q)| w - q).collect()
 }
 
-/// Some rows, with G = (W - Q) H of theirs.
+/// `a h` for some rows a.
+fn product(a: &[f32], rows: usize, h: MatRef<f32>) -> Vec<f32> {
+    let mut product = vec![0.0; rows * h.ncols()];
+    let result = MatMut::from_row_major_slice_mut(&mut product, rows, h.ncols());
+    let a = MatRef::from_row_major_slice(a, rows, h.nrows());
+    matmul(result, Accum::Replace, a, h, 1.0, Par::Seq);
+    product
+}
+
+/// Some rows, with E = W - Q of theirs.
 struct Strip<'a> {
     rows: &'a mut [Row],
-    gradient: Vec<f32>,
+    missing: Vec<f32>,
     hessian: &'a Array2<f32>,
 }
 
 impl Strip<'_> {
-    /// Every code once, the others as they are at that moment.
-    fn descend(&mut self, grouping: &Grouping) {
-        let columns = self.hessian.ncols();
-        for start in (0..columns).step_by(LOOP_WINDOW) {
-            let width = LOOP_WINDOW.min(columns - start);
-            let mut changes = vec![0.0; self.rows.len() * width];
-            for (r, row) in self.rows.iter_mut().enumerate() {
-                let gradient = &mut self.gradient[r * columns + start..][..width];
-                let changes = &mut changes[r * width..][..width];
-                for i in 0..width {
-                    let place = start + i;
-                    let h_row = &self.hessian.row(place).to_slice().unwrap_or_default()[start..][..width];
-                    let change = row.nearer(grouping, place, gradient[i] / h_row[i]);
-                    if change != 0.0 {
-                        axpy(-change, h_row, gradient);
-                        changes[i] = change;
-                    }
+    /// Every code of a window once, the others as they are at that moment; then, where groups lie inside of it, their
+    /// scales.
+    fn descend(&mut self, grouping: &Grouping, window: &Range<usize>, groups_inside: Option<&GridSpec>) {
+        let (columns, width) = (self.hessian.ncols(), window.len());
+        let mut gradient =
+            product(&self.missing, self.rows.len(), view(self.hessian).subcols(window.start, width));
+        for (r, row) in self.rows.iter_mut().enumerate() {
+            let gradient = &mut gradient[r * width..][..width];
+            let missing = &mut self.missing[r * columns + window.start..][..width];
+            for i in 0..width {
+                let place = window.start + i;
+                let h_row = &self.hessian.row(place).to_slice().unwrap_or_default()[window.clone()];
+                let change = row.nearer(grouping, place, gradient[i] / h_row[i]);
+                if change != 0.0 {
+                    axpy(-change, h_row, gradient);
+                    missing[i] -= change;
                 }
             }
-            self.follow(&changes, start, width);
+        }
+        let Some(spec) = groups_inside else { return };
+        let (mut first, columns) = (0, window.clone().collect::<Vec<_>>());
+        for run in grouping.group_of[window.clone()].chunk_by(|a, b| a == b) {
+            let own = first..first + run.len();
+            first = own.end;
+            self.refit(spec, run[0] as usize, own, &columns, &mut gradient);
         }
     }
 
-    /// `G -= D H` for the columns outside a block, D being the changes inside it.
-    fn follow(&mut self, changes: &[f32], start: usize, width: usize) {
-        let (rows, columns) = (self.rows.len(), self.hessian.ncols());
-        let changes = MatRef::from_row_major_slice(changes, rows, width);
-        let h = view(self.hessian);
-        let mut g = MatMut::from_row_major_slice_mut(&mut self.gradient, rows, columns);
-        for (first, count) in [(0, start), (start + width, columns - start - width)] {
-            let h = h.submatrix(start, first, width, count);
-            matmul(g.as_mut().subcols_mut(first, count), Accum::Add, changes, h, -1.0, Par::Seq);
-        }
+    /// The scales of one group, wherever it lies.
+    fn refit_alone(&mut self, spec: &GridSpec, group: usize, places: &[usize]) {
+        let all: Vec<usize> = (0..self.hessian.ncols()).collect();
+        let h = self.taken(&all, places);
+        let h = MatRef::from_row_major_slice(&h, all.len(), places.len());
+        let mut gradient = product(&self.missing, self.rows.len(), h);
+        self.refit(spec, group, 0..places.len(), places, &mut gradient);
     }
 
-    /// The scales of one group, the codes and all other groups as they are.
-    fn refit(&mut self, spec: &GridSpec, group: usize, places: &[usize]) {
-        let (rows, columns, width) = (self.rows.len(), self.hessian.ncols(), places.len());
+    /// The scales of one group, the codes and all other groups as they are. `gradient` is G of some columns, of which the
+    /// group's are the `own`; it follows.
+    fn refit(
+        &mut self,
+        spec: &GridSpec,
+        group: usize,
+        own: Range<usize>,
+        columns: &[usize],
+        gradient: &mut [f32],
+    ) {
+        let (rows, width, places) = (self.rows.len(), columns.len(), &columns[own.clone()]);
         let codes: Vec<f32> = self.rows.iter().flat_map(|row| row.signed_codes(group, places)).collect();
-        let h: Vec<f32> = places
-            .iter()
-            .flat_map(|place| self.hessian.row(*place).to_slice().unwrap_or_default())
-            .copied()
-            .collect();
-        // k H of every row.
-        let mut product = vec![0.0; rows * columns];
-        matmul(
-            MatMut::from_row_major_slice_mut(&mut product, rows, columns),
-            Accum::Replace,
-            MatRef::from_row_major_slice(&codes, rows, width),
-            MatRef::from_row_major_slice(&h, width, columns),
-            1.0,
-            Par::Seq,
-        );
-        let strips = self.gradient.chunks_exact_mut(columns).zip(product.chunks_exact(columns));
-        for ((row, codes), (gradient, product)) in
-            self.rows.iter_mut().zip(codes.chunks_exact(width.max(1))).zip(strips)
+        let h = self.taken(places, columns);
+        let k_h = product(&codes, rows, MatRef::from_row_major_slice(&h, own.len(), width));
+        let sums = gradient.chunks_exact_mut(width.max(1)).zip(k_h.chunks_exact(width.max(1)));
+        let missing = self.missing.chunks_exact_mut(self.hessian.ncols());
+        let codes = codes.chunks_exact(own.len().max(1));
+        for (((row, missing), codes), (gradient, k_h)) in
+            self.rows.iter_mut().zip(missing).zip(codes).zip(sums)
         {
             let along = |values: &[f32]| -> f64 {
-                places.iter().zip(codes).map(|(place, k)| values[*place] as f64 * *k as f64).sum()
+                values[own.clone()].iter().zip(codes).map(|(value, k)| *value as f64 * *k as f64).sum()
             };
-            let change = row.rescale(spec, group, places, along(gradient), along(product));
+            let change = row.rescale(spec, group, places, along(gradient), along(k_h));
             if change != 0.0 {
-                axpy(-change, product, gradient);
+                axpy(-change, k_h, gradient);
+                places.iter().zip(codes).for_each(|(place, k)| missing[*place] -= change * k);
             }
         }
+    }
+
+    /// `H[rows, columns]`
+    fn taken(&self, rows: &[usize], columns: &[usize]) -> Vec<f32> {
+        let row = |row: &usize| self.hessian.row(*row).to_slice().unwrap_or_default();
+        rows.iter().map(row).flat_map(|row| columns.iter().map(|column| row[*column])).collect()
     }
 }
 

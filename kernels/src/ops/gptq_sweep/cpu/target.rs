@@ -20,25 +20,24 @@ pub(super) fn view(matrix: &Array2<f32>) -> MatRef<'_, f32> {
 pub(super) fn pull(
     weights: &Array2<f32>,
     order: &[u32],
-    shift: &Array2<f32>,
+    shift: Option<&Array2<f32>>,
     residual: Option<&Array2<f32>>,
 ) -> Result<Array2<f32>> {
     let dims = weights.dim();
     let fits = order.len() == dims.1
-        && shift.dim() == (dims.1, dims.1)
+        && shift.is_none_or(|shift| shift.dim() == (dims.1, dims.1))
         && residual.is_none_or(|residual| residual.dim() == dims);
     if !fits {
-        let got = (order.len(), shift.dim(), residual.map(Array2::dim));
+        let got = (order.len(), shift.map(Array2::dim), residual.map(Array2::dim));
         return Err(Error::shape("sweep_pull", (dims.1, (dims.1, dims.1), dims), got));
     }
     let rows: Vec<u32> = (0..dims.0 as u32).collect();
-    let (accum, mut pull) = match residual {
-        Some(residual) => (Accum::Add, gathered(residual, &rows, order)),
-        None => (Accum::Replace, Array2::zeros(dims)),
-    };
-    let shift = gathered(shift, order, order);
-    let target = MatMut::from_row_major_slice_mut(values(&mut pull), dims.0, dims.1);
-    matmul(target, accum, view(weights), view(&shift), 1.0, all_cores());
+    let mut pull = residual.map_or(Array2::zeros(dims), |residual| gathered(residual, &rows, order));
+    if let Some(shift) = shift {
+        let shift = gathered(shift, order, order);
+        let target = MatMut::from_row_major_slice_mut(values(&mut pull), dims.0, dims.1);
+        matmul(target, Accum::Add, view(weights), view(&shift), 1.0, all_cores());
+    }
     Ok(pull)
 }
 

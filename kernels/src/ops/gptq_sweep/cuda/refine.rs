@@ -7,16 +7,19 @@ use cudarc::driver::{CudaSlice, DeviceRepr};
 use super::{CudaSweep, ROWS};
 use crate::cuda::{Arg, Cuda, Launch, Operand};
 use crate::ops::hessian::cuda::CudaMatrix;
-use crate::{Error, LOOP_WINDOW, Result};
+use crate::{Error, Result};
 
-/// The places of one group, and the rows of H that belong to them.
-struct Group {
-    number: usize,
-    width: usize,
-    /// Address of the places.
-    places: u64,
-    /// Address of `[width, in]`.
-    h: u64,
+/// Windows whose gradient is one product: one of 128 columns alone would leave multiprocessors idle.
+const TOGETHER: usize = 4;
+
+/// A refinement under way.
+struct Refining<'a> {
+    sweep: &'a CudaSweep,
+    hessian: &'a CudaMatrix,
+    /// E: what is missing to the target, `[rows, in]`.
+    missing: CudaSlice<f32>,
+    /// Whether groups lie inside of windows.
+    whole: bool,
 }
 
 impl Cuda {
@@ -28,15 +31,15 @@ impl Cuda {
         rounds: usize,
     ) -> Result<()> {
         check(sweep, target, hessian)?;
-        let (_, gradient) = self.gradient(sweep, target, hessian)?;
-        let columns = sweep.dims().1;
+        let (windows, whole) = sweep.grouping.windows();
         let places = sweep.grouping.places();
+        let refining = Refining { sweep, hessian, missing: self.missing(sweep, target)?, whole };
         for _ in 0..rounds {
-            for start in (0..columns).step_by(LOOP_WINDOW) {
-                self.descend(sweep, &gradient, hessian, start..(start + LOOP_WINDOW).min(columns))?;
+            for windows in windows.chunks(TOGETHER) {
+                self.descend(&refining, windows)?;
             }
-            for (number, places) in places.iter().enumerate() {
-                self.refit(sweep, &gradient, hessian, number, places)?;
+            for (group, places) in places.iter().enumerate().filter(|_| !whole) {
+                self.refit(&refining, group, places)?;
             }
         }
         Ok(())
@@ -54,7 +57,11 @@ impl Cuda {
             return Err(Error::shape("sweep_losses pull", weights.dims, pull.dims));
         }
         let (rows, columns) = sweep.dims();
-        let (difference, gradient) = self.gradient(sweep, weights, hessian)?;
+        let difference = self.missing(sweep, weights)?;
+        let gradient = self.alloc::<f32>(rows * columns)?;
+        let wide = |slice: &CudaSlice<f32>| Operand::wide(self.address(slice), columns);
+        let (h, e) = (wide(&hessian.values), wide(&difference));
+        self.gemm_rough((columns, rows, columns), (1.0, 0.0), h, e, wide(&gradient))?;
         let losses = self.alloc::<f32>(rows)?;
         let args = [
             Arg::Address(self.address(&losses)),
@@ -67,134 +74,104 @@ impl Cuda {
         self.download(&losses.slice(..rows))
     }
 
-    /// `W - Q` and `(W - Q) H`.
-    fn gradient(
-        &self,
-        sweep: &CudaSweep,
-        weights: &CudaMatrix,
-        hessian: &CudaMatrix,
-    ) -> Result<(CudaSlice<f32>, CudaSlice<f32>)> {
-        let (rows, k) = sweep.dims();
-        let (difference, gradient) = (self.alloc::<f32>(rows * k)?, self.alloc::<f32>(rows * k)?);
+    /// `W - Q`
+    fn missing(&self, sweep: &CudaSweep, weights: &CudaMatrix) -> Result<CudaSlice<f32>> {
+        let count = sweep.rows * sweep.dims().1;
+        let difference = self.alloc::<f32>(count)?;
         let args = [
             Arg::Address(self.address(&difference)),
             Arg::Address(self.address(&weights.values)),
             Arg::Address(self.address(&sweep.weights)),
-            Arg::Long((rows * k) as u64),
+            Arg::Long(count as u64),
         ];
-        self.launch("sweep_minus", Launch::threads(rows * k), &args)?;
-        let wide = |slice: &CudaSlice<f32>| Operand::wide(self.address(slice), k);
-        self.gemm((k, rows, k), (1.0, 0.0), wide(&hessian.values), wide(&difference), wide(&gradient))?;
-        Ok((difference, gradient))
+        self.launch("sweep_minus", Launch::threads(count), &args)?;
+        Ok(difference)
     }
 
-    /// Every code of some columns once; G follows in all of them.
-    fn descend(
-        &self,
-        sweep: &CudaSweep,
-        gradient: &CudaSlice<f32>,
-        hessian: &CudaMatrix,
-        window: Range<usize>,
-    ) -> Result<()> {
-        let ((rows, k), width) = (sweep.dims(), window.len());
-        let changes = self.alloc::<f32>(rows * width)?;
-        let args = [
-            Arg::Address(self.address(&sweep.weights)),
-            Arg::Address(self.address(&sweep.codes)),
-            Arg::Address(self.address(&changes)),
-            Arg::Address(self.address(gradient)),
-            Arg::Address(self.address(&sweep.scales)),
-            Arg::Address(self.address(&sweep.zeros)),
-            Arg::Address(self.address(&hessian.values)),
-            Arg::Address(self.address(&sweep.group_of)),
-            Arg::Int(rows as i32),
-            Arg::Int(k as i32),
-            Arg::Int(window.start as i32),
-            Arg::Int(width as i32),
-            Arg::Spec(sweep.spec.numbers()),
-        ];
-        let launch = Launch::blocks(rows.div_ceil(ROWS), 32 * ROWS as u32).shared(4 * width * width);
-        self.launch("sweep_descend", launch, &args)?;
-        let h = self.address(&hessian.values) + 4 * (window.start * k) as u64;
-        self.follow(sweep, gradient, &changes, width, h)
-    }
-
-    /// `G -= D H`, D being changes of `width` columns and `h` the address of their rows of H.
-    fn follow(
-        &self,
-        sweep: &CudaSweep,
-        gradient: &CudaSlice<f32>,
-        changes: &CudaSlice<f32>,
-        width: usize,
-        h: u64,
-    ) -> Result<()> {
-        let (rows, k) = sweep.dims();
-        let changes = Operand::wide(self.address(changes), width);
-        let target = Operand::wide(self.address(gradient), k);
-        self.gemm((k, rows, width), (-1.0, 1.0), Operand::wide(h, k), changes, target)
-    }
-
-    /// The scales of one group.
-    fn refit(
-        &self,
-        sweep: &CudaSweep,
-        gradient: &CudaSlice<f32>,
-        hessian: &CudaMatrix,
-        number: usize,
-        places: &[usize],
-    ) -> Result<()> {
-        let Some(first) = places.first() else { return Ok(()) };
-        let (k, width) = (sweep.dims().1, places.len());
-        let listed = self.upload(&places.iter().map(|place| *place as u32).collect::<Vec<_>>())?;
-        let mut group = Group { number, width, places: self.address(&listed), h: 0 };
-        if places.iter().enumerate().all(|(i, place)| *place == first + i) {
-            group.h = self.address(&hessian.values) + 4 * (first * k) as u64;
-            let inside = Operand::wide(group.h + 4 * *first as u64, k);
-            return self.rescale(sweep, gradient, &group, inside);
+    /// Every code of some neighbouring windows once, and the scales of groups that lie in them.
+    fn descend(&self, refining: &Refining, windows: &[Range<usize>]) -> Result<()> {
+        let Refining { sweep, hessian, missing, whole } = refining;
+        let (Some(first), Some(last)) = (windows.first(), windows.last()) else { return Ok(()) };
+        let ((rows, k), span) = (sweep.dims(), first.start..last.end);
+        let h = |row: usize, column: usize| {
+            Operand::wide(self.address(&hessian.values) + 4 * (row * k + column) as u64, k)
+        };
+        let gradient = self.alloc::<f32>(rows * span.len())?;
+        let g = |column: usize| {
+            Operand::wide(self.address(&gradient) + 4 * (column - span.start) as u64, span.len())
+        };
+        let e = Operand::wide(self.address(missing), k);
+        self.gemm((span.len(), rows, k), (1.0, 0.0), h(0, span.start), e, g(span.start))?;
+        for window in windows {
+            let width = window.len();
+            let changes = self.alloc::<f32>(rows * width)?;
+            let args = [
+                Arg::Address(self.address(&sweep.weights)),
+                Arg::Address(self.address(&sweep.codes)),
+                Arg::Address(self.address(missing)),
+                Arg::Address(self.address(&changes)),
+                Arg::Address(g(window.start).address),
+                Arg::Address(self.address(&sweep.scales)),
+                Arg::Address(self.address(&sweep.zeros)),
+                Arg::Address(self.address(&hessian.values)),
+                Arg::Address(self.address(&sweep.group_of)),
+                Arg::Int(rows as i32),
+                Arg::Int(k as i32),
+                Arg::Int(window.start as i32),
+                Arg::Int(width as i32),
+                Arg::Int(span.len() as i32),
+                Arg::Int(*whole as i32),
+                Arg::Spec(sweep.spec.numbers()),
+            ];
+            let launch = Launch::blocks(rows.div_ceil(ROWS), 32 * ROWS as u32).shared(4 * width * width);
+            self.launch("sweep_descend", launch, &args)?;
+            // G -= D H for the windows that are still to come.
+            let (d, sizes) =
+                (Operand::wide(self.address(&changes), width), (span.end - window.end, rows, width));
+            self.gemm(sizes, (-1.0, 1.0), h(window.start, window.end), d, g(window.end))?;
         }
-        // Static groups lie anywhere.
-        let rows = self.taken(hessian, group.places, 0, (width, k))?;
-        let inside = self.taken(hessian, group.places, group.places, (width, width))?;
-        group.h = self.address(&rows);
-        self.rescale(sweep, gradient, &group, Operand::wide(self.address(&inside), width))
+        Ok(())
     }
 
-    /// `inside` is H of the group's own places.
-    fn rescale(
-        &self,
-        sweep: &CudaSweep,
-        gradient: &CudaSlice<f32>,
-        group: &Group,
-        inside: Operand,
-    ) -> Result<()> {
-        let ((rows, k), width) = (sweep.dims(), group.width);
-        let (codes, product) = (self.alloc::<f32>(rows * width)?, self.alloc::<f32>(rows * width)?);
-        let sizes = [rows, k, width, group.number].map(|size| Arg::Int(size as i32));
+    /// The scales of one group, wherever it lies.
+    fn refit(&self, refining: &Refining, number: usize, places: &[usize]) -> Result<()> {
+        let Refining { sweep, hessian, missing, .. } = refining;
+        let ((rows, k), width) = (sweep.dims(), places.len());
+        let places = self.upload(&places.iter().map(|place| *place as u32).collect::<Vec<_>>())?;
+        let places = self.address(&places);
+        // H of all columns and of the group's own, by those of the group.
+        let columns = self.taken(hessian, 0, places, (k, width))?;
+        let inside = self.taken(hessian, places, places, (width, width))?;
+        let matrix = || self.alloc::<f32>(rows * width);
+        let (codes, product, gradient) = (matrix()?, matrix()?, matrix()?);
+        let sizes = [rows, k, width, number].map(|size| Arg::Int(size as i32));
         let args = [
             Arg::Address(self.address(&codes)),
             Arg::Address(self.address(&sweep.codes)),
             Arg::Address(self.address(&sweep.zeros)),
-            Arg::Address(group.places),
+            Arg::Address(places),
         ];
         let args: Vec<Arg> = args.into_iter().chain(sizes).collect();
         self.launch("sweep_signed_codes", Launch::blocks(rows, 128), &args)?;
         let wide = |slice: &CudaSlice<f32>| Operand::wide(self.address(slice), width);
-        self.gemm((width, rows, width), (1.0, 0.0), inside, wide(&codes), wide(&product))?;
+        self.gemm((width, rows, width), (1.0, 0.0), wide(&inside), wide(&codes), wide(&product))?;
+        let e = Operand::wide(self.address(missing), k);
+        self.gemm((width, rows, k), (1.0, 0.0), wide(&columns), e, wide(&gradient))?;
         let args = [
             Arg::Address(self.address(&sweep.weights)),
+            Arg::Address(self.address(missing)),
             Arg::Address(self.address(&sweep.scales)),
             Arg::Address(self.address(&codes)),
             Arg::Address(self.address(&product)),
-            Arg::Address(self.address(gradient)),
-            Arg::Address(group.places),
+            Arg::Address(self.address(&gradient)),
+            Arg::Address(places),
             Arg::Int(rows as i32),
             Arg::Int(k as i32),
             Arg::Int(width as i32),
-            Arg::Int(group.number as i32),
+            Arg::Int(number as i32),
             Arg::Spec(sweep.spec.numbers()),
         ];
-        self.launch("sweep_rescale", Launch::blocks(rows.div_ceil(ROWS), 32 * ROWS as u32), &args)?;
-        self.follow(sweep, gradient, &codes, width, group.h)
+        self.launch("sweep_rescale", Launch::blocks(rows.div_ceil(ROWS), 32 * ROWS as u32), &args)
     }
 
     /// `matrix[rows, columns]`, from addresses of the places to take; 0 for those from the first on.

@@ -1,10 +1,15 @@
 //! Weights as they were, and the target of a sweep that makes up for errors in its input.
 
+use std::ops::Range;
+
 use super::{CudaSource, CudaSweep};
 use crate::cuda::{Arg, Cuda, Launch, Operand};
 use crate::ops::hessian::cuda::CudaMatrix;
 use crate::ops::matmul::cuda::CudaWeight;
 use crate::{Device, Error, Result};
+
+/// Columns of one panel of a product with a triangle.
+const PANEL: usize = 1024;
 
 impl Cuda {
     pub(super) fn stored_values(&self, source: &CudaSource, bias: Option<Vec<f32>>) -> Result<CudaWeight> {
@@ -33,15 +38,15 @@ impl Cuda {
         &self,
         weights: &CudaMatrix,
         order: &[u32],
-        shift: &CudaMatrix,
+        shift: Option<&CudaMatrix>,
         residual: Option<&CudaMatrix>,
     ) -> Result<CudaMatrix> {
         let (rows, k) = weights.dims;
         let fits = order.len() == k
-            && shift.dims == (k, k)
+            && shift.is_none_or(|shift| shift.dims == (k, k))
             && residual.is_none_or(|residual| residual.dims == weights.dims);
         if !fits {
-            let got = (order.len(), shift.dims, residual.map(|residual| residual.dims));
+            let got = (order.len(), shift.map(|shift| shift.dims), residual.map(|residual| residual.dims));
             return Err(Error::shape("sweep_pull", (k, (k, k), weights.dims), got));
         }
         let order = self.upload(order)?;
@@ -50,10 +55,11 @@ impl Cuda {
             Some(residual) => self.taken(residual, 0, order, weights.dims)?,
             None => self.zeros(rows * k)?,
         };
-        let shift = self.taken(shift, order, order, (k, k))?;
-        let (c, w) =
-            (Operand::wide(self.address(&shift), k), Operand::wide(self.address(&weights.values), k));
-        self.gemm((k, rows, k), (1.0, 1.0), c, w, Operand::wide(self.address(&values), k))?;
+        if let Some(shift) = shift {
+            let shift = self.taken(shift, order, order, (k, k))?;
+            let wide = |slice| Operand::wide(self.address(slice), k);
+            self.gemm((k, rows, k), (1.0, 1.0), wide(&shift), wide(&weights.values), wide(&values))?;
+        }
         Ok(CudaMatrix { values, dims: weights.dims })
     }
 
@@ -69,9 +75,22 @@ impl Cuda {
             return Err(Error::shape("sweep_toward", ((rows, k), (k, k)), (pull.dims, factor.dims)));
         }
         let half = self.alloc::<f32>(rows * k)?;
-        let wide = |address: u64| Operand::wide(address, k);
-        let (u, half) = (wide(self.address(&factor.values)), wide(self.address(&half)));
-        self.gemm((k, rows, k), (1.0, 0.0), u.transposed(), wide(self.address(&pull.values)), half)?;
-        self.gemm((k, rows, k), (1.0, 1.0), u, half, wide(self.address(&sweep.weights)))
+        let (p, w) = (self.address(&pull.values), self.address(&sweep.weights));
+        let (u, half) = (self.address(&factor.values), self.address(&half));
+        let at =
+            |matrix: u64, row: usize, column: usize| Operand::wide(matrix + 4 * (row * k + column) as u64, k);
+        // Of U only what is not zero: columns of P U^T take those of P from theirs on, and columns of the second product rows
+        // of U up to theirs.
+        let panels = || (0..k).step_by(PANEL).map(|start| start..(start + PANEL).min(k));
+        for Range { start, end } in panels() {
+            let sizes = (end - start, rows, k - start);
+            let u = at(u, start, start).transposed();
+            self.gemm(sizes, (1.0, 0.0), u, at(p, 0, start), at(half, 0, start))?;
+        }
+        for Range { start, end } in panels() {
+            let sizes = (end - start, rows, end);
+            self.gemm(sizes, (1.0, 1.0), at(u, 0, start), at(half, 0, 0), at(w, 0, start))?;
+        }
+        Ok(())
     }
 }
