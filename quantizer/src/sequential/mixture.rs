@@ -212,11 +212,7 @@ fn input<B: Backend>(
 type Look<'a, T> = dyn FnMut(bool, &[T]) -> Result<()> + 'a;
 
 /// Shows all tiles' inputs, those of each stream, without changing them.
-fn each_input<B: Backend>(
-    backend: &B,
-    tiles: &mut Tiles<B>,
-    look: &mut Look<B::Tensor>,
-) -> Result<()> {
+fn each_input<B: Backend>(backend: &B, tiles: &mut Tiles<B>, look: &mut Look<B::Tensor>) -> Result<()> {
     let pass = Pass { reads: Touched::Input, writes: Touched::Nothing, held_out_only: false };
     tiles.each(backend, pass, &mut |tile, streams| {
         let inputs: Vec<B::Tensor> = streams.into_iter().filter_map(|parts| parts.input).collect();
