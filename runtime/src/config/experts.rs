@@ -25,12 +25,22 @@ pub struct ExpertsConfig {
     pub factor: f64,
 }
 
-/// Experts at most: no model has more than some hundred.
+/// Experts of a layer at most: no model has more than some hundred.
 const MOST: usize = 1 << 12;
+
+/// Experts of all layers at most, each of which has names of its own: known models have up to 16,000.
+const MOST_IN_ALL: usize = 1 << 16;
+
+/// Features of an MLP at most.
+const WIDEST: usize = 1 << 22;
 
 pub(super) fn experts(config: Fields, family: &Family, layers: usize) -> Result<Option<ExpertsConfig>> {
     let Some(names) = family.experts else { return Ok(None) };
     let count = count(config)?;
+    if count.saturating_mul(layers) > MOST_IN_ALL {
+        return Err(config
+            .invalid("num_hidden_layers", format!("at most {}, with {count} experts", MOST_IN_ALL / count)));
+    }
     let integer = |key| config.required(key, config.integer(key)?);
     let within = |key: &str, value: usize, most: usize| match (1..=most).contains(&value) {
         true => Ok(value),
@@ -38,14 +48,19 @@ pub(super) fn experts(config: Fields, family: &Family, layers: usize) -> Result<
     };
     let chosen = within("num_experts_per_tok", integer("num_experts_per_tok")?, count)?;
     let width = match config.integer("moe_intermediate_size")? {
-        Some(width) => within("moe_intermediate_size", width, 1 << 22)?,
+        Some(width) => within("moe_intermediate_size", width, WIDEST)?,
         None => integer("intermediate_size")?,
     };
     let shared_width = match (names.shared, config.integer("shared_expert_intermediate_size")?) {
         (None, _) => 0,
-        (Some(_), Some(width)) => width,
-        (Some(_), None) => width * within("n_shared_experts", integer("n_shared_experts")?, MOST)?,
+        (Some(_), Some(width)) => within("shared_expert_intermediate_size", width, WIDEST)?,
+        (Some(_), None) => {
+            width.saturating_mul(within("n_shared_experts", integer("n_shared_experts")?, MOST)?)
+        }
     };
+    if shared_width > WIDEST {
+        return Err(config.invalid("n_shared_experts", format!("at most {}", WIDEST / width)));
+    }
     let groups = config.integer("n_group")?.unwrap_or(1);
     if groups == 0 || !count.is_multiple_of(groups) || groups > 1 && count / groups < 2 {
         return Err(config.invalid("n_group", format!("a divisor of {count} experts, two or more a group")));

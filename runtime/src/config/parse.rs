@@ -279,6 +279,31 @@ mod tests {
     }
 
     #[test]
+    fn experts_that_cannot_be_are_refused_by_name() {
+        let mixtral = |changes: Value| {
+            let mut all = json!({"num_local_experts": 8, "num_experts_per_tok": 2});
+            all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            refusal("MixtralForCausalLM", all)
+        };
+        let cases = [
+            (json!({}), "accepted"),
+            (json!({"num_local_experts": 0}), "num_local_experts: expected 1 to 4096, got 0"),
+            (json!({"num_experts": 4}), "num_experts: expected 8, as another key says, got 4"),
+            (json!({"num_experts_per_tok": 9}), "num_experts_per_tok: expected 1 to 8, got 9"),
+            (json!({"n_group": 3}), "n_group: expected a divisor of 8 experts"),
+            (
+                json!({"num_local_experts": 4096, "num_hidden_layers": 32}),
+                "num_hidden_layers: expected at most 16",
+            ),
+            (json!({"hidden_act": "gelu"}), "hidden_act: expected silu"),
+        ];
+        for (changes, expected) in cases {
+            let message = mixtral(changes.clone());
+            assert!(message.contains(expected), "{changes}: {message}");
+        }
+    }
+
+    #[test]
     fn qwens_windows_are_those_of_transformers() {
         let windows = |changes: Value| {
             let mut all = json!({"use_sliding_window": true, "sliding_window": 16, "max_window_layers": 1});
