@@ -1,7 +1,7 @@
 //! A recorded step of a mixture of experts, with every factor that a model may put around it.
 //!
-//! In a process of its own: whoever synchronises the whole card meanwhile, as cuBLAS does where a handle is dropped,
-//! ends a recording.
+//! In a process of its own: a synchronisation of the whole GPU by another test, as dropping a cuBLAS handle causes, ends a
+//! recording.
 
 use gptq_kernels::packing::PackedLinear;
 use gptq_kernels::{

@@ -2,7 +2,7 @@
 
 use gptq_kernels::{AttentionShape, Backend, Batch, QkNorm, QueryGrowth, RopeShape};
 
-use super::rope::{Rotation, inverse_frequencies, local_frequencies};
+use super::rope::{Rotation, local_frequencies};
 use super::{ModelFiles, norm_weight};
 use crate::Result;
 use crate::config::{ModelConfig, QkNormKind};
@@ -101,9 +101,4 @@ pub fn attention_shape(config: &ModelConfig, index: usize) -> AttentionShape {
         soft_cap: config.score_cap.map(|cap| cap as f32),
         ..plain
     }
-}
-
-/// Frequencies of layers that see everything, for a sequence that scaling by length leaves alone.
-pub(super) fn main_frequencies(config: &ModelConfig) -> Vec<f32> {
-    inverse_frequencies(config, 0)
 }

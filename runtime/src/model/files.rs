@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::attention::main_frequencies;
+use super::rope;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::layout::LinearSpec;
@@ -48,7 +48,7 @@ impl ModelFiles {
         let config = ModelConfig::from_file(&dir.join("config.json"))?;
         let quant = QuantConfig::read(dir)?;
         let mut files = Self {
-            inverse_frequencies: main_frequencies(&config),
+            inverse_frequencies: rope::inverse_frequencies(&config, 0),
             checkpoint: Checkpoint::open(dir)?,
             notes: vec![],
             config,

@@ -208,7 +208,7 @@ __device__ void expert_product(real_t* y, const real_t* x, ExpertWeights weights
     uint4 tile = tiles[blockIdx.x];
     u32 expert = tile.x, rows = tile.z;
     if (rows == 0) return;
-    // Rows beyond the last are the first again: nobody stores them.
+    // Rows beyond the last repeat the first; their results are not stored.
     if (thread < ROWS) pairs[thread] = sorted[tile.y + (thread < rows ? thread : 0)];
     __syncthreads();
     const u32* feature = weights.feature ? weights.feature + (size_t)expert * in : nullptr;
@@ -234,7 +234,7 @@ __device__ void expert_product(real_t* y, const real_t* x, ExpertWeights weights
     u32 w_address = shared_address(w_tile + (warp * 8 + lane % 8) * EXPERT_STRIDE + lane / 8 * 8);
 #endif
     for (int k = 0; k < in; k += EXPERT_STEP) {
-        // Nobody reads the step before any more.
+        // All warps must have read the last step before its memory is overwritten.
         __syncthreads();
         codes.store(w_tile, weights, expert, first, k);
 #pragma unroll
