@@ -13,7 +13,7 @@ use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::measure::Measuring;
 use gptq_quantizer::produce::{Job, Source, produce};
 use gptq_quantizer::recipe::Preset;
-use gptq_quantizer::sequential::Tiles;
+use gptq_quantizer::sequential::ActivationCache;
 use gptq_runtime::model::ModelFiles;
 use gptq_runtime::quant_config::QuantConfig;
 use gptq_text::tokenizer::Tokenizer;
@@ -46,8 +46,8 @@ fn main() -> anyhow::Result<()> {
         max_shard_size: None,
         stop: &AtomicBool::new(false),
     };
-    let tiles = Tiles::embed(&device, &files, &sequences, params.layout())?;
-    let mut log = produce(&device, &job, tiles, &mut |_| {})?;
+    let activations = ActivationCache::embed(&device, &files, &sequences, params.layout())?;
+    let mut log = produce(&device, &job, activations, &mut |_| {})?;
     println!("total loss {:.4} in {:.1} s", log.total_loss(), log.seconds);
 
     // What it cost, on the same text (use another one for honest figures). The figures go into the artifact's log and onto

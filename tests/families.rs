@@ -12,7 +12,7 @@ use gptq_quantizer::plan::{Branch, Plan};
 use gptq_quantizer::produce::{Event, Job, Source, produce};
 use gptq_quantizer::recipe::Preset;
 use gptq_quantizer::record::QuantizeLog;
-use gptq_quantizer::sequential::Tiles;
+use gptq_quantizer::sequential::ActivationCache;
 use gptq_quantizer::table;
 use gptq_runtime::config::{ModelConfig, PRESETS};
 use gptq_runtime::layout;
@@ -71,8 +71,8 @@ fn made(name: &str, dir: &Path, out: &Path, stops: bool) -> gptq_quantizer::Resu
         max_shard_size: None,
         stop: &stop,
     };
-    let tiles = Tiles::embed(&device, &files, &sequences, params.layout()).unwrap();
-    produce(&device, &job, tiles, &mut |event| {
+    let activations = ActivationCache::embed(&device, &files, &sequences, params.layout()).unwrap();
+    produce(&device, &job, activations, &mut |event| {
         if let Event::Solving { .. } = event {
             stop.store(stops, Ordering::Relaxed);
         }
@@ -132,7 +132,7 @@ fn tokens_of_every_expert_are_counted() {
         assert_eq!(log.experts().count(), experts.layers.iter().filter(|has| **has).count(), "{name}");
         for layer in log.experts() {
             // Two of 16 sequences are held out.
-            assert_eq!(layer.tokens.iter().sum::<usize>(), 14 * 128 * experts.chosen, "{name}");
+            assert_eq!(layer.tokens.iter().sum::<usize>(), 14 * 128 * experts.per_token, "{name}");
             let few = |expert: &usize| layer.tokens[*expert] < 128;
             assert_eq!(layer.starved, (0..experts.count).filter(few).collect::<Vec<_>>(), "{name}");
         }

@@ -108,7 +108,7 @@ pub fn active_weights(config: &ModelConfig) -> f64 {
 /// choose evenly.
 pub fn weights_read(config: &ModelConfig, tokens: usize) -> f64 {
     let share = config.experts.as_ref().map_or(1.0, |experts| {
-        1.0 - (1.0 - experts.chosen as f64 / experts.count as f64).powi(tokens.min(1 << 20) as i32)
+        1.0 - (1.0 - experts.per_token as f64 / experts.count as f64).powi(tokens.min(1 << 20) as i32)
     });
     let weights = |group: &LinearGroup| {
         let (out, inputs) = group.dims();

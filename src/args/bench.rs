@@ -10,7 +10,7 @@ use super::values::{
     DeviceArgs, GroupSize, JoinArg, KvCacheArgs, KvDtypeArg, parse_bits, parse_damp, parse_group_size,
 };
 
-/// Measure this machine and how near the program comes to it
+/// Benchmarks, each beside a ceiling of the same machine
 ///
 /// Every figure stands beside a ceiling that was measured in the same run, on the same device.
 #[derive(Args)]
@@ -46,10 +46,10 @@ pub enum BenchVerb {
     Serve(ServeBenchArgs),
 }
 
-/// What the processor reaches: quantizing, decoding and prompts beside its speed of products and of memory
+/// CPU: quantizing, prefill and decoding as shares of peak GEMM speed and read bandwidth
 ///
-/// Products are those of large f32 matrices; memory is read by all cores, after it was written. A checkpoint is
-/// quantized as the main branch of the card with the preset card, which then decodes; an artifact only decodes.
+/// The GEMM is one of large f32 matrices; bandwidth is that of all cores reading memory. A checkpoint is
+/// quantized with the settings of the branch main and the preset card, and the result decodes; an artifact only decodes.
 #[derive(Args)]
 pub struct CpuBenchArgs {
     /// Model folder or hub id (default: the built-in model)
@@ -66,19 +66,19 @@ pub struct CpuBenchArgs {
     #[command(flatten)]
     pub calibration: CalibrationArgs,
 
-    /// Tokens to generate in each sequence
+    /// Number of tokens to generate in each sequence
     #[arg(long, default_value_t = 64)]
     pub tokens: usize,
 
-    /// Tokens that every sequence has before
+    /// Context length at the first step
     #[arg(long, default_value_t = 0)]
     pub context: usize,
 
-    /// Sequences at once; several numbers measure one after the other
+    /// Batch sizes, measured one after the other
     #[arg(long, value_delimiter = ',', default_value = "1,8", value_parser = at_least_one)]
     pub batch: Vec<usize>,
 
-    /// Lengths of the prompt, each taken in one pass
+    /// Prompt lengths; each prompt is one forward pass
     #[arg(long, value_delimiter = ',', default_value = "512", value_parser = at_least_one)]
     pub prompt: Vec<usize>,
 
@@ -87,17 +87,17 @@ pub struct CpuBenchArgs {
     pub json: bool,
 }
 
-/// Seconds of every phase of quantization beside its floor
+/// Quantization: seconds of every phase, beside the least that the hardware allows
 #[derive(Args)]
 pub struct QuantizeBenchArgs {
     /// Model folder or hub id (default: the built-in model)
     pub model: Option<String>,
 
-    /// Branches of the card to make: main alone, or all six
+    /// Branches to make: main alone, or all six
     #[arg(long)]
     pub all_branches: bool,
 
-    /// How branches are solved
+    /// Quantization preset of the branches
     #[arg(long, value_parser = named::<Preset>(), default_value = Preset::default().name())]
     pub preset: Preset,
 
@@ -120,10 +120,10 @@ pub struct QuantizeBenchArgs {
     pub json: bool,
 }
 
-/// Presets against one another: perplexity, KL divergence, top-1 agreement, outputs of single stages, seconds
+/// Presets compared: perplexity, KL divergence, top-1 agreement, layer losses, seconds
 ///
-/// Every preset quantizes the model with the calibration of every seed; all are measured on the same windows of a text that
-/// none of them saw. The loss of a stage is the squared error of its outputs against those of the checkpoint's, each with
+/// Every preset quantizes the model with every calibration seed; all are measured on the same windows of held-out text.
+/// The loss of a stage is the squared error of its outputs against those of the checkpoint, each with
 /// its own inputs, as a share of their squares; the mean over all stages. Means over seeds, with sample deviations.
 #[derive(Args)]
 pub struct QualityBenchArgs {
@@ -134,7 +134,7 @@ pub struct QualityBenchArgs {
     #[arg(long, value_delimiter = ',', value_parser = named::<Preset>(), default_value = "best,fast,card")]
     pub presets: Vec<Preset>,
 
-    /// Calibrations to make, from --seed on
+    /// Number of calibration seeds, from --seed on
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub seeds: u32,
 
@@ -146,11 +146,11 @@ pub struct QualityBenchArgs {
     #[arg(long, default_value = "128", allow_hyphen_values = true, value_parser = parse_group_size)]
     pub group_size: GroupSize,
 
-    /// Share of the mean Hessian diagonal that is added to it
+    /// Damping: fraction of the mean Hessian diagonal that is added to the diagonal
     #[arg(long, default_value_t = 0.1, value_parser = parse_damp)]
     pub damp_percent: f64,
 
-    /// Text to measure on, as --dataset
+    /// Evaluation text, given as for --dataset
     #[arg(long, value_name = "SPEC", default_value = "wikitext2:test")]
     pub eval_dataset: String,
 
@@ -158,11 +158,11 @@ pub struct QualityBenchArgs {
     #[arg(long, value_enum, default_value_t = JoinArg::Paper)]
     pub eval_join: JoinArg,
 
-    /// Tokens of a window
+    /// Window length in tokens
     #[arg(long, default_value_t = 1024)]
     pub ctx: usize,
 
-    /// Use the first windows only
+    /// Maximum number of windows
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub max_windows: usize,
 
@@ -206,10 +206,10 @@ pub struct ReferenceBenchArgs {
     pub json: bool,
 }
 
-/// A device's codes and losses against the CPU's
+/// Agreement of a device's codes and losses with the CPU's
 ///
 /// Every stage is solved by both on the inputs that the CPU's stages before it make: the smallest difference of
-/// a sum may flip a code, and from there on two free runs go ways of their own.
+/// a sum may flip a code, and from there on two independent runs differ.
 #[derive(Args)]
 pub struct AgreementBenchArgs {
     /// Model folder or hub id
@@ -226,7 +226,7 @@ pub struct AgreementBenchArgs {
     pub json: bool,
 }
 
-/// Tokens per second of one sequence and of many, beside the speed of memory
+/// Decoding: tokens per second by batch size, beside memory bandwidth
 ///
 /// Every step takes the likeliest token of each sequence; keys and values of the starting context are zeros.
 #[derive(Args)]
@@ -234,15 +234,15 @@ pub struct DecodeBenchArgs {
     /// Model folder or hub id
     pub model: String,
 
-    /// Tokens to generate in each sequence
+    /// Number of tokens to generate in each sequence
     #[arg(long, default_value_t = 128)]
     pub tokens: usize,
 
-    /// Tokens that every sequence has before
+    /// Context length at the first step
     #[arg(long, default_value_t = 0)]
     pub context: usize,
 
-    /// Sequences at once; several numbers measure one after the other
+    /// Batch sizes, measured one after the other
     #[arg(long, value_delimiter = ',', default_value = "1", value_parser = at_least_one)]
     pub batch: Vec<usize>,
 
@@ -269,13 +269,13 @@ pub struct DecodeBenchArgs {
     pub json: bool,
 }
 
-/// Tokens of a prompt per second, beside the speed of the matrix product
+/// Prefill: prompt tokens per second, beside the GEMM speed of the device
 #[derive(Args)]
 pub struct PrefillBenchArgs {
     /// Model folder or hub id
     pub model: String,
 
-    /// Lengths of the prompt, each taken in one pass
+    /// Prompt lengths; each prompt is one forward pass
     #[arg(long, value_delimiter = ',', default_value = "512,2048", value_parser = at_least_one)]
     pub tokens: Vec<usize>,
 
@@ -290,15 +290,15 @@ pub struct PrefillBenchArgs {
     pub json: bool,
 }
 
-/// The products of a step one by one, beside what memory and arithmetic allow
+/// Single matrix products of a decoding step, beside memory bandwidth and GEMM speed
 ///
-/// Each is the mean over all layers, whose weights are read in turn: none is found in a cache.
+/// Each is the mean over all layers, whose weights are read in turn, so that none is in a cache.
 #[derive(Args)]
 pub struct MatmulBenchArgs {
     /// Model folder or hub id
     pub model: String,
 
-    /// Rows of activations
+    /// Rows of activations (M of the GEMM)
     #[arg(long, value_delimiter = ',', default_value = "1,8,64", value_parser = at_least_one)]
     pub tokens: Vec<usize>,
 
@@ -310,7 +310,7 @@ pub struct MatmulBenchArgs {
     pub json: bool,
 }
 
-/// Seconds from the files to the first token
+/// Loading: seconds from files to the first token
 #[derive(Args)]
 pub struct LoadBenchArgs {
     /// Model folder or hub id
@@ -324,9 +324,9 @@ pub struct LoadBenchArgs {
     pub json: bool,
 }
 
-/// Load on a running server, or on MODEL with HTTP and without: throughput, latencies, whether every stream is whole
+/// Load test of a running server, or of MODEL with and without HTTP: throughput, latencies, complete streams
 ///
-/// Clients stream one answer after another. Prompts are random words of the wanted number of tokens, so that nothing
+/// Each client streams one answer after another. Prompts are random words of the given number of tokens, so that nothing
 /// is found in a cache, unless --shared-prefix is given. With MODEL the same requests go straight to an engine, token
 /// ids in and out, and then to another engine over /generate_stream of its own server on 127.0.0.1; with
 /// --shared-prefix once more to one without a prefix cache. Ends with an error where a stream that had begun did not
@@ -336,7 +336,7 @@ pub struct ServeBenchArgs {
     /// Model folder or hub id to measure HTTP against (default: load on the server at --url alone)
     pub model: Option<String>,
 
-    /// Where the server listens
+    /// Base URL of the server
     #[arg(long, default_value = "http://127.0.0.1:3000", conflicts_with = "model")]
     pub url: String,
 
@@ -344,31 +344,31 @@ pub struct ServeBenchArgs {
     #[arg(long, env = "API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
 
-    /// Clients at a time
+    /// Concurrent clients
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub clients: u32,
 
-    /// How long clients begin new requests
+    /// Seconds during which new requests are sent
     #[arg(long, default_value_t = 10.0)]
     pub seconds: f64,
 
-    /// Stop after this many requests, also before the time is up
+    /// Maximum number of requests
     #[arg(long)]
     pub requests: Option<usize>,
 
-    /// Tokens of an answer
+    /// Number of tokens to generate for each request
     #[arg(long, default_value_t = 64)]
     pub tokens: usize,
 
-    /// Tokens of a prompt
+    /// Prompt length in tokens
     #[arg(long, default_value_t = 64)]
     pub prompt_tokens: usize,
 
-    /// How many of these all prompts begin with
+    /// Length of a prefix that all prompts share, in tokens
     #[arg(long, value_name = "TOKENS", default_value_t = 0)]
     pub shared_prefix: usize,
 
-    /// How often MODEL is measured both ways; the median counts
+    /// Rounds with and without HTTP; medians are reported
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
 
@@ -376,7 +376,7 @@ pub struct ServeBenchArgs {
     #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto, requires = "model")]
     pub kv_cache_dtype: KvDtypeArg,
 
-    /// MODEL's engine computes every prompt whole
+    /// Disable prefix caching in MODEL's engine
     #[arg(long, requires = "model")]
     pub no_prefix_cache: bool,
 
@@ -384,11 +384,11 @@ pub struct ServeBenchArgs {
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f32,
 
-    /// Share of streams that are left somewhere in the middle, 0 to 1
+    /// Fraction of streams that the client disconnects from, 0 to 1
     #[arg(long, default_value_t = 0.0)]
     pub abandon: f64,
 
-    /// Of prompts, answers, and of who leaves where
+    /// Seed of prompts, sampling and disconnects
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 

@@ -47,13 +47,13 @@ pub struct RecipeArgs {
     #[arg(long)]
     pub mse: bool,
 
-    /// What quantized outputs shall be near to: those of the same input (none), of the unquantized model (asymmetric), or,
+    /// What quantized outputs should approximate: those of the same input (none), of the unquantized model (asymmetric), or,
     /// where they are added to it, of its residual stream (residual). The latter two walk the unquantized model too
     #[arg(long, value_parser = named::<Target>())]
     pub target: Option<Target>,
 
-    /// Rounds of refinement after the sweep: coordinate descent on codes, then a refit of scales. Kept for those linears
-    /// alone where sequences say so that solving did not see, as is a target
+    /// Rounds of refinement after the sweep: coordinate descent on codes, then a refit of scales. Kept only
+    /// for linears whose loss on held-out sequences falls, as is a target
     #[arg(long, value_name = "N")]
     pub rounds: Option<usize>,
 }

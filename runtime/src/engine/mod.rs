@@ -121,26 +121,26 @@ struct Engine<'a, B: Backend> {
     stats: Arc<EngineStats>,
     /// Requests so far.
     serial: u64,
-    /// Whether steps are asked for before the tokens that they begin with are known.
-    looks_ahead: bool,
-    /// Such a step.
-    ahead: Option<Asked<B>>,
+    /// Whether a step is scheduled before the tokens that it begins with have been sampled.
+    async_scheduling: bool,
+    /// A step that was scheduled so.
+    next: Option<StepInFlight<B>>,
 }
 
-/// A step whose tokens are being chosen.
-struct Asked<B: Backend> {
+/// A step that the device works on: its tokens are not known yet.
+struct StepInFlight<B: Backend> {
     /// The sequences that get one.
     serials: Vec<u64>,
-    chosen: B::Chosen,
+    sampled: B::Sampled,
     /// Alternatives to be reported with each.
     tops: Vec<Vec<TokenProbability>>,
 }
 
 impl<'a, B: Backend> Engine<'a, B> {
     fn new(runner: Runner<'a, B>, limits: EngineLimits, blocks: usize) -> Self {
-        let looks_ahead = runner.device().works_aside();
+        let async_scheduling = runner.device().works_aside();
         let (scheduler, stats) = (limits.scheduler(blocks), Arc::default());
-        Self { runner, scheduler, limits, blocks, stats, serial: 0, looks_ahead, ahead: None }
+        Self { runner, scheduler, limits, blocks, stats, serial: 0, async_scheduling, next: None }
     }
 
     fn serve(&mut self, requests: &Receiver<Option<Request>>) -> Result<()> {
@@ -165,7 +165,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
     }
 
-    /// A prefill and a decoding step, before anyone is told that the server is ready. On a device with memory of its
+    /// A prefill and a decoding step, before the server says that it is ready. On a device with memory of its
     /// own it is the largest prefill: kernels are compiled, and memory is seen to suffice. A processor would take
     /// minutes for it and learn nothing.
     fn warm_up(&mut self) -> Result<()> {
@@ -204,7 +204,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         let Err(error) = self.try_step() else { return Ok(()) };
         tracing::error!(%error, running = self.scheduler.running.len(), "a step failed");
         let message = error.to_string();
-        self.ahead = None;
+        self.next = None;
         self.scheduler.running.iter().for_each(|sequence| sequence.fail(&message));
         self.scheduler.remove(&vec![true; self.scheduler.running.len()]);
         self.scheduler.blocks.forget_all();
@@ -226,22 +226,22 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// tokens of the first.
     fn try_step(&mut self) -> Result<()> {
         self.scheduler.drop_cancelled();
-        let asked = match self.ahead.take() {
-            Some(asked) => Some(asked),
-            None => self.ask()?,
+        let in_flight = match self.next.take() {
+            Some(in_flight) => Some(in_flight),
+            None => self.schedule()?,
         };
         self.report();
-        self.scheduler.name_full_blocks();
-        let Some(asked) = asked else { return Ok(()) };
-        if self.looks_ahead {
-            self.ahead = self.ask_ahead(&asked)?;
+        self.scheduler.cache_full_blocks();
+        let Some(in_flight) = in_flight else { return Ok(()) };
+        if self.async_scheduling {
+            self.next = self.schedule_ahead(&in_flight)?;
         }
-        self.take(asked)
+        self.take(in_flight)
     }
 
     /// The next step; `None` where no sequence gets a token.
-    fn ask(&mut self) -> Result<Option<Asked<B>>> {
-        let step = self.scheduler.next();
+    fn schedule(&mut self) -> Result<Option<StepInFlight<B>>> {
+        let step = self.scheduler.schedule();
         self.stats.cached_tokens.fetch_add(step.cached as u64, Relaxed);
         self.stats.preemptions.fetch_add(step.preempted as u64, Relaxed);
         if step.ids.is_empty() {
@@ -259,37 +259,37 @@ impl<'a, B: Backend> Engine<'a, B> {
         let count = step.ready.iter().map(|i| running[*i].top_n()).max().unwrap_or(0);
         let mut tops = self.runner.likeliest(&scores, count)?;
         tops.iter_mut().zip(&step.ready).for_each(|(top, i)| top.truncate(running[*i].top_n()));
-        let draws: Vec<_> = step.ready.iter().map(|i| running[*i].draw()).collect();
+        let sampling: Vec<_> = step.ready.iter().map(|i| running[*i].next_sampling()).collect();
         let serials = step.ready.iter().map(|i| running[*i].serial).collect();
-        Ok(Some(Asked { serials, chosen: self.runner.sample(&scores, &draws)?, tops }))
+        Ok(Some(StepInFlight { serials, sampled: self.runner.sample(&scores, &sampling)?, tops }))
     }
 
-    /// The step after one whose tokens are being chosen. Results of sequences that turn out to have ended are discarded,
-    /// and their keys lie in blocks that the next holder overwrites.
-    fn ask_ahead(&mut self, asked: &Asked<B>) -> Result<Option<Asked<B>>> {
-        let Some(batch) = self.scheduler.ahead(&asked.serials) else { return Ok(None) };
-        let scores = self.runner.step_ahead(&asked.chosen, &batch)?;
+    /// Asynchronous scheduling: the step after one whose tokens are being sampled. Results of sequences that turn out to have ended are discarded,
+    /// and their KV blocks are overwritten by the next owner.
+    fn schedule_ahead(&mut self, in_flight: &StepInFlight<B>) -> Result<Option<StepInFlight<B>>> {
+        let Some(batch) = self.scheduler.schedule_ahead(&in_flight.serials) else { return Ok(None) };
+        let scores = self.runner.step_ahead(&in_flight.sampled, &batch)?;
         self.stats.steps.fetch_add(1, Relaxed);
-        let draws: Vec<_> = self.scheduler.running.iter_mut().map(Sequence::draw_ahead).collect();
-        let (serials, tops) = (asked.serials.clone(), vec![Vec::new(); draws.len()]);
-        Ok(Some(Asked { serials, chosen: self.runner.sample(&scores, &draws)?, tops }))
+        let sampling: Vec<_> = self.scheduler.running.iter_mut().map(Sequence::sampling_ahead).collect();
+        let (serials, tops) = (in_flight.serials.clone(), vec![Vec::new(); sampling.len()]);
+        Ok(Some(StepInFlight { serials, sampled: self.runner.sample(&scores, &sampling)?, tops }))
     }
 
-    /// Waits for the tokens and hands them out to those who are still there.
-    fn take(&mut self, asked: Asked<B>) -> Result<()> {
-        let drawn = self.runner.device().chosen(&asked.chosen)?;
+    /// Waits for the sampled tokens and sends each to its sequence, where that is still running.
+    fn take(&mut self, in_flight: StepInFlight<B>) -> Result<()> {
+        let tokens = self.runner.device().sampled_tokens(&in_flight.sampled)?;
         let running = &mut self.scheduler.running;
         let mut done = vec![false; running.len()];
-        for ((serial, drawn), top) in asked.serials.iter().zip(drawn).zip(asked.tops) {
+        for ((serial, token), top) in in_flight.serials.iter().zip(tokens).zip(in_flight.tops) {
             // In order of arrival.
             if let Ok(i) = running.binary_search_by_key(serial, |sequence| sequence.serial) {
                 self.stats.tokens.fetch_add(u64::from(!running[i].only_scores()), Relaxed);
-                done[i] = running[i].take(drawn, top);
+                done[i] = running[i].take(token, top);
             }
         }
         self.scheduler.remove(&done);
         if self.scheduler.running.is_empty() {
-            self.ahead = None;
+            self.next = None;
         }
         Ok(())
     }

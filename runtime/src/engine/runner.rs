@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use gptq_kernels::{Backend, Batch, Draw};
+use gptq_kernels::{Backend, Batch, RowSampling};
 
 use super::scheduler::Step;
 use super::sequence::PromptToken;
@@ -72,13 +72,13 @@ impl<'a, B: Backend> Runner<'a, B> {
     }
 
     /// The scores after tokens that are still being chosen, one a sequence.
-    pub fn step_ahead(&mut self, chosen: &B::Chosen, batch: &Batch) -> Result<B::Tensor> {
-        self.model.decode_chosen(chosen, batch, &mut self.caches, &mut self.decoder)
+    pub fn step_ahead(&mut self, sampled: &B::Sampled, batch: &Batch) -> Result<B::Tensor> {
+        self.model.decode_sampled(sampled, batch, &mut self.caches, &mut self.decoder)
     }
 
     /// Asks for a token after every row of scores.
-    pub fn sample(&self, scores: &B::Tensor, draws: &[Draw]) -> Result<B::Chosen> {
-        Ok(self.device().sample(scores, draws)?)
+    pub fn sample(&self, scores: &B::Tensor, sampling: &[RowSampling]) -> Result<B::Sampled> {
+        Ok(self.device().sample(scores, sampling)?)
     }
 
     /// The `count` likeliest tokens after every row of scores.
@@ -99,7 +99,7 @@ impl<'a, B: Backend> Runner<'a, B> {
             let tops = self.likeliest(&logits, continued.top_n)?;
             let each = next.iter().zip(losses).zip(tops);
             tokens.extend(each.map(|((id, loss), top)| {
-                // Two sums of the same masses may differ in the last place; who sees both wants to see one number.
+                // Two sums of the same masses may differ in the last place; a reader of both expects one number.
                 let listed = top.iter().find(|top| top.id == *id).map(|top| top.logprob);
                 PromptToken { id: *id, logprob: listed.or(Some(-loss)), top }
             }));

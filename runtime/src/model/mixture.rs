@@ -172,7 +172,7 @@ impl<B: Backend> Mixture<B> {
     /// The tokens of each expert.
     pub fn assignments(&self, backend: &B, routes: &B::Routes) -> Result<Vec<Tokens>> {
         let mut experts = vec![Tokens::default(); self.routing.experts];
-        for (row, routes) in backend.routes(routes)?.chunks(self.routing.chosen).enumerate() {
+        for (row, routes) in backend.routes(routes)?.chunks(self.routing.per_token).enumerate() {
             for route in routes {
                 let tokens = &mut experts[route.expert as usize];
                 tokens.rows.push(row as u32);
@@ -211,7 +211,7 @@ impl<B: Backend> Mixture<B> {
 fn routing(experts: &ExpertsConfig, names: &ExpertNames) -> Routing {
     Routing {
         experts: experts.count,
-        chosen: experts.chosen,
+        chosen: experts.per_token,
         scores: names.scores,
         renormalise: experts.renormalise,
         groups: experts.groups,

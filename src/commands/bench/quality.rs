@@ -12,7 +12,7 @@ use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::layer_loss::stage_losses;
 use gptq_quantizer::produce::{Job, Source, check_settings};
 use gptq_quantizer::recipe::{Named, Preset};
-use gptq_quantizer::sequential::Tiles;
+use gptq_quantizer::sequential::ActivationCache;
 use gptq_runtime::model::{Model, ModelFiles};
 use gptq_runtime::perplexity::Baseline;
 use gptq_runtime::quant_config::QuantConfig;
@@ -188,8 +188,8 @@ impl Measure<'_> {
             max_shard_size: None,
             stop: &AtomicBool::new(false),
         };
-        let tiles = Tiles::embed(device, self.files, job.sequences, params.layout())?;
-        Ok(quantize::make(device, &job, tiles, title)?.seconds)
+        let activations = ActivationCache::embed(device, self.files, job.sequences, params.layout())?;
+        Ok(quantize::make(device, &job, activations, title)?.seconds)
     }
 }
 

@@ -10,7 +10,7 @@ use gptq_quantizer::plan::{Branch, Plan};
 use gptq_quantizer::produce::{Job, Source};
 use gptq_quantizer::recipe::{Named, Target};
 use gptq_quantizer::record::{CalibrationRecord, QuantizeLog};
-use gptq_quantizer::sequential::Tiles;
+use gptq_quantizer::sequential::ActivationCache;
 use gptq_runtime::config::ModelConfig;
 use gptq_runtime::layout::{self, LinearGroup, Mlp, Role};
 use gptq_runtime::model::ModelFiles;
@@ -110,7 +110,8 @@ fn make<B: Backend>(
     out: &Path,
 ) -> Result<QuantizeLog> {
     let params = branch.params();
-    let tiles = Tiles::embed(device, source.files(), &calibration.sequences, params.layout())?;
+    let activations =
+        ActivationCache::embed(device, source.files(), &calibration.sequences, params.layout())?;
     let job = Job {
         source,
         params: &params,
@@ -122,7 +123,7 @@ fn make<B: Backend>(
         max_shard_size: None,
         stop: &AtomicBool::new(false),
     };
-    quantize::make(device, &job, tiles, &branch.name)
+    quantize::make(device, &job, activations, &branch.name)
 }
 
 /// Seconds of each phase, its rate, and how near that comes to the ceiling.

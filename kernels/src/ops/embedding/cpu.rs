@@ -17,16 +17,16 @@ impl Embedding for Cpu {
         Err(nothing_recorded())
     }
 
-    fn embedding_of_chosen(
+    fn embedding_of_sampled(
         &self,
         _: &Tensor,
         _: &<Self as MatMul>::Weight,
-        _: &<Self as Sample>::Chosen,
+        _: &<Self as Sample>::Sampled,
     ) -> Result<()> {
         Err(nothing_recorded())
     }
 }
 
 fn nothing_recorded() -> Error {
-    Error::shape("embedding on the CPU", "a recorded step", "none: the CPU records nothing")
+    Error::shape("embedding on the CPU", "a captured step", "none: the CPU captures nothing")
 }

@@ -1,4 +1,4 @@
-//! The sweep on a card.
+//! The sweep on a GPU.
 
 mod refine;
 mod search;
@@ -24,7 +24,7 @@ pub(crate) const REFINE_SOURCE: &str = include_str!("refine.cu");
 /// Rows that one block of the sweep kernel takes, a warp each.
 const ROWS: usize = 8;
 
-/// Weights on the card as the checkpoint has them.
+/// Weights on the GPU as the checkpoint has them.
 pub struct CudaSource {
     parts: Vec<SourcePart>,
     in_features: usize,
@@ -37,13 +37,13 @@ struct SourcePart {
     rows: usize,
 }
 
-/// A solved matrix on the card.
+/// A solved matrix on the GPU.
 pub struct CudaPacked {
     weight: StoredWeight,
     g_idx: Vec<u32>,
 }
 
-/// One sweep on the card; matrices are `[rows, in]` in sweep order.
+/// One sweep on the GPU; matrices are `[rows, in]` in sweep order.
 pub struct CudaSweep {
     weights: CudaSlice<f32>,
     codes: CudaSlice<u8>,

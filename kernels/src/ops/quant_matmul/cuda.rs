@@ -12,7 +12,7 @@ pub(crate) const SOURCE: &str = include_str!("quant_matmul.cu");
 /// Features that one block of the dequantizing kernel takes.
 const TILE: usize = 32;
 
-/// The file's tensors on the card.
+/// The file's tensors on the GPU.
 pub(crate) struct StoredWeight {
     pub qweight: CudaSlice<u32>,
     pub qzeros: CudaSlice<u32>,
@@ -27,7 +27,7 @@ pub(crate) struct StoredWeight {
     pub bias: Option<Vec<f32>>,
 }
 
-/// A quantized weight on the card.
+/// A quantized weight on the GPU.
 pub struct CudaQuantWeight {
     form: Form,
     /// In which a product with gates comes.

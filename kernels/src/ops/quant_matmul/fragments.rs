@@ -7,16 +7,16 @@ use cudarc::driver::CudaSlice;
 use super::cuda::StoredWeight;
 use super::{check, hopper};
 use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch, Layout};
-use crate::ops::matmul::cuda::{CudaWeight, FEW_ROWS_OUTPUTS};
+use crate::ops::matmul::cuda::{CudaWeight, SMALL_M_OUTPUTS};
 use crate::packing::PackedLinear;
 use crate::{Activation, Add, Device, Dtype, MatMul, Norm, Result};
 
 pub(crate) const SOURCE: &str = include_str!("fragments.cu");
 
 /// Outputs of a tile that are gates, each followed by as many that they gate.
-pub(super) const GATES: usize = FEW_ROWS_OUTPUTS / 2;
+pub(super) const GATES: usize = SMALL_M_OUTPUTS / 2;
 
-/// A weight repacked for few rows.
+/// A weight repacked for small-M GEMMs.
 pub(crate) struct Fragments {
     /// `[out / 16, chunks, 32 lanes, 4 words]`
     pub(super) codes: Arc<CudaSlice<u32>>,
@@ -35,7 +35,7 @@ pub(crate) struct Fragments {
     pub(super) groups: usize,
     pub(super) group_size: usize,
     /// Hopper's way through the groups, with rows in panels.
-    panels: Option<hopper::Plan>,
+    panels: Option<hopper::Tiling>,
     /// The codes that are read after these.
     pub(super) next: OnceLock<Arc<CudaSlice<u32>>>,
 }
@@ -67,7 +67,7 @@ impl Fragments {
     /// Repacks what the file holds; `None` for shapes that the kernels do not take. `gates` says that the first half of the
     /// outputs are gates of the second.
     pub fn new(
-        card: &Cuda,
+        gpu: &Cuda,
         packed: &PackedLinear,
         stored: &StoredWeight,
         gates: Option<Gates>,
@@ -78,22 +78,22 @@ impl Fragments {
         let regular =
             |(place, feature): (usize, &u32)| packed.g_idx[*feature as usize] as usize == place / group_size;
         let fits = !stored.wide_scales
-            && n.is_multiple_of(2 * FEW_ROWS_OUTPUTS)
+            && n.is_multiple_of(2 * SMALL_M_OUTPUTS)
             && k.is_multiple_of(chunk(bits))
-            && super::few_rows::Plan::of(bits, k, groups, group_size).is_some()
+            && super::medium_m::Tiling::of(bits, k, groups, group_size).is_some()
             && order.iter().enumerate().all(regular);
-        if !fits || card.dtype() == Dtype::F32 {
+        if !fits || gpu.dtype() == Dtype::F32 {
             return Ok(None);
         }
-        let features = card.upload(&order)?;
+        let features = gpu.upload(&order)?;
         let result_features =
-            gates.and_then(|gates| gates.order).map_or(0, |order| order.features_of_rows(card));
+            gates.and_then(|gates| gates.order).map_or(0, |order| order.features_of_rows(gpu));
         let words = n * k * bits as usize / 32;
-        let (codes, grids) = (card.alloc::<u32>(words)?, card.alloc::<u32>(groups * n)?);
+        let (codes, grids) = (gpu.alloc::<u32>(words)?, gpu.alloc::<u32>(groups * n)?);
         let args = [
-            Arg::Address(card.address(&codes)),
-            Arg::Address(card.address(&stored.qweight)),
-            Arg::Address(card.address(&features)),
+            Arg::Address(gpu.address(&codes)),
+            Arg::Address(gpu.address(&stored.qweight)),
+            Arg::Address(gpu.address(&features)),
             Arg::Int(k as i32),
             Arg::Int(n as i32),
             Arg::Int(bits as i32),
@@ -101,11 +101,11 @@ impl Fragments {
             Arg::Int(gates.is_some() as i32),
             Arg::Address(result_features),
         ];
-        card.launch("repack_codes", Launch::threads(words), &args)?;
+        gpu.launch("repack_codes", Launch::threads(words), &args)?;
         let args = [
-            Arg::Address(card.address(&grids)),
-            Arg::Address(card.address(&stored.scales)),
-            Arg::Address(card.address(&stored.qzeros)),
+            Arg::Address(gpu.address(&grids)),
+            Arg::Address(gpu.address(&stored.scales)),
+            Arg::Address(gpu.address(&stored.qzeros)),
             Arg::Int(groups as i32),
             Arg::Int(n as i32),
             Arg::Int(stored.bits as i32),
@@ -113,8 +113,8 @@ impl Fragments {
             Arg::Int(gates.is_some() as i32),
             Arg::Address(result_features),
         ];
-        card.launch("repack_grids", Launch::threads(groups * n), &args)?;
-        let panels = hopper::Plan::of(card, bits, stored.dims, (groups, group_size))?;
+        gpu.launch("repack_grids", Launch::threads(groups * n), &args)?;
+        let panels = hopper::Tiling::of(gpu, bits, stored.dims, (groups, group_size))?;
         let bias = packed.bias.as_ref().map(|bias| match gates {
             Some(gates) => interleaved(bias, gates.order),
             None => bias.clone(),
@@ -122,8 +122,8 @@ impl Fragments {
         Ok(Some(Self {
             codes: Arc::new(codes),
             grids,
-            order: CudaOrder::new(card, order, panels.map(|_| bits))?,
-            bias: bias.map(|bias| card.tensor(bias, (1, n))).transpose()?,
+            order: CudaOrder::new(gpu, order, panels.map(|_| bits))?,
+            bias: bias.map(|bias| gpu.tensor(bias, (1, n))).transpose()?,
             bits,
             dims: (n, k),
             gated: gates.is_some(),
@@ -135,44 +135,44 @@ impl Fragments {
     }
 
     /// The product, as one kernel where there is one for so many rows.
-    pub(super) fn product(&self, card: &Cuda, x: &CudaTensor, around: Around) -> Result<CudaTensor> {
-        check(card.shape(x), self.dims.1)?;
-        if let Some(y) = self.stream(card, x, around)? {
+    pub(super) fn product(&self, gpu: &Cuda, x: &CudaTensor, around: Around) -> Result<CudaTensor> {
+        check(gpu.shape(x), self.dims.1)?;
+        if let Some(y) = self.small_m(gpu, x, around)? {
             return Ok(y);
         }
         let x = match around.norm {
-            Some(norm) => card.rms_norm_in_order(x, norm, self.order.as_ref())?,
-            None => card.in_order(x, self.order.as_ref())?,
+            Some(norm) => gpu.rms_norm_in_order(x, norm, self.order.as_ref())?,
+            None => gpu.in_order(x, self.order.as_ref())?,
         };
-        let in_panels = Layout::of(card, x.order(), card.shape(&x).0).panel_tokens > 0;
-        if let Some(plan) = self.panels.filter(|_| in_panels) {
-            return self.hopper(card, &x, around, plan);
+        let in_panels = Layout::of(gpu, x.order(), gpu.shape(&x).0).panel_tokens > 0;
+        if let Some(tiling) = self.panels.filter(|_| in_panels) {
+            return self.hopper(gpu, &x, around, tiling);
         }
-        let y = match self.few_rows(card, &x)? {
+        let y = match self.medium_m(gpu, &x)? {
             Some(y) => y,
-            None => card.matmul(&x.said_to_be_in(None), &self.dequantized(card)?)?,
+            None => gpu.matmul(&x.said_to_be_in(None), &self.dequantized(gpu)?)?,
         };
         let y = match around.activation {
-            Some(activation) => card.gated_in_order(&y, GATES, activation, around.order)?,
+            Some(activation) => gpu.gated_in_order(&y, GATES, activation, around.order)?,
             None => y,
         };
-        around.residual.map_or(Ok(y.clone()), |residual| card.add(residual, &y))
+        around.residual.map_or(Ok(y.clone()), |residual| gpu.add(residual, &y))
     }
 
     /// `[out, in]`, input features in the order of the groups, outputs in that of the tiles' rows.
-    fn dequantized(&self, card: &Cuda) -> Result<CudaWeight> {
+    fn dequantized(&self, gpu: &Cuda) -> Result<CudaWeight> {
         let (n, k) = self.dims;
-        let values = card.alloc::<u8>(n * k * card.dtype().size())?;
+        let values = gpu.alloc::<u8>(n * k * gpu.dtype().size())?;
         let args = [
-            Arg::Address(card.address(&values)),
-            Arg::Address(card.address(&self.codes)),
-            Arg::Address(card.address(&self.grids)),
+            Arg::Address(gpu.address(&values)),
+            Arg::Address(gpu.address(&self.codes)),
+            Arg::Address(gpu.address(&self.grids)),
             Arg::Int(k as i32),
             Arg::Int(n as i32),
             Arg::Int(self.bits as i32),
             Arg::Int(self.group_size as i32),
         ];
-        card.launch("dequantize_fragments", Launch::threads(n * k * self.bits as usize / 128), &args)?;
+        gpu.launch("dequantize_fragments", Launch::threads(n * k * self.bits as usize / 128), &args)?;
         Ok(CudaWeight::new(values.into(), self.dims, false, self.bias.clone()))
     }
 }

@@ -2,10 +2,10 @@
 
 mod cpu;
 pub(crate) mod cuda;
-pub(crate) mod few_rows;
 pub(crate) mod fragments;
 pub(crate) mod hopper;
-pub(crate) mod stream;
+pub(crate) mod medium_m;
+pub(crate) mod small_m;
 
 use crate::packing::PackedLinear;
 use crate::{Activation, Add, Error, Gated, MatMul, Norm, Result, RmsNorm};
@@ -293,10 +293,10 @@ mod tests {
     #[test]
     #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn agrees_with_f64_on_cuda() {
-        crate::testing::cards().iter().for_each(|card| {
-            conforms(card, tolerance(card));
-            wide_scales_conform(card, tolerance(card));
-            surroundings_conform(card, tolerance(card));
+        crate::testing::gpus().iter().for_each(|gpu| {
+            conforms(gpu, tolerance(gpu));
+            wide_scales_conform(gpu, tolerance(gpu));
+            surroundings_conform(gpu, tolerance(gpu));
         });
     }
 }

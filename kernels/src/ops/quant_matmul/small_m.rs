@@ -2,12 +2,12 @@
 
 use super::fragments::{Around, Fragments, chunk};
 use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Layout, PANEL_ROWS};
-use crate::ops::matmul::cuda::FEW_ROWS_OUTPUTS;
+use crate::ops::matmul::cuda::SMALL_M_OUTPUTS;
 use crate::ops::{add, rms_norm};
 use crate::{Device, Result};
 
-pub(crate) const SOURCE: &str = include_str!("stream.cu");
-pub(crate) const AROUND_SOURCE: &str = include_str!("stream_around.cu");
+pub(crate) const SOURCE: &str = include_str!("small_m.cu");
+pub(crate) const FUSED_SOURCE: &str = include_str!("small_m_fused.cu");
 
 /// Most rows: from the next on they may come in panels.
 const ROWS: usize = *PANEL_ROWS.start() - 1;
@@ -27,7 +27,7 @@ const NORMED_BYTES: usize = 16 << 10;
 const GAP: usize = 8;
 
 /// Grids of a portion, and the logarithm of the portions that share one where there is only one.
-fn plan(bits: u32, k: usize, groups: usize, group_size: usize) -> Option<(usize, i32)> {
+fn tiling(bits: u32, k: usize, groups: usize, group_size: usize) -> Option<(usize, i32)> {
     let (portion, per_group) = (PORTION * chunk(bits), group_size / chunk(bits));
     match groups {
         _ if !k.is_multiple_of(portion) => None,
@@ -40,54 +40,55 @@ fn plan(bits: u32, k: usize, groups: usize, group_size: usize) -> Option<(usize,
 
 fn kernel(bits: u32, grids: usize, rows: usize) -> Option<&'static str> {
     Some(match (bits, grids) {
-        (4, 1) => "stream_quant_4_1",
-        (4, 2) => "stream_quant_4_2",
-        (4, 4) => "stream_quant_4_4",
-        (4, 8) if rows <= PAIRED_ROWS => "stream_quant_4_8_paired",
-        (4, 8) => "stream_quant_4_8",
-        (8, 1) => "stream_quant_8_1",
-        (8, 2) => "stream_quant_8_2",
-        (8, 4) => "stream_quant_8_4",
+        (4, 1) => "small_m_quant_4_1",
+        (4, 2) => "small_m_quant_4_2",
+        (4, 4) => "small_m_quant_4_4",
+        (4, 8) if rows <= PAIRED_ROWS => "small_m_quant_4_8_paired",
+        (4, 8) => "small_m_quant_4_8",
+        (8, 1) => "small_m_quant_8_1",
+        (8, 2) => "small_m_quant_8_2",
+        (8, 4) => "small_m_quant_8_4",
         _ => return None,
     })
 }
 
 impl Fragments {
     /// `None` where the kernel does not take the rows or the weight.
-    pub(super) fn stream(&self, card: &Cuda, x: &CudaTensor, around: Around) -> Result<Option<CudaTensor>> {
-        let ((n, k), rows) = (self.dims, card.shape(x).0);
-        let plan = plan(self.bits, k, self.groups, self.group_size).filter(|_| (1..=ROWS).contains(&rows));
-        let Some((grids, shift)) = plan else { return Ok(None) };
+    pub(super) fn small_m(&self, gpu: &Cuda, x: &CudaTensor, around: Around) -> Result<Option<CudaTensor>> {
+        let ((n, k), rows) = (self.dims, gpu.shape(x).0);
+        let tiling =
+            tiling(self.bits, k, self.groups, self.group_size).filter(|_| (1..=ROWS).contains(&rows));
+        let Some((grids, shift)) = tiling else { return Ok(None) };
         let Some(kernel) = kernel(self.bits, grids, rows) else { return Ok(None) };
-        // And tiles times rows whose sums wait, as in the kernel: most other cards have 99 KB of shared memory a block.
-        let (warps, waiting) = if card.is_hopper() { (16, 16) } else { (12, 8) };
-        let here = rows * k * card.dtype().size();
-        let fused = here <= if card.is_hopper() { 2 * NORMED_BYTES } else { NORMED_BYTES };
+        // And tiles times rows whose sums wait, as in the kernel: most other GPUs have 99 KB of shared memory a block.
+        let (warps, waiting) = if gpu.is_hopper() { (16, 16) } else { (12, 8) };
+        let here = rows * k * gpu.dtype().size();
+        let fused = here <= if gpu.is_hopper() { 2 * NORMED_BYTES } else { NORMED_BYTES };
         let (x, norm) = match around.norm {
             Some(norm) if fused => (x.clone(), Some(norm)),
-            Some(norm) => (card.rms_norm_in_order(x, norm, self.order.as_ref())?, None),
-            None => (card.in_order(x, self.order.as_ref())?, None),
+            Some(norm) => (gpu.rms_norm_in_order(x, norm, self.order.as_ref())?, None),
+            None => (gpu.in_order(x, self.order.as_ref())?, None),
         };
         if let Some(norm) = norm {
-            rms_norm::check((rows, k), card.shape(norm.weight))?;
+            rms_norm::check((rows, k), gpu.shape(norm.weight))?;
         }
         let width = if around.activation.is_some() { n / 2 } else { n };
-        let y = card.new_tensor((rows, width))?;
+        let y = gpu.new_tensor((rows, width))?;
         if let Some(residual) = around.residual {
-            add::check(card.shape(residual), card.shape(&y))?;
+            add::check(gpu.shape(residual), gpu.shape(&y))?;
         }
-        let order = Layout::of(card, self.order.as_ref().filter(|_| norm.is_some()), rows);
-        let (next, next_bytes) = self.next.get().map_or((0, 0), |next| (card.address(next), 4 * next.len()));
+        let order = Layout::of(gpu, self.order.as_ref().filter(|_| norm.is_some()), rows);
+        let (next, next_bytes) = self.next.get().map_or((0, 0), |next| (gpu.address(next), 4 * next.len()));
         let args = [
-            Arg::Address(card.real(&y)?),
-            Arg::Address(if norm.is_some() { card.real(&x)? } else { card.values(&x)? }),
-            Arg::Address(norm.map_or(Ok(0), |norm| card.real(norm.weight))?),
+            Arg::Address(gpu.real(&y)?),
+            Arg::Address(if norm.is_some() { gpu.real(&x)? } else { gpu.values(&x)? }),
+            Arg::Address(norm.map_or(Ok(0), |norm| gpu.real(norm.weight))?),
             Arg::Address(order.places),
             Arg::Float(norm.map_or(0.0, |norm| norm.eps)),
-            Arg::Address(card.address(&self.codes)),
-            Arg::Address(card.address(&self.grids)),
-            Arg::Address(self.bias.as_ref().map_or(Ok(0), |bias| card.real(bias))?),
-            Arg::Address(around.residual.map_or(Ok(0), |residual| card.real(residual))?),
+            Arg::Address(gpu.address(&self.codes)),
+            Arg::Address(gpu.address(&self.grids)),
+            Arg::Address(self.bias.as_ref().map_or(Ok(0), |bias| gpu.real(bias))?),
+            Arg::Address(around.residual.map_or(Ok(0), |residual| gpu.real(residual))?),
             Arg::Int(around.activation.is_some() as i32),
             around.activation.unwrap_or_default().gate(),
             Arg::Int(rows as i32),
@@ -101,14 +102,14 @@ impl Fragments {
         ];
         let rings = warps * DEPTH * (512 * PORTION + 64 * grids);
         // In two places.
-        let sums = 2 * 4 * waiting * warps * FEW_ROWS_OUTPUTS;
-        let gaps = GAP * ((k / (PORTION * chunk(self.bits))) | 1) * card.dtype().size();
-        let blocks = (n / FEW_ROWS_OUTPUTS).min(card.multiprocessors());
+        let sums = 2 * 4 * waiting * warps * SMALL_M_OUTPUTS;
+        let gaps = GAP * ((k / (PORTION * chunk(self.bits))) | 1) * gpu.dtype().size();
+        let blocks = (n / SMALL_M_OUTPUTS).min(gpu.multiprocessors());
         let launch = Launch::blocks(blocks, 32 * warps as u32)
             .shared(rings + sums + if norm.is_some() { here + rows * gaps } else { 0 })
             .early()
             .mostly_shared();
-        card.launch(kernel, launch, &args)?;
+        gpu.launch(kernel, launch, &args)?;
         Ok(Some(y.said_to_be_in(around.order)))
     }
 }
