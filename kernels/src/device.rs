@@ -35,6 +35,17 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// it need not agree bit for bit.
     fn arithmetic(&self) -> String;
 
+    /// Devices that hold parts of every weight, see [`Self::all_reduce`].
+    fn devices(&self) -> usize {
+        1
+    }
+
+    /// The sum of what all devices have: of a product whose inputs are divided over them each has a part. One device has
+    /// all of it.
+    fn all_reduce(&self, partial: Self::Tensor) -> Result<Self::Tensor> {
+        Ok(partial)
+    }
+
     /// Waits until everything asked for is done; a device that computes at once has nothing to wait for.
     fn synchronize(&self) -> Result<()> {
         Ok(())

@@ -17,7 +17,7 @@ use parking_lot::RwLockReadGuard;
 
 pub(crate) use dense::DenseRow;
 pub(crate) use isa::Isa;
-pub(crate) use linear::{RowSource, linear};
+pub(crate) use linear::{GEMV_ROWS, RowSource, linear};
 pub(crate) use panels::Panels;
 pub(crate) use parts::{Parts, each_row, map};
 pub(crate) use product::{Wanted, multiply};

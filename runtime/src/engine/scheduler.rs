@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use gptq_kernels::{Batch, KV_BLOCK_ROWS, SequenceRows};
 
 use super::blocks::Blocks;
+use super::executor::Continued;
 use super::limits::PrefillLimits;
-use super::runner::Continued;
 use super::sequence::Sequence;
 
 /// Waiting and running sequences, each in order of arrival.

@@ -28,7 +28,7 @@ pub fn model(folder: &Path) -> Model<Cpu> {
     Model::load(Cpu::new(), &ModelFiles::open(&folder.join("model")).unwrap()).unwrap()
 }
 
-fn engine(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<'_, Cpu> {
+fn engine(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<LocalExecutor<'_, Cpu>> {
     let limits = EngineLimits {
         max_total_tokens: 128,
         prefill: PrefillLimits { alone: 32, beside: 32 },
@@ -37,15 +37,20 @@ fn engine(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<'_, Cpu> 
         prefix_cache: true,
     };
     let blocks = max_batch_total_tokens / KV_BLOCK_ROWS;
-    let runner = Runner::new(model, blocks).unwrap();
-    Engine::new(runner, limits, blocks)
+    let mut executor = LocalExecutor::new(model);
+    executor.allocate_cache(blocks).unwrap();
+    Engine::new(executor, limits, blocks)
 }
 
-fn ask(engine: &mut Engine<'_, Cpu>, prompt: &[u32]) -> Events {
+fn ask(engine: &mut Engine<LocalExecutor<'_, Cpu>>, prompt: &[u32]) -> Events {
     ask_with(engine, prompt, |_| ())
 }
 
-fn ask_with(engine: &mut Engine<'_, Cpu>, prompt: &[u32], change: impl FnOnce(&mut Task)) -> Events {
+fn ask_with(
+    engine: &mut Engine<LocalExecutor<'_, Cpu>>,
+    prompt: &[u32],
+    change: impl FnOnce(&mut Task),
+) -> Events {
     let (events, receiver) = super::events();
     let mut task = Task::new(prompt.to_vec(), NEW_TOKENS, SamplingParams::greedy());
     change(&mut task);
@@ -53,7 +58,7 @@ fn ask_with(engine: &mut Engine<'_, Cpu>, prompt: &[u32], change: impl FnOnce(&m
     receiver
 }
 
-fn finish(engine: &mut Engine<'_, Cpu>) {
+fn finish(engine: &mut Engine<LocalExecutor<'_, Cpu>>) {
     while !engine.scheduler.is_idle() {
         engine.try_step().unwrap();
     }
@@ -80,7 +85,7 @@ fn prompts() -> Vec<Vec<u32>> {
 }
 
 /// Each prompt after the one before it has its answer.
-fn one_by_one(engine: &mut Engine<'_, Cpu>) -> Vec<Vec<u32>> {
+fn one_by_one(engine: &mut Engine<LocalExecutor<'_, Cpu>>) -> Vec<Vec<u32>> {
     let each = |prompt: &Vec<u32>| {
         let events = ask(engine, prompt);
         finish(engine);
@@ -296,12 +301,12 @@ fn an_int8_cache_says_the_same_whether_it_finds_or_computes_and_after_preemption
 }
 
 /// An engine whose device is said to work beside the host.
-fn scheduling_ahead(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<'_, Cpu> {
+fn scheduling_ahead(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<LocalExecutor<'_, Cpu>> {
     Engine { async_scheduling: true, ..engine(model, max_batch_total_tokens) }
 }
 
 /// What each prompt got until it ended, and how often a step was on its way while tokens were taken.
-fn said(engine: &mut Engine<'_, Cpu>, change: impl Fn(&mut Task)) -> (Vec<Vec<u32>>, usize) {
+fn said(engine: &mut Engine<LocalExecutor<'_, Cpu>>, change: impl Fn(&mut Task)) -> (Vec<Vec<u32>>, usize) {
     let events: Vec<_> = prompts().iter().map(|prompt| ask_with(engine, prompt, &change)).collect();
     let mut ahead = 0;
     while !engine.scheduler.is_idle() {
@@ -448,7 +453,7 @@ fn a_long_prompt_holds_up_a_running_answer_by_its_share_only() {
     let short = ask(&mut engine, &[1, 2, 3]);
     engine.try_step().unwrap();
     let long = ask(&mut engine, &prompts()[0][..40]);
-    let steps = |engine: &Engine<'_, Cpu>| engine.stats.steps.load(Relaxed);
+    let steps = |engine: &Engine<LocalExecutor<'_, Cpu>>| engine.stats.steps.load(Relaxed);
     let (before, tokens_before) = (steps(&engine), engine.stats.tokens.load(Relaxed));
     while engine.scheduler.running.len() < 2 || engine.scheduler.running[1].pending() > 1 {
         engine.try_step().unwrap();

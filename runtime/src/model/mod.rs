@@ -48,6 +48,13 @@ pub struct KvCaches<B: Backend> {
     spare: u32,
 }
 
+impl<B: Backend> Default for KvCaches<B> {
+    /// No room for anything.
+    fn default() -> Self {
+        Self { layers: Vec::new(), spare: 0 }
+    }
+}
+
 /// What decoding keeps between two tokens: steps as the device captured them.
 pub struct Decoder<B: Backend> {
     /// By their rows, with the tensor that a step reads its input from.
@@ -63,7 +70,7 @@ impl<B: Backend> Default for Decoder<B> {
 }
 
 /// Up to so many sequences a step is captured, for a number of them that is a power of two.
-const MOST_RECORDED: usize = 128;
+const MOST_CAPTURED: usize = 128;
 
 impl<B: Backend> Model<B> {
     /// Loads every layer of a checkpoint or an artifact.
@@ -155,7 +162,7 @@ impl<B: Backend> Model<B> {
         decoder: &mut Decoder<B>,
     ) -> Result<B::Tensor> {
         let count = ids.len();
-        if decoder.plain || count > MOST_RECORDED || self.rotation_varies(batch) {
+        if decoder.plain || count > MOST_CAPTURED || self.rotation_varies(batch) {
             let hidden = self.forward(ids, batch, Some(caches))?;
             return self.logits(&hidden, 0..count);
         }
@@ -199,7 +206,7 @@ impl<B: Backend> Model<B> {
         decoder: &mut Decoder<B>,
     ) -> Result<B::Tensor> {
         let count = batch.sequences.len();
-        if !decoder.plain && count <= MOST_RECORDED && !self.rotation_varies(batch) {
+        if !decoder.plain && count <= MOST_CAPTURED && !self.rotation_varies(batch) {
             let batch = filled(batch, caches);
             let replayed = self.replay(&batch, decoder, |input| {
                 self.backend.embedding_of_sampled(input, &self.embedding, sampled)
@@ -208,7 +215,8 @@ impl<B: Backend> Model<B> {
                 return Ok(self.backend.rows(&logits, 0..count)?);
             }
         }
-        let ids = self.backend.sampled(sampled)?.into_iter().map(|token| token.map_or(0, |token| token.id));
+        let ids =
+            self.backend.sampled_tokens(sampled)?.into_iter().map(|token| token.map_or(0, |token| token.id));
         self.decode(&ids.collect::<Vec<_>>(), batch, caches, decoder)
     }
 
@@ -230,6 +238,23 @@ impl<B: Backend> Model<B> {
     /// fit.
     fn rotation_varies(&self, batch: &Batch) -> bool {
         self.layers.first().is_some_and(|layer| layer.rotation_varies(batch))
+    }
+
+    /// Which kernels multiply so many rows, with the stages that they multiply in: `small_m (qkv, o, gate_up, down)`. The
+    /// choice follows from what was found out about each weight when it was loaded.
+    pub fn kernels(&self, rows: usize) -> String {
+        let mut stages: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (stage, kernels) in self.layers.iter().flat_map(|layer| layer.kernels(&self.backend, rows)) {
+            for kernel in kernels {
+                let stages = stages.entry(kernel).or_default();
+                if !stages.contains(&stage.name()) {
+                    stages.push(stage.name());
+                }
+            }
+        }
+        let named: Vec<_> =
+            stages.iter().map(|(kernel, stages)| format!("{kernel} ({})", stages.join(", "))).collect();
+        named.join("; ")
     }
 
     /// Scores of every vocabulary entry for the given rows, `[rows, vocab]`.

@@ -66,7 +66,7 @@ pub(super) fn measure<B: Backend>(
         let figure = Figure::new(what, *batch as f64 / seconds, "tokens/s");
         let step = Rate { value: 1e3 * seconds, unit: "ms a step" };
         let share = read / seconds / ceilings.memory;
-        Ok(Figure { rate: Some(step), ..figure }.share(ceilings.memory_by, share))
+        Ok(Figure { rate: Some(step), ..figure }.share(ceilings.memory_by, share).by(model.kernels(*batch)))
     };
     batches.iter().map(one).collect()
 }

@@ -60,6 +60,10 @@ impl Experts for Cpu {
         Ok(None)
     }
 
+    fn experts_kernel(&self, weights: &Infallible, _: usize) -> &'static str {
+        match *weights {}
+    }
+
     fn experts(&self, _: &Tensor, _: &CpuRoutes, weights: &Infallible, _: Activation) -> Result<Tensor> {
         match *weights {}
     }

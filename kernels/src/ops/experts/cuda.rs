@@ -128,6 +128,10 @@ impl Experts for Cuda {
         CudaExperts::new(self, gate_up, down)
     }
 
+    fn experts_kernel(&self, _: &CudaExperts, _: usize) -> &'static str {
+        "grouped product"
+    }
+
     fn experts(
         &self,
         x: &CudaTensor,

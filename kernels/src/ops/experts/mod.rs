@@ -100,6 +100,9 @@ pub trait Experts: QuantMatMul {
         down: &[HostExpert],
     ) -> Result<Option<Self::ExpertWeights>>;
 
+    /// Name of the kernel that multiplies so many tokens by them.
+    fn experts_kernel(&self, weights: &Self::ExpertWeights, tokens: usize) -> &'static str;
+
     /// `y[t] = sum_i weight[t, i] down_e(activation(gate_e(x[t])) up_e(x[t]))` with `e = expert[t, i]`.
     /// x: `[tokens, hidden]`, result: the same
     fn experts(

@@ -64,10 +64,14 @@ impl MatMul for Cuda {
         Ok(CudaWeight::new(self.upload_bytes(&[&self.encode(&values)])?, dims, false, bias))
     }
 
+    fn matmul_kernel(&self, weight: &CudaWeight, rows: usize) -> &'static str {
+        if self.takes_small_m((rows, weight.dims.1), weight) { "small_m_dense" } else { "cuBLAS" }
+    }
+
     fn matmul(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
         check(self.shape(x), weight.dims)?;
         let y = self.new_tensor((self.shape(x).0, weight.dims.0))?;
-        if self.takes_small_m(x, weight) {
+        if self.takes_small_m(self.shape(x), weight) {
             self.small_m_dense(x, weight, self.real(&y)?, false)?;
             return Ok(y);
         }
@@ -87,7 +91,7 @@ impl MatMul for Cuda {
     fn logits(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
         check(self.shape(x), weight.dims)?;
         let y = self.new_wide_tensor((self.shape(x).0, weight.dims.0))?;
-        if self.takes_small_m(x, weight) && weight.bias.is_none() {
+        if self.takes_small_m(self.shape(x), weight) && weight.bias.is_none() {
             self.small_m_dense(x, weight, self.wide(&y)?, true)?;
             return Ok(y);
         }
@@ -97,8 +101,7 @@ impl MatMul for Cuda {
 }
 
 impl Cuda {
-    fn takes_small_m(&self, x: &CudaTensor, weight: &CudaWeight) -> bool {
-        let (rows, k) = self.shape(x);
+    fn takes_small_m(&self, (rows, k): (usize, usize), weight: &CudaWeight) -> bool {
         let aligned = !weight.turned && k.is_multiple_of(CHUNK);
         self.dtype() != Dtype::F32 && aligned && (1..=SMALL_M).contains(&rows)
     }

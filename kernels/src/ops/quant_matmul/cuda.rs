@@ -1,6 +1,6 @@
 use cudarc::driver::CudaSlice;
 
-use super::fragments::{Around, Fragments, GATES, Gates};
+use super::fragments::{Around, DEQUANTIZED, Fragments, GATES, Gates};
 use super::{QuantMatMul, check};
 use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
 use crate::ops::matmul::cuda::CudaWeight;
@@ -50,6 +50,13 @@ impl QuantMatMul for Cuda {
 
     fn gated_weight(&self, packed: &PackedLinear, order: Option<&CudaOrder>) -> Result<CudaQuantWeight> {
         self.repacked(packed, Some(Gates { order }))
+    }
+
+    fn quant_matmul_kernel(&self, weight: &CudaQuantWeight, rows: usize) -> &'static str {
+        match &weight.form {
+            Form::Fragments(fragments) => fragments.kernel_name(rows),
+            Form::Stored(_) => DEQUANTIZED,
+        }
     }
 
     fn is_dequantized(&self, weight: &CudaQuantWeight) -> bool {

@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 use cudarc::driver::CudaSlice;
 
 use super::cuda::StoredWeight;
-use super::{check, hopper};
-use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch, Layout};
+use super::{check, hopper, medium_m, small_m};
+use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch, Layout, PANEL_ROWS};
 use crate::ops::matmul::cuda::{CudaWeight, SMALL_M_OUTPUTS};
 use crate::packing::PackedLinear;
 use crate::{Activation, Add, Device, Dtype, MatMul, Norm, Result};
@@ -15,6 +15,9 @@ pub(crate) const SOURCE: &str = include_str!("fragments.cu");
 
 /// Outputs of a tile that are gates, each followed by as many that they gate.
 pub(super) const GATES: usize = SMALL_M_OUTPUTS / 2;
+
+/// Name of the product for more rows than the kernels take, and for weights that they do not take.
+pub(super) const DEQUANTIZED: &str = "dequantize + cuBLAS";
 
 /// A weight repacked for small-M GEMMs.
 pub(crate) struct Fragments {
@@ -34,7 +37,11 @@ pub(crate) struct Fragments {
     pub(super) gated: bool,
     pub(super) groups: usize,
     pub(super) group_size: usize,
-    /// Hopper's way through the groups, with rows in panels.
+    /// How each kernel goes through the groups: for up to eight rows, where there is such a way,
+    pub(super) small_m: Option<small_m::Tiling>,
+    /// for up to 64,
+    pub(super) medium_m: medium_m::Tiling,
+    /// and on Hopper for rows in panels.
     panels: Option<hopper::Tiling>,
     /// The codes that are read after these.
     pub(super) next: OnceLock<Arc<CudaSlice<u32>>>,
@@ -80,11 +87,10 @@ impl Fragments {
         let fits = !stored.wide_scales
             && n.is_multiple_of(2 * SMALL_M_OUTPUTS)
             && k.is_multiple_of(chunk(bits))
-            && super::medium_m::Tiling::of(bits, k, groups, group_size).is_some()
-            && order.iter().enumerate().all(regular);
-        if !fits || gpu.dtype() == Dtype::F32 {
-            return Ok(None);
-        }
+            && order.iter().enumerate().all(regular)
+            && gpu.dtype() != Dtype::F32;
+        let medium_m = medium_m::Tiling::of(bits, k, groups, group_size).filter(|_| fits);
+        let Some(medium_m) = medium_m else { return Ok(None) };
         let features = gpu.upload(&order)?;
         let result_features =
             gates.and_then(|gates| gates.order).map_or(0, |order| order.features_of_rows(gpu));
@@ -129,9 +135,21 @@ impl Fragments {
             gated: gates.is_some(),
             groups,
             group_size,
+            small_m: small_m::Tiling::of(bits, k, groups, group_size),
+            medium_m,
             panels,
             next: OnceLock::new(),
         }))
+    }
+
+    /// Name of the kernel for so many rows.
+    pub(super) fn kernel_name(&self, rows: usize) -> &'static str {
+        match rows {
+            ..=small_m::ROWS if self.small_m.is_some() => "small_m",
+            _ if self.panels.is_some() && PANEL_ROWS.contains(&rows) => "hopper",
+            ..=medium_m::ROWS => "medium_m",
+            _ => DEQUANTIZED,
+        }
     }
 
     /// The product, as one kernel where there is one for so many rows.

@@ -8,7 +8,7 @@ use crate::{Device, Result};
 pub(crate) const SOURCE: &str = include_str!("medium_m.cu");
 
 /// Up to so many rows the product is bound by reading the weights; beyond, dequantizing and cuBLAS win.
-const MEDIUM_M: usize = 64;
+pub(super) const ROWS: usize = 64;
 
 /// Tokens of one tile of the kernel.
 const TILE: usize = 8;
@@ -48,11 +48,10 @@ impl Fragments {
     /// `None` for more rows than the kernel takes.  x: in the order of the groups
     pub(super) fn medium_m(&self, gpu: &Cuda, x: &CudaTensor) -> Result<Option<CudaTensor>> {
         let ((n, k), rows) = (self.dims, gpu.shape(x).0);
-        let Some(tiling) =
-            Tiling::of(self.bits, k, self.groups, self.group_size).filter(|_| rows <= MEDIUM_M)
-        else {
+        if rows > ROWS {
             return Ok(None);
-        };
+        }
+        let tiling = self.medium_m;
         let y = gpu.new_tensor((rows, n))?;
         let args = [
             Arg::Address(gpu.real(&y)?),

@@ -26,6 +26,10 @@ pub trait QuantMatMul: MatMul + RmsNorm + Gated + Add {
         self.quant_weight(packed)
     }
 
+    /// Name of the kernel that multiplies so many rows by this weight, chosen from what the weight's shape and groups allow,
+    /// which was found when it was loaded.
+    fn quant_matmul_kernel(&self, weight: &Self::QuantWeight, rows: usize) -> &'static str;
+
     /// Whether every product dequantizes the weight first, where the device could do better with another one.
     fn is_dequantized(&self, _weight: &Self::QuantWeight) -> bool {
         false

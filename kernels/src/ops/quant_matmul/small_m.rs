@@ -10,7 +10,7 @@ pub(crate) const SOURCE: &str = include_str!("small_m.cu");
 pub(crate) const FUSED_SOURCE: &str = include_str!("small_m_fused.cu");
 
 /// Most rows: from the next on they may come in panels.
-const ROWS: usize = *PANEL_ROWS.start() - 1;
+pub(super) const ROWS: usize = *PANEL_ROWS.start() - 1;
 
 /// Chunks of a portion, and portions that a warp has on their way: as in the kernel.
 const PORTION: usize = 4;
@@ -26,15 +26,27 @@ const NORMED_BYTES: usize = 16 << 10;
 /// Features of a gap behind each portion of a normed input, as in the kernel.
 const GAP: usize = 8;
 
-/// Grids of a portion, and the logarithm of the portions that share one where there is only one.
-fn tiling(bits: u32, k: usize, groups: usize, group_size: usize) -> Option<(usize, i32)> {
-    let (portion, per_group) = (PORTION * chunk(bits), group_size / chunk(bits));
-    match groups {
-        _ if !k.is_multiple_of(portion) => None,
-        1 => Some((1, 30)),
-        _ if 2 * group_size == chunk(bits) => Some((2 * PORTION, 0)),
-        _ if per_group > PORTION => Some((1, (per_group / PORTION).ilog2() as i32)),
-        _ => Some((PORTION / per_group.max(1), 0)),
+/// How the kernel goes through the groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tiling {
+    /// Grids of a portion.
+    grids: usize,
+    /// `2^shift` portions share a grid, where a portion has only one.
+    shift: i32,
+}
+
+impl Tiling {
+    /// `None` where the kernel has no way through the groups of this matrix.
+    pub fn of(bits: u32, k: usize, groups: usize, group_size: usize) -> Option<Self> {
+        let (portion, per_group) = (PORTION * chunk(bits), group_size / chunk(bits));
+        let (grids, shift) = match groups {
+            _ if !k.is_multiple_of(portion) => return None,
+            1 => (1, 30),
+            _ if 2 * group_size == chunk(bits) => (2 * PORTION, 0),
+            _ if per_group > PORTION => (1, (per_group / PORTION).ilog2() as i32),
+            _ => (PORTION / per_group.max(1), 0),
+        };
+        kernel(bits, grids, 1).map(|_| Self { grids, shift })
     }
 }
 
@@ -56,9 +68,8 @@ impl Fragments {
     /// `None` where the kernel does not take the rows or the weight.
     pub(super) fn small_m(&self, gpu: &Cuda, x: &CudaTensor, around: Around) -> Result<Option<CudaTensor>> {
         let ((n, k), rows) = (self.dims, gpu.shape(x).0);
-        let tiling =
-            tiling(self.bits, k, self.groups, self.group_size).filter(|_| (1..=ROWS).contains(&rows));
-        let Some((grids, shift)) = tiling else { return Ok(None) };
+        let tiling = self.small_m.filter(|_| (1..=ROWS).contains(&rows));
+        let Some(Tiling { grids, shift }) = tiling else { return Ok(None) };
         let Some(kernel) = kernel(self.bits, grids, rows) else { return Ok(None) };
         // And tiles times rows whose sums wait, as in the kernel: most other GPUs have 99 KB of shared memory a block.
         let (warps, waiting) = if gpu.is_hopper() { (16, 16) } else { (12, 8) };
