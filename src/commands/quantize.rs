@@ -112,7 +112,7 @@ pub fn make<B: Backend>(
         ));
     }
     let placement = activations.placement();
-    if device.memory()?.is_some() && placement.activations > 0 {
+    if device.memory()?.is_some() && placement.chunks > 0 {
         progress.note(&describe(&placement));
     }
     let (mut pace, mut told) = (Pace::new(job), false);
