@@ -69,17 +69,8 @@ fn made_on<B: Backend>(
     let stop = AtomicBool::new(false);
     let (files, sequences) = (ModelFiles::open(dir).unwrap(), random(1, 16, 128));
     let params = branch().params();
-    let job = Job {
-        source: &Source::check(name, dir, &files).unwrap(),
-        params: &params,
-        zero_bias: true,
-        sequences: &sequences,
-        calibration: None,
-        out,
-        mode: OutMode::Resume,
-        max_shard_size: None,
-        stop: &stop,
-    };
+    let source = Source::check(name, dir, &files).unwrap();
+    let job = Job { mode: OutMode::Resume, stop: &stop, ..Job::new(&source, &params, &sequences, out) };
     let activations = ActivationCache::embed(device, &files, &sequences, params.layout()).unwrap();
     produce(device, &job, activations, &mut |event| {
         if let Event::Solving { .. } = event {

@@ -54,6 +54,32 @@ pub struct Job<'a> {
     pub stop: &'a AtomicBool,
 }
 
+/// Of jobs that nothing stops.
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+impl<'a> Job<'a> {
+    /// A new artifact in one file, with AutoGPTQ's bias tensors.
+    pub fn new(
+        source: &'a Source<'a>,
+        params: &'a GptqParams,
+        sequences: &'a [Vec<u32>],
+        out: &'a Path,
+    ) -> Self {
+        let (calibration, mode, max_shard_size) = (None, OutMode::New, None);
+        Self {
+            source,
+            params,
+            zero_bias: true,
+            sequences,
+            calibration,
+            out,
+            mode,
+            max_shard_size,
+            stop: &NEVER,
+        }
+    }
+}
+
 /// What is happening, for progress.
 pub enum Event {
     /// The output is there already, made with the same settings.

@@ -165,15 +165,11 @@ impl<B: Backend> Work<'_, B> {
     ) -> Result<()> {
         let (out, params) = (self.out.join(&branch.name), branch.params());
         let job = Job {
-            source,
-            params: &params,
-            zero_bias: true,
-            sequences: &self.calibration.sequences,
             calibration: Some(&self.calibration.record),
-            out: &out,
             mode: self.mode,
             max_shard_size: self.max_shard_size,
             stop: self.stop,
+            ..Job::new(source, &params, &self.calibration.sequences, &out)
         };
         let mut log = quantize::make(&self.device, &job, activations, title)?;
         match measuring {

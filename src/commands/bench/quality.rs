@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 use gptq_calibration::dataset::Dataset;
@@ -178,15 +177,9 @@ impl Measure<'_> {
         let params = GptqParams::new(quant, Method::Gptq, preset.recipe());
         check_settings(self.files, &params)?;
         let job = Job {
-            source,
-            params: &params,
-            zero_bias: true,
-            sequences: &calibration.sequences,
             calibration: Some(&calibration.record),
-            out: self.out,
             mode: OutMode::Force,
-            max_shard_size: None,
-            stop: &AtomicBool::new(false),
+            ..Job::new(source, &params, &calibration.sequences, self.out)
         };
         let activations = ActivationCache::embed(device, self.files, job.sequences, params.layout())?;
         Ok(quantize::make(device, &job, activations, title)?.seconds)

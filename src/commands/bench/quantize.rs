@@ -1,7 +1,6 @@
 //! `gptq bench quantize`: the phases of quantization beside their floors.
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
 use gptq_kernels::Backend;
@@ -113,15 +112,9 @@ fn make<B: Backend>(
     let activations =
         ActivationCache::embed(device, source.files(), &calibration.sequences, params.layout())?;
     let job = Job {
-        source,
-        params: &params,
-        zero_bias: true,
-        sequences: &calibration.sequences,
         calibration: Some(&calibration.record),
-        out,
         mode: OutMode::Force,
-        max_shard_size: None,
-        stop: &AtomicBool::new(false),
+        ..Job::new(source, &params, &calibration.sequences, out)
     };
     quantize::make(device, &job, activations, &branch.name)
 }
