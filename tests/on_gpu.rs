@@ -227,7 +227,7 @@ fn a_card_writes_the_text_of_the_cpu() {
 /// ones: logits around 16 differ by 2^-11 of them, three times over.
 const CLEARLY: f32 = 0.025;
 
-/// The most likely tokens after a prompt. A step that is recorded once and replayed for every token must see the cache,
+/// The most likely tokens after a prompt. A step that is captured once and replayed for every token must see the cache,
 /// the position and the token of its own time.
 fn likeliest<B: Backend>(model: &Model<B>, prompt: &[u32], tokens: usize) -> Vec<u32> {
     let params = GenerateParams::new(tokens, Vec::new(), SamplingParams::greedy());

@@ -113,7 +113,7 @@ impl<B: Backend> Talk<'_, B> {
         let prompt = match self.prompt() {
             Ok(prompt) => prompt,
             Err(refusal) => {
-                note!("{}", format!("{refusal:#}").replace('\n', " "));
+                note!("{}", output::chain(&refusal).replace('\n', " "));
                 self.turns.pop();
                 return Ok(());
             }

@@ -14,7 +14,7 @@ impl Embedding for Cpu {
     }
 
     fn embedding_into(&self, _: &Tensor, _: &<Self as MatMul>::Weight, _: &[u32]) -> Result<()> {
-        Err(nothing_recorded())
+        Err(nothing_captured())
     }
 
     fn embedding_of_sampled(
@@ -23,10 +23,10 @@ impl Embedding for Cpu {
         _: &<Self as MatMul>::Weight,
         _: &<Self as Sample>::Sampled,
     ) -> Result<()> {
-        Err(nothing_recorded())
+        Err(nothing_captured())
     }
 }
 
-fn nothing_recorded() -> Error {
+fn nothing_captured() -> Error {
     Error::shape("embedding on the CPU", "a captured step", "none: the CPU captures nothing")
 }
