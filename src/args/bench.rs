@@ -1,14 +1,18 @@
 //! What `bench` can be told.
 
+mod serve;
+mod speed;
+
 use clap::{Args, Subcommand};
 
 use gptq_quantizer::recipe::{Named, Preset};
 
+pub use serve::ServeBenchArgs;
+pub use speed::{DecodeBenchArgs, LoadBenchArgs, MatmulBenchArgs, PrefillBenchArgs};
+
 use super::quantize::CalibrationArgs;
 use super::recipe::named;
-use super::values::{
-    DeviceArgs, GroupSize, JoinArg, KvCacheArgs, KvDtypeArg, parse_bits, parse_damp, parse_group_size,
-};
+use super::values::{DeviceArgs, GroupSize, JoinArg, parse_bits, parse_damp, parse_group_size};
 
 /// Benchmarks, each beside a ceiling of the same machine
 ///
@@ -138,7 +142,7 @@ pub struct QualityBenchArgs {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub seeds: u32,
 
-    /// Bits of a code: 2, 3, 4 or 8
+    /// Bits per weight: 2, 3, 4 or 8
     #[arg(long, default_value_t = 4, value_parser = parse_bits)]
     pub bits: u32,
 
@@ -217,180 +221,6 @@ pub struct AgreementBenchArgs {
 
     #[command(flatten)]
     pub calibration: CalibrationArgs,
-
-    #[command(flatten)]
-    pub device: DeviceArgs,
-
-    /// Print the figures as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Decoding: tokens per second by batch size, beside memory bandwidth
-///
-/// Every step takes the likeliest token of each sequence; keys and values of the starting context are zeros.
-#[derive(Args)]
-pub struct DecodeBenchArgs {
-    /// Model folder or hub id
-    pub model: String,
-
-    /// Number of tokens to generate in each sequence
-    #[arg(long, default_value_t = 128)]
-    pub tokens: usize,
-
-    /// Context length at the first step
-    #[arg(long, default_value_t = 0)]
-    pub context: usize,
-
-    /// Batch sizes, measured one after the other
-    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = at_least_one)]
-    pub batch: Vec<usize>,
-
-    /// 0 takes the most likely token
-    #[arg(long, default_value_t = 0.0)]
-    pub temperature: f32,
-
-    /// Smallest set of tokens with this much probability
-    #[arg(long, default_value_t = 1.0)]
-    pub top_p: f32,
-
-    /// Keep this many tokens; 0 keeps all
-    #[arg(long, default_value_t = 0)]
-    pub top_k: usize,
-
-    #[command(flatten)]
-    pub kv_cache: KvCacheArgs,
-
-    #[command(flatten)]
-    pub device: DeviceArgs,
-
-    /// Print the figures as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Prefill: prompt tokens per second, beside the GEMM speed of the device
-#[derive(Args)]
-pub struct PrefillBenchArgs {
-    /// Model folder or hub id
-    pub model: String,
-
-    /// Prompt lengths; each prompt is one forward pass
-    #[arg(long, value_delimiter = ',', default_value = "512,2048", value_parser = at_least_one)]
-    pub tokens: Vec<usize>,
-
-    #[command(flatten)]
-    pub kv_cache: KvCacheArgs,
-
-    #[command(flatten)]
-    pub device: DeviceArgs,
-
-    /// Print the figures as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Single matrix products of a decoding step, beside memory bandwidth and GEMM speed
-///
-/// Each is the mean over all layers, whose weights are read in turn, so that none is in a cache.
-#[derive(Args)]
-pub struct MatmulBenchArgs {
-    /// Model folder or hub id
-    pub model: String,
-
-    /// Rows of activations (M of the GEMM)
-    #[arg(long, value_delimiter = ',', default_value = "1,8,64", value_parser = at_least_one)]
-    pub tokens: Vec<usize>,
-
-    #[command(flatten)]
-    pub device: DeviceArgs,
-
-    /// Print the figures as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Loading: seconds from files to the first token
-#[derive(Args)]
-pub struct LoadBenchArgs {
-    /// Model folder or hub id
-    pub model: String,
-
-    #[command(flatten)]
-    pub device: DeviceArgs,
-
-    /// Print the figures as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Load test of a running server, or of MODEL with and without HTTP: throughput, latencies, complete streams
-///
-/// Each client streams one answer after another. Prompts are random words of the given number of tokens, so that nothing
-/// is found in a cache, unless --shared-prefix is given. With MODEL the same requests go straight to an engine, token
-/// ids in and out, and then to another engine over /generate_stream of its own server on 127.0.0.1; with
-/// --shared-prefix once more to one without a prefix cache. Ends with an error where a stream that had begun did not
-/// end as it should.
-#[derive(Args)]
-pub struct ServeBenchArgs {
-    /// Model folder or hub id to measure HTTP against (default: load on the server at --url alone)
-    pub model: Option<String>,
-
-    /// Base URL of the server
-    #[arg(long, default_value = "http://127.0.0.1:3000", conflicts_with = "model")]
-    pub url: String,
-
-    /// Sent as `Authorization: Bearer KEY`
-    #[arg(long, env = "API_KEY", hide_env_values = true)]
-    pub api_key: Option<String>,
-
-    /// Concurrent clients
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub clients: u32,
-
-    /// Seconds during which new requests are sent
-    #[arg(long, default_value_t = 10.0)]
-    pub seconds: f64,
-
-    /// Maximum number of requests
-    #[arg(long)]
-    pub requests: Option<usize>,
-
-    /// Number of tokens to generate for each request
-    #[arg(long, default_value_t = 64)]
-    pub tokens: usize,
-
-    /// Prompt length in tokens
-    #[arg(long, default_value_t = 64)]
-    pub prompt_tokens: usize,
-
-    /// Length of a prefix that all prompts share, in tokens
-    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
-    pub shared_prefix: usize,
-
-    /// Rounds with and without HTTP; medians are reported
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub rounds: u32,
-
-    /// Type of keys and values in MODEL's KV cache
-    #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto, requires = "model")]
-    pub kv_cache_dtype: KvDtypeArg,
-
-    /// Disable prefix caching in MODEL's engine
-    #[arg(long, requires = "model")]
-    pub no_prefix_cache: bool,
-
-    /// 0 takes the most likely token
-    #[arg(long, default_value_t = 0.0)]
-    pub temperature: f32,
-
-    /// Fraction of streams that the client disconnects from, 0 to 1
-    #[arg(long, default_value_t = 0.0)]
-    pub abandon: f64,
-
-    /// Seed of prompts, sampling and disconnects
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
 
     #[command(flatten)]
     pub device: DeviceArgs,

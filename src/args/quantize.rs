@@ -32,7 +32,7 @@ pub struct QuantizeArgs {
     #[arg(long)]
     pub out: PathBuf,
 
-    /// Bits of a code: 2, 3, 4 or 8
+    /// Bits per weight: 2, 3, 4 or 8
     #[arg(long, default_value_t = 4, value_parser = parse_bits)]
     pub bits: u32,
 
@@ -44,11 +44,11 @@ pub struct QuantizeArgs {
     #[arg(long, default_value_t = 0.1, value_parser = parse_damp)]
     pub damp_percent: f64,
 
-    /// Even range around zero (default)
+    /// Symmetric: an even range around zero (default)
     #[arg(long, overrides_with = "asym")]
     pub sym: bool,
 
-    /// Range from the smallest to the largest weight
+    /// Asymmetric: the range from the smallest to the largest weight
     #[arg(long)]
     pub asym: bool,
 

@@ -22,19 +22,19 @@ pub struct RecipeArgs {
         "no_static_groups"])]
     pub order: Option<Order>,
 
-    /// --order act-order
+    /// Same as --order act-order
     #[arg(long, overrides_with = "no_act_order")]
     pub act_order: bool,
 
-    /// --order file
+    /// Same as --order file
     #[arg(long, conflicts_with = "static_groups")]
     pub no_act_order: bool,
 
-    /// --order static-groups
+    /// Same as --order static-groups
     #[arg(long, overrides_with = "no_static_groups")]
     pub static_groups: bool,
 
-    /// --order act-order
+    /// Same as --order act-order
     #[arg(long)]
     pub no_static_groups: bool,
 
@@ -43,7 +43,7 @@ pub struct RecipeArgs {
     #[arg(long, value_parser = named::<GridKind>(), conflicts_with = "mse")]
     pub grid: Option<GridKind>,
 
-    /// --grid mse
+    /// Same as --grid mse
     #[arg(long)]
     pub mse: bool,
 
