@@ -60,7 +60,7 @@ fn a_missing_or_wrong_config_is_named() {
         ("model_type", json!("mamba"), "architecture mamba"),
         ("hidden_size", json!("128"), "whole number"),
         ("num_attention_heads", json!(0), "num_attention_heads"),
-        ("hidden_act", json!("gelu"), "silu"),
+        ("hidden_act", json!("relu"), "silu"),
     ] {
         let mut folder = tiny();
         folder.config[key] = value;

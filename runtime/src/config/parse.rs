@@ -104,21 +104,16 @@ fn cap(config: Fields, family: &Family, key: &str, default: Option<f64>) -> Resu
     }
 }
 
-/// The family's activation, under any of its names.
+/// What is done with gates; without the key, the family's own.
 fn activation(config: Fields, family: &Family) -> Result<Activation> {
-    let names: &[&str] = match family.activation {
-        Activation::Silu => &["silu", "swish"],
-        Activation::GeluTanh => &["gelu_pytorch_tanh", "gelu_new", "gelu_fast"],
-        Activation::Gelu => &["gelu"],
-    };
-    // Gemma's `hidden_act` is ignored where there is the newer key.
-    let key = match config.value("hidden_activation").filter(|_| family.gemma) {
-        Some(_) => "hidden_activation",
-        None => "hidden_act",
-    };
+    // Gemma has a key of its own, and ignores the other one.
+    let key = if family.gemma { "hidden_activation" } else { "hidden_act" };
     match config.string(key)? {
-        Some(name) if !names.contains(&name) => Err(config.invalid(key, names[0])),
-        _ => Ok(family.activation),
+        None => Ok(family.activation),
+        Some("silu" | "swish") => Ok(Activation::Silu),
+        Some("gelu" | "gelu_python") => Ok(Activation::Gelu),
+        Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Ok(Activation::GeluTanh),
+        Some(_) => Err(config.invalid(key, "silu, gelu or gelu_pytorch_tanh")),
     }
 }
 
@@ -233,7 +228,10 @@ mod tests {
                 json!({"architectures": [], "model_type": "gpt2"}),
                 "expected one of llama, mistral, qwen2, qwen3, phi3",
             ),
-            (json!({"hidden_act": "gelu"}), r#"hidden_act: expected silu, got "gelu""#),
+            (
+                json!({"hidden_act": "relu"}),
+                r#"hidden_act: expected silu, gelu or gelu_pytorch_tanh, got "relu""#,
+            ),
             (json!({"torch_dtype": "int8"}), "torch_dtype: expected float16, bfloat16 or float32"),
             (
                 json!({"num_attention_heads": 7}),
@@ -259,7 +257,12 @@ mod tests {
         }
         assert_eq!(read("LLaMAForCausalLM", json!({})).unwrap().architecture, Architecture::Llama);
         assert!(refusal("LlamaForCausalLM", json!({"model_type": "gpt2"})).contains("architecture gpt2"));
-        assert!(read("LlamaForCausalLM", json!({"hidden_act": "swish"})).is_ok());
+        for (name, activation) in
+            [("swish", Activation::Silu), ("gelu", Activation::Gelu), ("gelu_new", Activation::GeluTanh)]
+        {
+            let config = read("LlamaForCausalLM", json!({"hidden_act": name})).unwrap();
+            assert_eq!(config.activation, activation, "{name}");
+        }
     }
 
     #[test]
@@ -295,7 +298,7 @@ mod tests {
                 json!({"num_local_experts": 4096, "num_hidden_layers": 32}),
                 "num_hidden_layers: expected at most 16",
             ),
-            (json!({"hidden_act": "gelu"}), "hidden_act: expected silu"),
+            (json!({"hidden_act": "relu"}), "hidden_act: expected silu"),
         ];
         for (changes, expected) in cases {
             let message = mixtral(changes.clone());

@@ -25,6 +25,7 @@ pub(super) fn to_json(config: &ModelConfig) -> Value {
         Activation::GeluTanh => "gelu_pytorch_tanh",
         Activation::Gelu => "gelu",
     };
+    let activation_key = if family.gemma { "hidden_activation" } else { "hidden_act" };
     let mut json = json!({
         "architectures": [config.architecture.class_name()],
         "model_type": config.architecture.model_type(),
@@ -34,7 +35,7 @@ pub(super) fn to_json(config: &ModelConfig) -> Value {
         "num_attention_heads": config.num_attention_heads,
         "num_key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
-        "hidden_act": activation,
+        activation_key: activation,
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_position_embeddings,
         "rms_norm_eps": config.rms_norm_eps,
