@@ -7,7 +7,7 @@
 //!
 //! An expert that got fewer tokens than it has inputs is starved: its Hessian would have no full rank, and damping alone
 //! would decide most of its codes. The other tokens fill it up: each of them counts `(inputs - tokens) / others`, so that all
-//! together count as much as what is missing.
+//! together count as much as what is missing. docs/models.md has what that is worth, and what else was tried.
 
 use gptq_kernels::Backend;
 use gptq_runtime::layout::{Mlp, MlpKind, Role};
