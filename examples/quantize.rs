@@ -3,17 +3,15 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use gptq_calibration::dataset::{self, DatasetRoots, DatasetSpec, Join};
 use gptq_calibration::sampling::{SampleRequest, Sampling};
 use gptq_kernels::Cpu;
-use gptq_quantizer::artifact::OutMode;
 use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::measure::Measuring;
 use gptq_quantizer::produce::{Job, Source, produce};
 use gptq_quantizer::recipe::Preset;
-use gptq_quantizer::sequential::Tiles;
+use gptq_quantizer::sequential::ActivationCache;
 use gptq_runtime::model::ModelFiles;
 use gptq_runtime::quant_config::QuantConfig;
 use gptq_text::tokenizer::Tokenizer;
@@ -35,19 +33,9 @@ fn main() -> anyhow::Result<()> {
     let quant = QuantConfig { bits: 4, group_size: Some(64), damp_percent: 0.1, ..QuantConfig::default() };
     let params = GptqParams::new(quant, Method::Gptq, Preset::default().recipe());
     let source = Source::check(model, dir, &files)?;
-    let job = Job {
-        source: &source,
-        params: &params,
-        zero_bias: true,
-        sequences: &sequences,
-        calibration: None,
-        out,
-        mode: OutMode::New,
-        max_shard_size: None,
-        stop: &AtomicBool::new(false),
-    };
-    let tiles = Tiles::embed(&device, &files, &sequences, params.layout())?;
-    let mut log = produce(&device, &job, tiles, &mut |_| {})?;
+    let job = Job::new(&source, &params, &sequences, out);
+    let activations = ActivationCache::embed(&device, &files, &sequences, params.layout())?;
+    let mut log = produce(&device, &job, activations, &mut |_| {})?;
     println!("total loss {:.4} in {:.1} s", log.total_loss(), log.seconds);
 
     // What it cost, on the same text (use another one for honest figures). The figures go into the artifact's log and onto

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Each part of it is short; together they may not be.
-            note!("error: {}", gptq_input::short_to(&format!("{error:#}").replace('\n', " "), 2000));
+            note!("error: {}", gptq_input::short_to(&output::chain(&error).replace('\n', " "), 2000));
             error
                 .downcast_ref::<stop::Stopped>()
                 .map_or(ExitCode::FAILURE, |stopped| stopped.exit_status().into())

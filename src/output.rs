@@ -16,6 +16,17 @@ pub fn note(text: Arguments) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
+/// An error and its sources, but those whose text the one before has already.
+pub fn chain(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for part in error.chain().map(ToString::to_string) {
+        if !parts.last().is_some_and(|last| last.contains(&part)) {
+            parts.push(part);
+        }
+    }
+    parts.join(": ")
+}
+
 /// Text as it is.
 pub fn text(text: Arguments) -> Result<()> {
     std::io::stdout().write_fmt(text)

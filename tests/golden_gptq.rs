@@ -131,11 +131,11 @@ fn codes_and_loss_agree_with_the_reference() {
     }
 }
 
-/// The same input, rounded to f16 for both, on the card and on the CPU.
+/// The same input, rounded to f16 for both, on the GPU and on the CPU.
 #[test]
 #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn a_card_finds_the_codes_of_the_cpu() {
-    let card = gptq_kernels::Cuda::new(0, Dtype::F16, None).unwrap();
+    let gpu = gptq_kernels::Cuda::new(0, Dtype::F16, None).unwrap();
     let bytes = std::fs::read(support::golden("gptq/inputs.safetensors")).unwrap();
     let inputs = SafeTensors::deserialize(&bytes).unwrap();
     let weight = HostTensor::new(Dtype::F32, vec![OUT, IN], inputs.tensor("weight").unwrap().data()).unwrap();
@@ -144,15 +144,15 @@ fn a_card_finds_the_codes_of_the_cpu() {
     let cpu = Cpu::new();
     let mut on_cpu = cpu.hessian(IN).unwrap();
     cpu.accumulate(&mut on_cpu, &cpu.tensor(input.clone(), (TOKENS, IN)).unwrap()).unwrap();
-    let mut on_card = card.hessian(IN).unwrap();
-    card.accumulate(&mut on_card, &card.tensor(input, (TOKENS, IN)).unwrap()).unwrap();
-    let (on_cpu, on_card) = (Evidence::of(on_cpu), Evidence::of(on_card));
+    let mut on_gpu = gpu.hessian(IN).unwrap();
+    gpu.accumulate(&mut on_gpu, &gpu.tensor(input, (TOKENS, IN)).unwrap()).unwrap();
+    let (on_cpu, on_gpu) = (Evidence::of(on_cpu), Evidence::of(on_gpu));
     for case in cases() {
         for f16_scales in [false, true] {
             let name = case["case"].as_str().unwrap();
             let params = GptqParams { f16_scales, ..params(&case) };
             let expected = solved(&cpu, &weight, &on_cpu, &params);
-            let solved = solved(&card, &weight, &on_card, &params);
+            let solved = solved(&gpu, &weight, &on_gpu, &params);
             let (codes, expected_codes) = (solved.packed.codes(), expected.packed.codes());
             let share =
                 codes.iter().zip(&expected_codes).filter(|(a, b)| a == b).count() as f64 / (OUT * IN) as f64;

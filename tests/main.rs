@@ -14,7 +14,7 @@ mod interruption;
 mod kv_cache;
 mod manual;
 mod model_folder;
-mod on_a_card;
+mod on_gpu;
 mod paper;
 mod program;
 mod quality;

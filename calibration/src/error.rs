@@ -10,7 +10,11 @@ use gptq_input::{short, short_line, short_path};
 #[non_exhaustive]
 pub enum Error {
     #[error("{}: {cause}", short_path(path))]
-    Io { path: PathBuf, cause: io::Error },
+    Io {
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
 
     /// `looked_for` lists every place that was tried.
     #[error("{what} not found: looked for {looked_for}")]

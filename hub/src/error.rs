@@ -62,6 +62,7 @@ impl Display for Subject {
 #[error("{subject}{cause}")]
 pub struct Error {
     pub subject: Box<Subject>,
+    #[source]
     pub cause: Box<Cause>,
 }
 
@@ -164,7 +165,11 @@ pub enum Cause {
     Offline { missing: String, dir: PathBuf, switch: &'static str },
 
     #[error("{}: {cause}", short_path(path))]
-    Io { path: PathBuf, cause: io::Error },
+    Io {
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
 
     #[error("publishing needs a token that may write: set HF_TOKEN")]
     NoToken,

@@ -32,7 +32,7 @@ mod tree;
 
 pub use crate::cache::{RepoCache, Snapshot};
 pub use crate::client::Client;
-pub use crate::download::{Destination, Fetched, FileState, Plan, Planned, Request};
+pub use crate::download::{Destination, DownloadPlan, Fetched, FileState, Planned, Request};
 pub use crate::error::{Cause, Error, Result, Subject, bytes};
 pub use crate::name::{Kind, MAIN, ModelRef, RepoId, check_revision, is_commit};
 pub use crate::oid::{Hasher, Oid};

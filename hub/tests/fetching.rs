@@ -114,7 +114,7 @@ fn a_folder_gets_plain_files_with_pythons_notes() {
     assert!(lines[2].parse::<f64>().unwrap() > 1.7e9 && lines.len() == 3);
     assert!(notes.join("download/sub folder/\u{fc}.json.lock").exists());
     assert_eq!(place.fetch(&request).unwrap().files, 0);
-    // A file that somebody has changed is fetched again, one that only lost its note is not.
+    // A file that another program has changed is fetched again, one that only lost its note is not.
     fs::write(folder.join("tokenizer.json"), noise(30_000, 9)).unwrap();
     let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
     fs::File::options().write(true).open(folder.join("tokenizer.json")).unwrap().set_modified(later).unwrap();

@@ -172,7 +172,7 @@ fn nothing_is_sent_into_a_repository_that_is_public_where_a_private_one_was_aske
     let place = place();
     let request = request(&place, &files());
     let plan = place.client.push_plan(&request, &gptq_hub::silent).unwrap();
-    // Somebody makes it between plan and push.
+    // Another client makes it between plan and push.
     place.server.world().repos.insert(REPO.into(), gptq_hub_stand_in::Repo::new());
     let error = place.client.push(&request, &plan, &gptq_hub::silent).unwrap_err().to_string();
     assert!(error.starts_with("acme/tiny: the repository is public, although"), "{error}");

@@ -1,4 +1,4 @@
-//! Who sees the token.
+//! Which servers see the token.
 
 use gptq_hub::{RepoId, Request};
 use gptq_hub_stand_in::{On, What};

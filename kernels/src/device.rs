@@ -23,17 +23,28 @@ pub trait Device: Clone + Send + Sync + 'static {
     type Order: Clone + Send + Sync;
 
     /// A step that can be run again as a whole.
-    type Recording: Send;
+    type Graph: Send;
 
     /// A tensor out of the way, in host memory; a clone shares it.
-    type Parked: Clone + Send + Sync;
+    type Offloaded: Clone + Send + Sync;
 
-    /// A name for people: the processor or the card, and how much of it is used.
+    /// A name for people: the processor or the GPU, and how much of it is used.
     fn name(&self) -> String;
 
     /// What decides how results are rounded: the kind of device and the type in which it computes. Devices that differ in
     /// it need not agree bit for bit.
     fn arithmetic(&self) -> String;
+
+    /// Devices that hold parts of every weight, see [`Self::all_reduce`].
+    fn devices(&self) -> usize {
+        1
+    }
+
+    /// The sum of what all devices have: of a product whose inputs are divided over them each has a part. One device has
+    /// all of it.
+    fn all_reduce(&self, partial: Self::Tensor) -> Result<Self::Tensor> {
+        Ok(partial)
+    }
 
     /// Waits until everything asked for is done; a device that computes at once has nothing to wait for.
     fn synchronize(&self) -> Result<()> {
@@ -59,26 +70,26 @@ pub trait Device: Clone + Send + Sync + 'static {
     }
 
     /// Takes a tensor out of the device's memory, which is free once the copy is done and `x` is dropped.
-    fn park(&self, x: &Self::Tensor) -> Result<Self::Parked>;
+    fn offload(&self, x: &Self::Tensor) -> Result<Self::Offloaded>;
 
-    /// Brings a parked tensor back. The copy runs beside what is computed meanwhile; the first use of the tensor
+    /// Brings a offloaded tensor back. The copy runs beside what is computed meanwhile; the first use of the tensor
     /// waits for it.
-    fn fetch(&self, parked: &Self::Parked) -> Result<Self::Tensor>;
+    fn fetch(&self, offloaded: &Self::Offloaded) -> Result<Self::Tensor>;
 
     /// The same values in memory of their own.
     fn copy(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// Runs a step over `batch` and records it, for a device where asking for every operation anew costs more than
-    /// running it. `None` where there is nothing to gain, or where the step cannot be recorded; it may have run.
-    fn record<E: From<Error>>(
+    /// Runs a step over `batch` and captures it as a graph, for a device where asking for every operation anew costs more than
+    /// running it. `None` where there is nothing to gain, or where the step cannot be captured; it may have run.
+    fn capture<E: From<Error>>(
         &self,
         batch: &Batch,
         step: &mut dyn FnMut() -> Result<Self::Tensor, E>,
-    ) -> Result<Option<Self::Recording>, E>;
+    ) -> Result<Option<Self::Graph>, E>;
 
-    /// Runs a recorded step over another batch; `None` where that has not the shape of the recorded one. The result
+    /// Runs a captured step over another batch; `None` where that has not the shape of the captured one. The result
     /// is valid until the next replay.
-    fn replay(&self, recording: &Self::Recording, batch: &Batch) -> Result<Option<Self::Tensor>>;
+    fn replay(&self, graph: &Self::Graph, batch: &Batch) -> Result<Option<Self::Tensor>>;
 
     /// An activation tensor of `shape` `(rows, features)` from row-major values.
     fn tensor(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<Self::Tensor>;

@@ -2,7 +2,9 @@
 
 use std::fmt::Debug;
 
+/// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     #[error("{op}: expected {expected}, got {got}")]
     Shape { op: &'static str, expected: String, got: String },

@@ -45,7 +45,7 @@ pub use ops::matmul::MatMul;
 pub use ops::quant_matmul::QuantMatMul;
 pub use ops::rms_norm::{Norm, RmsNorm};
 pub use ops::rope::{Pairing, QkNorm, QueryGrowth, Rope, RopeShape};
-pub use ops::sample::{Change, Draw, Drawn, Sample};
+pub use ops::sample::{Change, RowSampling, Sample, SampledToken};
 pub use ops::scale::Scale;
 pub use ops::token_loss::{Divergence, TokenLoss};
 pub use ops::top_logits::{Likeliest, MOST_CANDIDATES, TopLogits, largest};

@@ -12,16 +12,16 @@ pub(crate) const NMSE_FIXED: f64 = 1e-8;
 /// The same of a backend with 16-bit activations, inputs rounded to them included.
 pub(crate) const NMSE_HALF: f64 = 5e-4;
 
-/// A card in each compute type. Tests that call this are ignored where the build saw no card.
-pub(crate) fn cards() -> Vec<crate::Cuda> {
+/// A GPU in each compute type. Tests that call this are ignored where the build saw no GPU.
+pub(crate) fn gpus() -> Vec<crate::Cuda> {
     let types = [Dtype::F16, Dtype::BF16, Dtype::F32];
-    let card = |dtype| crate::Cuda::new(0, dtype, None).unwrap_or_else(|error| panic!("{error}"));
-    types.map(card).into()
+    let gpu = |dtype| crate::Cuda::new(0, dtype, None).unwrap_or_else(|error| panic!("{error}"));
+    types.map(gpu).into()
 }
 
-/// What a card may miss the f64 reference by.
-pub(crate) fn tolerance(card: &crate::Cuda) -> f64 {
-    if card.dtype() == Dtype::F32 { NMSE_F32 } else { NMSE_HALF }
+/// What a GPU may miss the f64 reference by.
+pub(crate) fn tolerance(gpu: &crate::Cuda) -> f64 {
+    if gpu.dtype() == Dtype::F32 { NMSE_F32 } else { NMSE_HALF }
 }
 
 /// Deterministic values in (-1, 1), from a 64-bit linear congruential generator.

@@ -7,9 +7,14 @@ use gptq_input::{short_line, short_path};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    // Causes are part of the message and not `source()`, so that a printed chain does not repeat them.
+    // Messages are whole, with what their sources say: a program that prints the chain leaves out what was said already.
     #[error("layer {layer}, stage {stage}: {cause}")]
-    Stage { layer: usize, stage: String, cause: Box<Error> },
+    Stage {
+        layer: usize,
+        stage: String,
+        #[source]
+        cause: Box<Error>,
+    },
 
     #[error("the Hessian is not positive definite even at damp_percent {last}")]
     Damp { last: f64 },
@@ -18,7 +23,11 @@ pub enum Error {
     NotFiniteActivations,
 
     #[error("{}: {}", short_path(path), storage_problem(cause))]
-    Io { path: PathBuf, cause: std::io::Error },
+    Io {
+        path: PathBuf,
+        #[source]
+        cause: std::io::Error,
+    },
 
     #[error("{}: {}", short_path(path), short_line(problem))]
     Output { path: PathBuf, problem: String },

@@ -229,7 +229,7 @@ impl GptqParams {
         Self { quant: recipe.order.of(quant), method, recipe, f16_scales: true }
     }
 
-    /// What a walk with these settings wants of its tiles.
+    /// What a walk with these settings wants of its chunks.
     pub fn layout(&self) -> Layout {
         let recipe = &self.recipe;
         let streams = if recipe.target == Target::None { 1 } else { 2 };

@@ -1,5 +1,5 @@
 //! GPTQ: order, the algorithm, the sequential walk, branch plans, artifacts, their table,
-//! their cards and who loads them.
+//! their cards and which engines load them.
 //!
 //! [`produce::produce`] makes one artifact; [`gptq::solve`] is the algorithm by itself.
 

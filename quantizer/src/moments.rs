@@ -52,7 +52,7 @@ impl<B: Backend> Moments<B> {
         })
     }
 
-    /// Adds the tokens of a tile, as the quantized stages before make them and as the unquantized model has them. `weights`
+    /// Adds the tokens of a chunk, as the quantized stages before make them and as the unquantized model has them. `weights`
     /// are the stage's own, without biases, where a residual target asks for them.
     pub fn add(
         &mut self,

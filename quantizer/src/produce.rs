@@ -21,7 +21,7 @@ use crate::recipe::Preset;
 use crate::record::{
     AgreementRecord, CalibrationRecord, ExpertsRecord, LOG_FILE, LayerRecord, QuantizeLog, RecipeRecord,
 };
-use crate::sequential::{Reader, SolvedLayer, Tiles, Walk};
+use crate::sequential::{ActivationCache, Reader, SolvedLayer, Walk};
 use crate::{Error, Result};
 use tensors::{artifact_specs, restore, write_copy, write_group, write_others};
 
@@ -52,6 +52,32 @@ pub struct Job<'a> {
     pub max_shard_size: Option<u64>,
     /// Once it is set, the run ends when the layer that is being solved is written.
     pub stop: &'a AtomicBool,
+}
+
+/// Of jobs that nothing stops.
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+impl<'a> Job<'a> {
+    /// A new artifact in one file, with AutoGPTQ's bias tensors.
+    pub fn new(
+        source: &'a Source<'a>,
+        params: &'a GptqParams,
+        sequences: &'a [Vec<u32>],
+        out: &'a Path,
+    ) -> Self {
+        let (calibration, mode, max_shard_size) = (None, OutMode::New, None);
+        Self {
+            source,
+            params,
+            zero_bias: true,
+            sequences,
+            calibration,
+            out,
+            mode,
+            max_shard_size,
+            stop: &NEVER,
+        }
+    }
 }
 
 /// What is happening, for progress.
@@ -96,7 +122,7 @@ pub fn check_settings(files: &ModelFiles, params: &GptqParams) -> Result<()> {
     Ok(layout::check_quantizable(&files.config, &params.quant)?)
 }
 
-/// Makes the artifact; its folder appears under its name when everything is in it. `tiles` are the embedded
+/// Makes the artifact; its folder appears under its name when everything is in it. `activations` are the embedded
 /// tokens of the job's sequences, laid out as [`GptqParams::layout`] has it.
 ///
 /// # Errors
@@ -104,17 +130,20 @@ pub fn check_settings(files: &ModelFiles, params: &GptqParams) -> Result<()> {
 pub fn produce<B: Backend>(
     backend: &B,
     job: &Job,
-    tiles: Tiles<B>,
+    activations: ActivationCache<B>,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<QuantizeLog> {
     let started = Instant::now();
     let files = job.source.files;
     check_settings(files, job.params)?;
     refuse_source(job)?;
-    if tiles.layout() != job.params.layout() {
-        let problem =
-            format!("expected {:?} as the settings have it, got {:?}", job.params.layout(), tiles.layout());
-        return Err(Error::Invalid { place: "tiles".into(), problem });
+    if activations.layout() != job.params.layout() {
+        let problem = format!(
+            "expected {:?} as the settings have it, got {:?}",
+            job.params.layout(),
+            activations.layout()
+        );
+        return Err(Error::Invalid { place: "activations".into(), problem });
     }
     let layout =
         ArtifactLayout::new(artifact_specs(job), &artifact::metadata(&job.params.quant), job.max_shard_size);
@@ -129,7 +158,7 @@ pub fn produce<B: Backend>(
             return Ok(*log);
         }
     };
-    let mut walk = Walk::start(backend, files, job.params, tiles);
+    let mut walk = Walk::start(backend, files, job.params, activations);
     for layer in 0..records.len() {
         job.check_stop(records.len())?;
         on_event(Event::Restoring { layer });

@@ -8,9 +8,13 @@ use gptq_input::{short, short_line, short_path};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    // Causes are part of the message and not `source()`, so that a printed chain does not repeat them.
+    // Messages are whole, with what their sources say: a program that prints the chain leaves out what was said already.
     #[error("{}: {cause}", short_path(path))]
-    Io { path: PathBuf, cause: io::Error },
+    Io {
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
 
     #[error("{}: not valid JSON: {problem}", short_path(path))]
     Json { path: PathBuf, problem: String },

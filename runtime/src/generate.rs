@@ -164,14 +164,14 @@ impl<'a, B: Backend> Sequence<'a, B> {
         let backend = model.backend();
         let ahead = backend.works_aside() && !sampler.remembers();
         let mut seen = prompt.to_vec();
-        let mut chosen = backend.sample(&logits, &[sampler.draw(&seen, prompt.len())])?;
+        let mut sampled = backend.sample(&logits, &[sampler.next_row(&seen, prompt.len())])?;
         while seen.len() < length {
             let next = match ahead && seen.len() + 1 < length {
-                true => Some(self.decode_chosen(&chosen, &mut sampler, seen.len() + 1)?),
+                true => Some(self.decode_sampled(&sampled, &mut sampler, seen.len() + 1)?),
                 false => None,
             };
-            let drawn = backend.chosen(&chosen)?.pop().flatten();
-            let id = drawn.ok_or(Error::NoScore { place: seen.len() })?.id;
+            let token = backend.sampled_tokens(&sampled)?.pop().flatten();
+            let id = token.ok_or(Error::NoScore { place: seen.len() })?.id;
             if eos_token_ids.contains(&id) {
                 return Ok(FinishReason::EosToken);
             }
@@ -184,11 +184,11 @@ impl<'a, B: Backend> Sequence<'a, B> {
             }
             // What is in the cache is known only now.
             self.ids.push(id);
-            chosen = match next {
+            sampled = match next {
                 Some(next) => next,
                 None => {
                     let logits = self.decode(id)?;
-                    backend.sample(&logits, &[sampler.draw(&seen, prompt.len())])?
+                    backend.sample(&logits, &[sampler.next_row(&seen, prompt.len())])?
                 }
             };
         }
@@ -202,15 +202,15 @@ impl<'a, B: Backend> Sequence<'a, B> {
     }
 
     /// Asks for the token at `place`, after one that is still being chosen.
-    fn decode_chosen(
+    fn decode_sampled(
         &mut self,
-        chosen: &B::Chosen,
+        sampled: &B::Sampled,
         sampler: &mut Sampler,
         place: usize,
-    ) -> Result<B::Chosen> {
+    ) -> Result<B::Sampled> {
         let batch = self.batch(place - 1, 1);
-        let logits = self.model.decode_chosen(chosen, &batch, &mut self.caches, &mut self.decoder)?;
-        Ok(self.model.backend().sample(&logits, &[sampler.draw_at(place)])?)
+        let logits = self.model.decode_sampled(sampled, &batch, &mut self.caches, &mut self.decoder)?;
+        Ok(self.model.backend().sample(&logits, &[sampler.row_at(place)])?)
     }
 
     /// Appends tokens and returns the logits after the last one.

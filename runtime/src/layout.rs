@@ -36,6 +36,18 @@ pub enum MlpKind {
 pub struct LinearGroup {
     pub role: Role,
     pub linears: Vec<LinearSpec>,
+    pub split: Split,
+}
+
+/// How a group's weights can be divided over devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// Every device has all of them.
+    Whole,
+    /// Outputs of every linear in so many equal parts; the next group of the layer takes its inputs in the same parts.
+    Columns { parts: usize },
+    /// Inputs in so many equal parts; a device's product is one term of a sum over devices.
+    Rows { parts: usize },
 }
 
 /// What a group of linears is for.
@@ -108,7 +120,7 @@ pub fn active_weights(config: &ModelConfig) -> f64 {
 /// choose evenly.
 pub fn weights_read(config: &ModelConfig, tokens: usize) -> f64 {
     let share = config.experts.as_ref().map_or(1.0, |experts| {
-        1.0 - (1.0 - experts.chosen as f64 / experts.count as f64).powi(tokens.min(1 << 20) as i32)
+        1.0 - (1.0 - experts.per_token as f64 / experts.count as f64).powi(tokens.min(1 << 20) as i32)
     });
     let weights = |group: &LinearGroup| {
         let (out, inputs) = group.dims();
@@ -131,7 +143,15 @@ fn attention(config: &ModelConfig) -> Vec<LinearGroup> {
         false => vec![of("q_proj", width), of("k_proj", kv_width), of("v_proj", kv_width)],
     };
     let o = LinearSpec::new("self_attn", "o_proj", [width, hidden], config.o_bias);
-    vec![LinearGroup { role: Role::Qkv, linears: qkv }, LinearGroup { role: Role::O, linears: vec![o] }]
+    let [columns, rows] = match config.qk_norm {
+        // Such a norm has to see the heads of all devices.
+        QkNormKind::AllHeads => [Split::Whole; 2],
+        QkNormKind::Head | QkNormKind::None => Split::pair(config.num_key_value_heads),
+    };
+    vec![
+        LinearGroup { role: Role::Qkv, linears: qkv, split: columns },
+        LinearGroup { role: Role::O, linears: vec![o], split: rows },
+    ]
 }
 
 /// Both groups of one MLP; `names` are those of gate, up and down.
@@ -150,8 +170,11 @@ fn mlp(
         false => vec![of(gate, [hidden, width]), of(up, [hidden, width])],
     };
     let down = vec![of(down, [width, hidden])];
-    let group = |role, linears| LinearGroup { role, linears };
-    [group(Role::GateUp(which), gate_up), group(Role::Down(which), down)]
+    let [columns, rows] = Split::pair(width);
+    [
+        LinearGroup { role: Role::GateUp(which), linears: gate_up, split: columns },
+        LinearGroup { role: Role::Down(which), linears: down, split: rows },
+    ]
 }
 
 impl LayerSpec {
@@ -208,6 +231,13 @@ impl LayerSpec {
 
     fn into_linears(self) -> impl Iterator<Item = LinearSpec> {
         self.groups.into_iter().flat_map(|group| group.linears)
+    }
+}
+
+impl Split {
+    /// Of a group and the one that takes its outputs.
+    fn pair(parts: usize) -> [Self; 2] {
+        [Self::Columns { parts }, Self::Rows { parts }]
     }
 }
 

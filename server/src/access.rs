@@ -11,7 +11,7 @@ const LONGEST_ID: usize = 128;
 /// What proxies log for a client that left before its answer began.
 const CLIENT_LEFT: u16 = 499;
 
-/// Logs itself when the last one who works on the answer is done; for a stream that is its end.
+/// Logs itself when the last task that works on the answer is done; for a stream that is its end.
 pub struct Access {
     pub id: HeaderValue,
     method: Method,

@@ -17,7 +17,7 @@ use super::text::Pieces;
 
 /// What to generate, checked against the limits.
 #[derive(Clone)]
-pub struct Plan {
+pub struct GenerationParams {
     pub task: Task,
     pub stops: StopStrings,
     /// Special tokens that belong to the text all the same.
@@ -57,7 +57,7 @@ pub struct Generation {
 
 /// Starts `count` generations of each plan, plan after plan. Each has a seed of its own, a plan's first one the
 /// plan's.
-pub fn start(call: &Call, plans: &[Plan], count: usize) -> Result<Vec<Generation>, ApiError> {
+pub fn start(call: &Call, plans: &[GenerationParams], count: usize) -> Result<Vec<Generation>, ApiError> {
     let each = plans.iter().flat_map(|plan| (0..count as u64).map(move |i| (plan, i)));
     each.map(|(plan, i)| Generation::start(call, plan, i)).collect()
 }
@@ -73,7 +73,7 @@ pub fn likelihood(steps: &[Step]) -> f32 {
 }
 
 impl Generation {
-    fn start(call: &Call, plan: &Plan, number: u64) -> Result<Self, ApiError> {
+    fn start(call: &Call, plan: &GenerationParams, number: u64) -> Result<Self, ApiError> {
         let (listener, events) = events();
         let mut task = plan.task.clone();
         task.sampling.seed = task.sampling.seed.wrapping_add(number);

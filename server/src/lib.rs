@@ -47,7 +47,7 @@ use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 use access::Access;
 use body::Bodies;
 use error::ApiError;
-use generation::Plan;
+use generation::GenerationParams;
 use metrics::Metrics;
 use text::{Span, TextCodec};
 use workers::Workers;
@@ -137,7 +137,7 @@ impl Deref for App {
 struct Call {
     app: Arc<App>,
     access: Arc<Access>,
-    /// Its place among the requests that may run at a time, held until the last one who works on the answer is
+    /// Its place among the requests that may run at a time, held until the last task that works on the answer is
     /// done; `None` where nothing is computed.
     _place: Option<Arc<OwnedSemaphorePermit>>,
 }
@@ -235,7 +235,7 @@ impl App {
     }
 
     /// The limits and ranges that all routes share.
-    fn checked(&self, plan: Plan) -> Result<Plan, ApiError> {
+    fn checked(&self, plan: GenerationParams) -> Result<GenerationParams, ApiError> {
         let vocab = self.vocab_size;
         let biased = plan.task.adjustments.logit_bias.iter().map(|(id, _)| *id);
         if let Some(id) = plan.task.prompt.iter().copied().chain(biased).find(|id| *id as usize >= vocab) {

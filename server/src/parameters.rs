@@ -11,7 +11,7 @@ use serde_json::Number;
 
 use super::Call;
 use super::error::ApiError;
-use super::generation::Plan;
+use super::generation::GenerationParams;
 
 #[derive(Deserialize, Default)]
 pub struct Parameters {
@@ -60,7 +60,7 @@ impl Parameters {
         max_new_tokens: usize,
         temperature: f32,
         end_of_turn: &[u32],
-    ) -> Result<Plan, ApiError> {
+    ) -> Result<GenerationParams, ApiError> {
         let task = Task {
             min_new_tokens: self.min_new_tokens(call, max_new_tokens)?,
             eos_token_ids: self.ends(call, end_of_turn)?,
@@ -68,7 +68,7 @@ impl Parameters {
             ..Task::new(prompt, max_new_tokens, self.sampling(call, temperature)?)
         };
         let all_special = self.skip_special_tokens == Some(false);
-        call.checked(Plan { task, stops: self.stops(call)?, kept: &[], all_special })
+        call.checked(GenerationParams { task, stops: self.stops(call)?, kept: &[], all_special })
     }
 
     fn sampling(&self, call: &Call, temperature: f32) -> Result<SamplingParams, ApiError> {

@@ -69,7 +69,7 @@ async fn route(call: &mut Call, method: &Method, path: &str, request: Request) -
     }
 }
 
-/// What a path is for who only reads; `None` where there is nothing to read.
+/// The handler of a path for GET; `None` where there is nothing to read.
 fn open_route(path: &str, headers: &HeaderMap) -> Option<OpenRoute> {
     Some(match path {
         "/" if wants_html(headers) => OpenRoute::Page,

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::error::{ApiError, Dialect};
 use super::fields::Route;
-use super::generation::{self, Generation, Plan, Step};
+use super::generation::{self, Generation, GenerationParams, Step};
 use super::{Call, parameters, routes, sse};
 
 #[derive(Deserialize)]
@@ -46,7 +46,7 @@ struct Parameters {
 
 /// What a request wants, within the limits.
 pub struct Asked {
-    plan: Plan,
+    plan: GenerationParams,
     best_of: usize,
     /// What the text begins with.
     echo: String,
@@ -201,7 +201,7 @@ fn stream_of(
     sse(events)
 }
 
-fn plan(call: &Call, request: &GenerateRequest) -> Result<Plan, ApiError> {
+fn plan(call: &Call, request: &GenerateRequest) -> Result<GenerationParams, ApiError> {
     let p = &request.parameters;
     let add_special = request.add_special_tokens.unwrap_or(true);
     let prompt = match p.truncate {

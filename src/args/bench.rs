@@ -1,16 +1,20 @@
 //! What `bench` can be told.
 
+mod serve;
+mod speed;
+
 use clap::{Args, Subcommand};
 
 use gptq_quantizer::recipe::{Named, Preset};
 
+pub use serve::ServeBenchArgs;
+pub use speed::{DecodeBenchArgs, LoadBenchArgs, MatmulBenchArgs, PrefillBenchArgs};
+
 use super::quantize::CalibrationArgs;
 use super::recipe::named;
-use super::values::{
-    DeviceArgs, GroupSize, JoinArg, KvCacheArgs, KvDtypeArg, parse_bits, parse_damp, parse_group_size,
-};
+use super::values::{DeviceArgs, GroupSize, JoinArg, parse_bits, parse_damp, parse_group_size};
 
-/// Measure this machine and how near the program comes to it
+/// Benchmarks, each beside a ceiling of the same machine
 ///
 /// Every figure stands beside a ceiling that was measured in the same run, on the same device.
 #[derive(Args)]
@@ -46,10 +50,10 @@ pub enum BenchVerb {
     Serve(ServeBenchArgs),
 }
 
-/// What the processor reaches: quantizing, decoding and prompts beside its speed of products and of memory
+/// CPU: quantizing, prefill and decoding as shares of peak GEMM speed and read bandwidth
 ///
-/// Products are those of large f32 matrices; memory is read by all cores, after it was written. A checkpoint is
-/// quantized as the main branch of the card with the preset card, which then decodes; an artifact only decodes.
+/// The GEMM is one of large f32 matrices; bandwidth is that of all cores reading memory. A checkpoint is
+/// quantized with the settings of the branch main and the preset card, and the result decodes; an artifact only decodes.
 #[derive(Args)]
 pub struct CpuBenchArgs {
     /// Model folder or hub id (default: the built-in model)
@@ -66,19 +70,19 @@ pub struct CpuBenchArgs {
     #[command(flatten)]
     pub calibration: CalibrationArgs,
 
-    /// Tokens to generate in each sequence
+    /// Number of tokens to generate in each sequence
     #[arg(long, default_value_t = 64)]
     pub tokens: usize,
 
-    /// Tokens that every sequence has before
+    /// Context length at the first step
     #[arg(long, default_value_t = 0)]
     pub context: usize,
 
-    /// Sequences at once; several numbers measure one after the other
+    /// Batch sizes, measured one after the other
     #[arg(long, value_delimiter = ',', default_value = "1,8", value_parser = at_least_one)]
     pub batch: Vec<usize>,
 
-    /// Lengths of the prompt, each taken in one pass
+    /// Prompt lengths; each prompt is one forward pass
     #[arg(long, value_delimiter = ',', default_value = "512", value_parser = at_least_one)]
     pub prompt: Vec<usize>,
 
@@ -87,17 +91,17 @@ pub struct CpuBenchArgs {
     pub json: bool,
 }
 
-/// Seconds of every phase of quantization beside its floor
+/// Quantization: seconds of every phase, beside the least that the hardware allows
 #[derive(Args)]
 pub struct QuantizeBenchArgs {
     /// Model folder or hub id (default: the built-in model)
     pub model: Option<String>,
 
-    /// Branches of the card to make: main alone, or all six
+    /// Branches to make: main alone, or all six
     #[arg(long)]
     pub all_branches: bool,
 
-    /// How branches are solved
+    /// Quantization preset of the branches
     #[arg(long, value_parser = named::<Preset>(), default_value = Preset::default().name())]
     pub preset: Preset,
 
@@ -120,10 +124,10 @@ pub struct QuantizeBenchArgs {
     pub json: bool,
 }
 
-/// Presets against one another: perplexity, KL divergence, top-1 agreement, outputs of single stages, seconds
+/// Presets compared: perplexity, KL divergence, top-1 agreement, layer losses, seconds
 ///
-/// Every preset quantizes the model with the calibration of every seed; all are measured on the same windows of a text that
-/// none of them saw. The loss of a stage is the squared error of its outputs against those of the checkpoint's, each with
+/// Every preset quantizes the model with every calibration seed; all are measured on the same windows of held-out text.
+/// The loss of a stage is the squared error of its outputs against those of the checkpoint, each with
 /// its own inputs, as a share of their squares; the mean over all stages. Means over seeds, with sample deviations.
 #[derive(Args)]
 pub struct QualityBenchArgs {
@@ -134,11 +138,11 @@ pub struct QualityBenchArgs {
     #[arg(long, value_delimiter = ',', value_parser = named::<Preset>(), default_value = "best,fast,card")]
     pub presets: Vec<Preset>,
 
-    /// Calibrations to make, from --seed on
+    /// Number of calibration seeds, from --seed on
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub seeds: u32,
 
-    /// Bits of a code: 2, 3, 4 or 8
+    /// Bits per weight: 2, 3, 4 or 8
     #[arg(long, default_value_t = 4, value_parser = parse_bits)]
     pub bits: u32,
 
@@ -146,11 +150,11 @@ pub struct QualityBenchArgs {
     #[arg(long, default_value = "128", allow_hyphen_values = true, value_parser = parse_group_size)]
     pub group_size: GroupSize,
 
-    /// Share of the mean Hessian diagonal that is added to it
+    /// Damping: fraction of the mean Hessian diagonal that is added to the diagonal
     #[arg(long, default_value_t = 0.1, value_parser = parse_damp)]
     pub damp_percent: f64,
 
-    /// Text to measure on, as --dataset
+    /// Evaluation text, given as for --dataset
     #[arg(long, value_name = "SPEC", default_value = "wikitext2:test")]
     pub eval_dataset: String,
 
@@ -158,11 +162,11 @@ pub struct QualityBenchArgs {
     #[arg(long, value_enum, default_value_t = JoinArg::Paper)]
     pub eval_join: JoinArg,
 
-    /// Tokens of a window
+    /// Window length in tokens
     #[arg(long, default_value_t = 1024)]
     pub ctx: usize,
 
-    /// Use the first windows only
+    /// Maximum number of windows
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub max_windows: usize,
 
@@ -206,10 +210,10 @@ pub struct ReferenceBenchArgs {
     pub json: bool,
 }
 
-/// A device's codes and losses against the CPU's
+/// Agreement of a device's codes and losses with the CPU's
 ///
 /// Every stage is solved by both on the inputs that the CPU's stages before it make: the smallest difference of
-/// a sum may flip a code, and from there on two free runs go ways of their own.
+/// a sum may flip a code, and from there on two independent runs differ.
 #[derive(Args)]
 pub struct AgreementBenchArgs {
     /// Model folder or hub id
@@ -217,180 +221,6 @@ pub struct AgreementBenchArgs {
 
     #[command(flatten)]
     pub calibration: CalibrationArgs,
-
-    #[command(flatten)]
-    pub device: DeviceArgs,
-
-    /// Print the figures as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Tokens per second of one sequence and of many, beside the speed of memory
-///
-/// Every step takes the likeliest token of each sequence; keys and values of the starting context are zeros.
-#[derive(Args)]
-pub struct DecodeBenchArgs {
-    /// Model folder or hub id
-    pub model: String,
-
-    /// Tokens to generate in each sequence
-    #[arg(long, default_value_t = 128)]
-    pub tokens: usize,
-
-    /// Tokens that every sequence has before
-    #[arg(long, default_value_t = 0)]
-    pub context: usize,
-
-    /// Sequences at once; several numbers measure one after the other
-    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = at_least_one)]
-    pub batch: Vec<usize>,
-
-    /// 0 takes the most likely token
-    #[arg(long, default_value_t = 0.0)]
-    pub temperature: f32,
-
-    /// Smallest set of tokens with this much probability
-    #[arg(long, default_value_t = 1.0)]
-    pub top_p: f32,
-
-    /// Keep this many tokens; 0 keeps all
-    #[arg(long, default_value_t = 0)]
-    pub top_k: usize,
-
-    #[command(flatten)]
-    pub kv_cache: KvCacheArgs,
-
-    #[command(flatten)]
-    pub device: DeviceArgs,
-
-    /// Print the figures as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Tokens of a prompt per second, beside the speed of the matrix product
-#[derive(Args)]
-pub struct PrefillBenchArgs {
-    /// Model folder or hub id
-    pub model: String,
-
-    /// Lengths of the prompt, each taken in one pass
-    #[arg(long, value_delimiter = ',', default_value = "512,2048", value_parser = at_least_one)]
-    pub tokens: Vec<usize>,
-
-    #[command(flatten)]
-    pub kv_cache: KvCacheArgs,
-
-    #[command(flatten)]
-    pub device: DeviceArgs,
-
-    /// Print the figures as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// The products of a step one by one, beside what memory and arithmetic allow
-///
-/// Each is the mean over all layers, whose weights are read in turn: none is found in a cache.
-#[derive(Args)]
-pub struct MatmulBenchArgs {
-    /// Model folder or hub id
-    pub model: String,
-
-    /// Rows of activations
-    #[arg(long, value_delimiter = ',', default_value = "1,8,64", value_parser = at_least_one)]
-    pub tokens: Vec<usize>,
-
-    #[command(flatten)]
-    pub device: DeviceArgs,
-
-    /// Print the figures as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Seconds from the files to the first token
-#[derive(Args)]
-pub struct LoadBenchArgs {
-    /// Model folder or hub id
-    pub model: String,
-
-    #[command(flatten)]
-    pub device: DeviceArgs,
-
-    /// Print the figures as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Load on a running server, or on MODEL with HTTP and without: throughput, latencies, whether every stream is whole
-///
-/// Clients stream one answer after another. Prompts are random words of the wanted number of tokens, so that nothing
-/// is found in a cache, unless --shared-prefix is given. With MODEL the same requests go straight to an engine, token
-/// ids in and out, and then to another engine over /generate_stream of its own server on 127.0.0.1; with
-/// --shared-prefix once more to one without a prefix cache. Ends with an error where a stream that had begun did not
-/// end as it should.
-#[derive(Args)]
-pub struct ServeBenchArgs {
-    /// Model folder or hub id to measure HTTP against (default: load on the server at --url alone)
-    pub model: Option<String>,
-
-    /// Where the server listens
-    #[arg(long, default_value = "http://127.0.0.1:3000", conflicts_with = "model")]
-    pub url: String,
-
-    /// Sent as `Authorization: Bearer KEY`
-    #[arg(long, env = "API_KEY", hide_env_values = true)]
-    pub api_key: Option<String>,
-
-    /// Clients at a time
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub clients: u32,
-
-    /// How long clients begin new requests
-    #[arg(long, default_value_t = 10.0)]
-    pub seconds: f64,
-
-    /// Stop after this many requests, also before the time is up
-    #[arg(long)]
-    pub requests: Option<usize>,
-
-    /// Tokens of an answer
-    #[arg(long, default_value_t = 64)]
-    pub tokens: usize,
-
-    /// Tokens of a prompt
-    #[arg(long, default_value_t = 64)]
-    pub prompt_tokens: usize,
-
-    /// How many of these all prompts begin with
-    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
-    pub shared_prefix: usize,
-
-    /// How often MODEL is measured both ways; the median counts
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub rounds: u32,
-
-    /// Type of keys and values in MODEL's KV cache
-    #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto, requires = "model")]
-    pub kv_cache_dtype: KvDtypeArg,
-
-    /// MODEL's engine computes every prompt whole
-    #[arg(long, requires = "model")]
-    pub no_prefix_cache: bool,
-
-    /// 0 takes the most likely token
-    #[arg(long, default_value_t = 0.0)]
-    pub temperature: f32,
-
-    /// Share of streams that are left somewhere in the middle, 0 to 1
-    #[arg(long, default_value_t = 0.0)]
-    pub abandon: f64,
-
-    /// Of prompts, answers, and of who leaves where
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
 
     #[command(flatten)]
     pub device: DeviceArgs,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-/// Fetch a model from a hub, every byte verified
+/// Download a model from a hub and verify every byte
 ///
 /// Files go to the cache that all hub clients share (HF_HOME, HF_HUB_CACHE), or to --local-dir. Files that are
 /// present are verified, not fetched again. An interrupted download goes on with the same command. HF_ENDPOINT, HF_TOKEN and
@@ -19,7 +19,7 @@ pub struct DownloadArgs {
     /// Hub id, or hub-id:branch
     pub repo: String,
 
-    /// Files to fetch [default: all]
+    /// Files to download [default: all]
     pub files: Vec<String>,
 
     /// Branch, tag or commit
@@ -33,30 +33,30 @@ pub struct DownloadArgs {
     #[arg(long, value_name = "DIR", conflicts_with = "cache_dir")]
     pub local_dir: Option<PathBuf>,
 
-    /// Cache to use instead of the usual one
+    /// Cache folder instead of the shared one
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
 
-    /// Only files that match; may be given several times. * also matches /
+    /// Download only files that match this pattern; may be given several times. * also matches /
     #[arg(long, value_name = "PATTERN", conflicts_with = "files")]
     pub include: Vec<String>,
 
-    /// No files that match; may be given several times
+    /// Skip files that match this pattern; may be given several times
     #[arg(long, value_name = "PATTERN", conflicts_with = "files")]
     pub exclude: Vec<String>,
 
-    /// Fetch files again that are present
+    /// Download files again that are present
     #[arg(long)]
     pub force_download: bool,
 
-    /// Show what would be fetched, and write nothing
+    /// Show what would be downloaded, and write nothing
     #[arg(long)]
     pub dry_run: bool,
 
     #[command(flatten)]
     pub token: TokenArgs,
 
-    /// Connections at a time
+    /// Concurrent connections
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub max_workers: u16,
 
@@ -65,7 +65,7 @@ pub struct DownloadArgs {
     pub json: bool,
 }
 
-/// The account.
+/// Access to the hub.
 #[derive(Args)]
 pub struct TokenArgs {
     /// Access token [default: HF_TOKEN, or the file that `hf auth login` has written]
@@ -122,7 +122,7 @@ pub struct PushArgs {
     pub json: bool,
 }
 
-/// How something is published.
+/// Options of an upload.
 #[derive(Args)]
 pub struct SendingArgs {
     /// Create the repository as a private one, if it does not exist
@@ -136,7 +136,7 @@ pub struct SendingArgs {
     #[command(flatten)]
     pub token: TokenArgs,
 
-    /// Connections at a time
+    /// Concurrent connections
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub max_workers: u16,
 }

@@ -34,7 +34,7 @@ pub struct Cli {
     #[command(subcommand)]
     pub verb: Option<Verb>,
 
-    /// Say more: -v for decisions, -vv for details
+    /// More log output: -v for decisions, -vv for details
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
@@ -60,7 +60,7 @@ pub enum Verb {
     Man(ManArgs),
 }
 
-/// The whole story on a small built-in model, in under a minute
+/// Run everything on a small built-in model, in under a minute
 ///
 /// Quantizes the six branches of a publisher's card, measures size, perplexity, KL divergence and top-1
 /// agreement of each against the fp16 model, and writes a short text with the main branch.
@@ -132,11 +132,11 @@ pub struct EvalArgs {
     #[arg(long, value_enum, default_value_t = JoinArg::Paper)]
     pub join: JoinArg,
 
-    /// Tokens of a window
+    /// Window length in tokens
     #[arg(long, default_value_t = 2048)]
     pub ctx: usize,
 
-    /// Use the first windows only
+    /// Maximum number of windows
     #[arg(long, value_name = "N")]
     pub max_windows: Option<usize>,
 
@@ -159,7 +159,7 @@ pub struct EvalArgs {
     pub json: bool,
 }
 
-/// How tokens are drawn
+/// Sampling parameters
 #[derive(Args)]
 pub struct SamplingArgs {
     /// 0 takes the most likely token (default: as generation_config.json says, 0.7 where there is none)
@@ -174,24 +174,24 @@ pub struct SamplingArgs {
     #[arg(long, allow_negative_numbers = true, value_parser = parse_top_k)]
     pub top_k: Option<usize>,
 
-    /// Keep the tokens that are at least this share as likely as the likeliest (default: likewise, or 0)
+    /// Keep tokens with at least this fraction of the most likely token's probability (default: likewise, or 0)
     #[arg(long)]
     pub min_p: Option<f32>,
 
-    /// Keep the tokens of the most usual surprise with this much probability (default: likewise, or 1)
+    /// Typical sampling: keep the most typical tokens with this much probability (default: likewise, or 1)
     #[arg(long)]
     pub typical_p: Option<f32>,
 
-    /// Above 1 makes tokens seen before less likely (default: likewise, or 1)
+    /// Repetition penalty: above 1 makes tokens of the context less likely (default: likewise, or 1)
     #[arg(long)]
     pub repetition_penalty: Option<f32>,
 
-    /// Equal seeds give equal texts (default: another one each time)
+    /// Seed of the sampling (default: a random one)
     #[arg(long)]
     pub seed: Option<u64>,
 }
 
-/// A conversation in the terminal
+/// Chat with a model in the terminal
 ///
 /// Answers are streamed; Ctrl-C stops an answer. Lines are edited, and the arrows find earlier ones. /reset forgets
 /// the conversation, /system TEXT begins a new one with other instructions, /help lists these, /quit (or Ctrl-D) ends.
@@ -212,7 +212,7 @@ pub struct ChatArgs {
     #[arg(long, value_name = "TEXT")]
     pub default_system: Option<String>,
 
-    /// Tokens of an answer at most (default: as generation_config.json says, else 512)
+    /// Maximum number of new tokens in an answer (default: as generation_config.json says, else 512)
     #[arg(long)]
     pub max_new_tokens: Option<usize>,
 
@@ -239,22 +239,22 @@ pub struct GenerateArgs {
     #[arg(long)]
     pub prompt: String,
 
-    /// Tokens at most (default: as generation_config.json says, else 512)
+    /// Maximum number of new tokens (default: as generation_config.json says, else 512)
     #[arg(long)]
     pub max_new_tokens: Option<usize>,
 
-    /// Tokens at least: nothing ends the text before
+    /// Minimum number of new tokens: end-of-text tokens are not sampled before
     #[arg(long, value_name = "N")]
     pub min_new_tokens: Option<usize>,
 
-    /// Go on where the model would end its text
+    /// Ignore end-of-text tokens and continue up to the maximum
     #[arg(long)]
     pub ignore_eos: bool,
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
 
-    /// Stop before this text, a special token's for instance; may be given several times
+    /// Stop string; may be given several times
     #[arg(long, value_name = "S")]
     pub stop: Vec<String>,
 
@@ -281,7 +281,7 @@ pub struct GenerateArgs {
     pub json: bool,
 }
 
-/// What a model folder holds and whether it is sound
+/// Describe and check a model folder
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  gptq inspect ./Llama-2-7B-GPTQ\n  gptq inspect ./q4 --json\n\nThe exit status is 1 where something is unsound."
@@ -329,7 +329,7 @@ pub struct CompletionsArgs {
     pub shell: Shell,
 }
 
-/// Write the manual pages, one for the program and one for every verb
+/// Write man pages, one for the program and one for every command
 #[derive(Args)]
 #[command(after_help = "Examples:\n  gptq man --out /usr/local/share/man/man1 && man gptq-quantize")]
 pub struct ManArgs {

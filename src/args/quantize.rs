@@ -32,7 +32,7 @@ pub struct QuantizeArgs {
     #[arg(long)]
     pub out: PathBuf,
 
-    /// Bits of a code: 2, 3, 4 or 8
+    /// Bits per weight: 2, 3, 4 or 8
     #[arg(long, default_value_t = 4, value_parser = parse_bits)]
     pub bits: u32,
 
@@ -40,15 +40,15 @@ pub struct QuantizeArgs {
     #[arg(long, default_value = "128", allow_hyphen_values = true, value_parser = parse_group_size)]
     pub group_size: GroupSize,
 
-    /// Share of the mean Hessian diagonal that is added to it
+    /// Damping: fraction of the mean Hessian diagonal that is added to the diagonal
     #[arg(long, default_value_t = 0.1, value_parser = parse_damp)]
     pub damp_percent: f64,
 
-    /// Even range around zero (default)
+    /// Symmetric: an even range around zero (default)
     #[arg(long, overrides_with = "asym")]
     pub sym: bool,
 
-    /// Range from the smallest to the largest weight
+    /// Asymmetric: the range from the smallest to the largest weight
     #[arg(long)]
     pub asym: bool,
 
@@ -59,7 +59,7 @@ pub struct QuantizeArgs {
     #[arg(long, value_enum, default_value_t = MethodArg::Gptq)]
     pub method: MethodArg,
 
-    /// How zero points are stored: gptq (v1) or gptq_v2
+    /// Checkpoint format: gptq (v1) or gptq_v2, which differ in how zero points are stored
     #[arg(long, value_enum, default_value_t = FormatArg::Gptq)]
     pub checkpoint_format: FormatArg,
 
@@ -108,7 +108,7 @@ pub struct BranchesArgs {
     #[arg(long, value_name = "PLAN", default_value = "card", value_parser = parse_plan)]
     pub plan: PlanArg,
 
-    /// How branches are solved whose plan does not say it, as with quantize; their orders stay
+    /// Preset of branches whose plan names none, as for quantize; their column orders stay
     #[arg(long, value_parser = named::<Preset>(), default_value = Preset::default().name())]
     pub preset: Preset,
 
@@ -133,12 +133,12 @@ pub struct BranchesArgs {
 /// How an artifact is written.
 #[derive(Args)]
 pub struct OutputArgs {
-    /// Go on with an interrupted run, of --force too; the files become the same, bit for bit. What is finished with the
+    /// Resume an interrupted run, also one begun with --force; the files become the same, bit for bit. What is finished with the
     /// same settings is kept, other settings are refused
     #[arg(long)]
     pub resume: bool,
 
-    /// Begin anew, and replace a finished artifact once the new one is complete; other folders are never replaced. With
+    /// Start over, and replace a finished artifact once the new one is complete; other folders are never replaced. With
     /// --resume: only what has other settings
     #[arg(long)]
     pub force: bool,
@@ -155,7 +155,7 @@ pub struct OutputArgs {
     pub json: bool,
 }
 
-/// Which text the Hessians see.
+/// Calibration data.
 #[derive(Args, Clone)]
 pub struct CalibrationArgs {
     /// A .parquet, .jsonl, .json or .txt file (the last three also as .gz or .zst), a folder of them, or
@@ -172,11 +172,11 @@ pub struct CalibrationArgs {
     #[arg(long, value_enum, default_value_t = JoinArg::Lines)]
     pub join: JoinArg,
 
-    /// Sequences (default: 128 on a GPU, 32 on a CPU)
+    /// Number of calibration sequences (default: 128 on a GPU, 32 on a CPU)
     #[arg(long)]
     pub samples: Option<usize>,
 
-    /// Tokens of a sequence (default: 2048 on a GPU, 1024 on a CPU)
+    /// Length of a calibration sequence in tokens (default: 2048 on a GPU, 1024 on a CPU)
     #[arg(long, value_name = "T")]
     pub seq_len: Option<usize>,
 

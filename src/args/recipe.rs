@@ -22,19 +22,19 @@ pub struct RecipeArgs {
         "no_static_groups"])]
     pub order: Option<Order>,
 
-    /// --order act-order
+    /// Same as --order act-order
     #[arg(long, overrides_with = "no_act_order")]
     pub act_order: bool,
 
-    /// --order file
+    /// Same as --order file
     #[arg(long, conflicts_with = "static_groups")]
     pub no_act_order: bool,
 
-    /// --order static-groups
+    /// Same as --order static-groups
     #[arg(long, overrides_with = "no_static_groups")]
     pub static_groups: bool,
 
-    /// --order act-order
+    /// Same as --order act-order
     #[arg(long)]
     pub no_static_groups: bool,
 
@@ -43,17 +43,17 @@ pub struct RecipeArgs {
     #[arg(long, value_parser = named::<GridKind>(), conflicts_with = "mse")]
     pub grid: Option<GridKind>,
 
-    /// --grid mse
+    /// Same as --grid mse
     #[arg(long)]
     pub mse: bool,
 
-    /// What quantized outputs shall be near to: those of the same input (none), of the unquantized model (asymmetric), or,
+    /// What quantized outputs should approximate: those of the same input (none), of the unquantized model (asymmetric), or,
     /// where they are added to it, of its residual stream (residual). The latter two walk the unquantized model too
     #[arg(long, value_parser = named::<Target>())]
     pub target: Option<Target>,
 
-    /// Rounds of refinement after the sweep: coordinate descent on codes, then a refit of scales. Kept for those linears
-    /// alone where sequences say so that solving did not see, as is a target
+    /// Rounds of refinement after the sweep: coordinate descent on codes, then a refit of scales. Kept only
+    /// for linears whose loss on held-out sequences falls, as is a target
     #[arg(long, value_name = "N")]
     pub rounds: Option<usize>,
 }

@@ -20,53 +20,53 @@ pub struct ServeArgs {
     #[arg(long, env = "REVISION")]
     pub revision: Option<String>,
 
-    /// What clients are told is the model's name [default: the hub id, or the folder's name without its path]
+    /// Model name in the API [default: the hub id, or the last part of the folder's path]
     #[arg(long, env = "SERVED_MODEL_NAME", value_name = "NAME")]
     pub served_model_name: Option<String>,
 
-    /// Address to listen on; 0.0.0.0 lets other machines in. Not read from HOSTNAME, which shells set
+    /// Address to listen on; 0.0.0.0 accepts connections from other machines. Not read from HOSTNAME, which shells set
     #[arg(long, default_value = "127.0.0.1")]
     pub hostname: String,
 
-    /// 0 takes a free port
+    /// Port to listen on; 0 takes a free one
     #[arg(short, long, env = "PORT", default_value_t = 3000)]
     pub port: u16,
 
-    /// What the model must be quantized with
+    /// Quantization that the model must have
     #[arg(long, env = "QUANTIZE", value_enum)]
     pub quantize: Option<QuantizeKind>,
 
-    /// System message of conversations that have none; without it they stay as they were sent
+    /// System message for conversations that have none
     #[arg(long, env = "DEFAULT_SYSTEM", value_name = "TEXT")]
     pub default_system: Option<String>,
 
-    /// Tokens of a prompt
+    /// Maximum number of prompt tokens
     #[arg(long, env = "MAX_INPUT_TOKENS")]
     pub max_input_tokens: Option<usize>,
 
-    /// Older name of --max-input-tokens
+    /// Deprecated name of --max-input-tokens
     #[arg(long, env = "MAX_INPUT_LENGTH", conflicts_with = "max_input_tokens")]
     pub max_input_length: Option<usize>,
 
-    /// Tokens of a prompt and its answer (default: the model's, at most 4096)
+    /// Maximum number of tokens of a prompt with its answer (default: the model's context length, at most 4096)
     #[arg(long, env = "MAX_TOTAL_TOKENS")]
     pub max_total_tokens: Option<usize>,
 
-    /// Prompt tokens of one step [default: 4096 on a GPU, 512 on a CPU]
+    /// Maximum number of prompt tokens in one forward pass [default: 4096 on a GPU, 512 on a CPU]
     #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS")]
     pub max_batch_prefill_tokens: Option<usize>,
 
-    /// Tokens of long prompts in a step in which other requests get their next token, which takes as much longer for
-    /// them; a prompt of no more tokens is not cut [default: 512 on a GPU, 128 on a CPU]
+    /// Chunked prefill: maximum number of tokens of long prompts in a step that also decodes; larger chunks make tokens of
+    /// running requests later, shorter prompts are not split [default: 512 on a GPU, 128 on a CPU]
     #[arg(long, env = "PREFILL_CHUNK_TOKENS")]
     pub prefill_chunk_tokens: Option<usize>,
 
-    /// Tokens in the KV cache [default: what --cuda-memory-fraction leaves room for; four times --max-total-tokens on
+    /// Capacity of the KV cache in tokens [default: as --cuda-memory-fraction allows; four times --max-total-tokens on
     /// a CPU]
     #[arg(long, env = "MAX_BATCH_TOTAL_TOKENS")]
     pub max_batch_total_tokens: Option<usize>,
 
-    /// Share of the GPU's free memory for weights, steps and KV cache together
+    /// Fraction of the GPU's free memory for weights, activations and KV cache
     #[arg(
         long,
         env = "CUDA_MEMORY_FRACTION",
@@ -79,63 +79,61 @@ pub struct ServeArgs {
     #[arg(long, env = "KV_CACHE_DTYPE", value_enum, default_value_t = KvDtypeArg::Auto)]
     pub kv_cache_dtype: KvDtypeArg,
 
-    /// Compute every prompt whole, also where others began alike
+    /// Disable prefix caching
     #[arg(long, env = "NO_PREFIX_CACHE")]
     pub no_prefix_cache: bool,
 
-    /// Requests at a time; more are refused with 429
+    /// Maximum number of concurrent requests; more are refused with 429
     #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value_t = 128)]
     pub max_concurrent_requests: usize,
 
-    /// Prompts of one request to /v1/completions
+    /// Maximum number of prompts in one request to /v1/completions
     #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", default_value_t = 4)]
     pub max_client_batch_size: usize,
 
-    /// Largest best_of and n
+    /// Maximum of best_of and n
     #[arg(long, env = "MAX_BEST_OF", default_value_t = 2)]
     pub max_best_of: usize,
 
     #[arg(long, env = "MAX_STOP_SEQUENCES", default_value_t = 4)]
     pub max_stop_sequences: usize,
 
-    /// Most alternatives that are reported with a token, 64 or fewer
+    /// Maximum number of top tokens reported for each token, at most 64
     #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 5,
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=64))]
     pub max_top_n_tokens: usize,
 
-    /// Clients must send `Authorization: Bearer KEY`
+    /// API key; clients must send `Authorization: Bearer KEY`
     #[arg(long, env = "API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
 
-    /// File whose first line is that key
+    /// File whose first line is the API key
     #[arg(long, env = "API_KEY_FILE", conflicts_with = "api_key")]
     pub api_key_file: Option<PathBuf>,
 
-    /// Routes that need no key: health, page (the chat page), docs, info, models and metrics, between commas, or none
+    /// Routes that need no API key, separated by commas: health, page (the chat page), docs, info, models, metrics; or none
     #[arg(long, env = "OPEN_ROUTES", value_enum, value_delimiter = ',', value_name = "ROUTES",
         default_values_t = [OpenRouteArg::Health, OpenRouteArg::Page, OpenRouteArg::Docs])]
     pub open_routes: Vec<OpenRouteArg>,
 
-    /// Site whose pages may use the server beside its own, as SCHEME://HOST; may be given several times. * lets
-    /// pages of any site ask and read answers
+    /// Allowed CORS origin, as SCHEME://HOST; may be given several times. * allows all origins
     #[arg(long, env = "CORS_ALLOW_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
     pub cors_allow_origin: Vec<String>,
 
-    /// Name that the server goes by beside those of this machine, as gptq.example or gptq.example:3000; may be given
-    /// several times. * for any [default: none on 127.0.0.1 and ::1, so that no other site's name leads here; any
-    /// elsewhere]
+    /// Allowed Host header beside the names of this machine, as gptq.example or gptq.example:3000; may be given several
+    /// times. * allows any [default: none on 127.0.0.1 and ::1, against DNS rebinding; any elsewhere]
     #[arg(long, env = "ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOST")]
     pub allowed_hosts: Vec<String>,
 
-    /// Bytes of a request's body
+    /// Maximum size of a request body in bytes
     #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000)]
     pub payload_limit: usize,
 
-    /// Seconds that a request's head, and then its body, may take to arrive, and that an answer may lie untaken
+    /// Timeout in seconds for receiving a request's headers, and then its body, and for a client that does not read
     #[arg(long, env = "READ_TIMEOUT", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub read_timeout: u64,
 
-    /// Log lines as JSON
+    /// Log in JSON
     #[arg(long, env = "JSON_OUTPUT")]
     pub json_output: bool,
 

@@ -11,7 +11,7 @@ pub struct GroupSize(pub Option<usize>);
 /// `auto`, `cpu`, `cuda` or `cuda:N`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceArg {
-    /// The first card, or the CPU where there is none.
+    /// The first GPU, or the CPU where there is none.
     Auto,
     Cpu,
     Cuda(usize),
@@ -61,7 +61,7 @@ pub enum DtypeArg {
     Bf16,
 }
 
-/// Type in which a card computes.
+/// Type in which a GPU computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ComputeArg {
     /// The checkpoint's own type; f16 for one in f32.
@@ -112,7 +112,7 @@ pub struct DeviceArgs {
     #[arg(long, value_enum, default_value_t = ComputeArg::Auto)]
     pub dtype: ComputeArg,
 
-    /// Act as if the GPU had no more memory than this, e.g. 24GB
+    /// Limit of GPU memory, e.g. 24GB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_gpu_memory: Option<u64>,
 }

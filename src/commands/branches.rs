@@ -11,7 +11,7 @@ use gptq_quantizer::engines::{self, Facts, Place};
 use gptq_quantizer::measure::Measuring;
 use gptq_quantizer::plan::{Branch, Plan};
 use gptq_quantizer::produce::{self, Job, Source};
-use gptq_quantizer::sequential::Tiles;
+use gptq_quantizer::sequential::ActivationCache;
 use gptq_quantizer::table::{self, Row};
 use gptq_runtime::config::ModelConfig;
 
@@ -138,18 +138,18 @@ impl<B: Backend> Work<'_, B> {
         };
         let source = Source::check(self.model, self.dir, &files)?;
         // Branches alike start from the same embedded tokens; a measurement in between needs the memory more.
-        let mut embedded: Option<Tiles<B>> = None;
+        let mut embedded: Option<ActivationCache<B>> = None;
         for (i, branch) in plan.branches.iter().enumerate() {
             let title = format!("[{}/{}] {}", i + 1, plan.branches.len(), branch.name);
             let layout = branch.params().layout();
-            let tiles = match embedded.take().filter(|tiles| tiles.layout() == layout) {
-                Some(tiles) => tiles,
-                None => Tiles::embed(&self.device, &files, &self.calibration.sequences, layout)?,
+            let activations = match embedded.take().filter(|activations| activations.layout() == layout) {
+                Some(activations) => activations,
+                None => ActivationCache::embed(&self.device, &files, &self.calibration.sequences, layout)?,
             };
             if measuring.is_none() {
-                embedded = Some(tiles.clone());
+                embedded = Some(activations.clone());
             }
-            self.make(&title, branch, &source, tiles, measuring.as_ref())
+            self.make(&title, branch, &source, activations, measuring.as_ref())
                 .with_context(|| format!("branch {}", branch.name))?;
         }
         Ok(table::measure(self.out)?)
@@ -160,22 +160,18 @@ impl<B: Backend> Work<'_, B> {
         title: &str,
         branch: &Branch,
         source: &Source,
-        tiles: Tiles<B>,
+        activations: ActivationCache<B>,
         measuring: Option<&Measuring<B>>,
     ) -> Result<()> {
         let (out, params) = (self.out.join(&branch.name), branch.params());
         let job = Job {
-            source,
-            params: &params,
-            zero_bias: true,
-            sequences: &self.calibration.sequences,
             calibration: Some(&self.calibration.record),
-            out: &out,
             mode: self.mode,
             max_shard_size: self.max_shard_size,
             stop: self.stop,
+            ..Job::new(source, &params, &self.calibration.sequences, &out)
         };
-        let mut log = quantize::make(&self.device, &job, tiles, title)?;
+        let mut log = quantize::make(&self.device, &job, activations, title)?;
         match measuring {
             Some(measuring) => {
                 measurement::complete(measuring, &format!("{title}, measuring"), &out, &mut log)

@@ -98,7 +98,7 @@ fn read_base(model: &str) -> Result<Base> {
             match fetch::model(model, wanted) {
                 Ok(folder) => (Some(repo.id().to_owned()), folder),
                 Err(error) => {
-                    note!("the base model's card is left out: {error:#}");
+                    note!("the base model's card is left out: {}", output::chain(&error));
                     return Ok(Base { id: Some(repo.id().to_owned()), ..Base::default() });
                 }
             }

@@ -83,7 +83,7 @@ impl DeviceKind {
     }
 }
 
-/// Picks the device, once, for a model of this config. `auto` takes the first card, and says why where there
+/// Picks the device, once, for a model of this config. `auto` takes the first GPU, and says why where there
 /// is none.
 pub fn on_device<W: OnDevice>(args: DeviceArgs, config: &ModelConfig, work: W) -> Result<W::Output> {
     let ordinal = match args.device {
@@ -98,7 +98,7 @@ pub fn on_device<W: OnDevice>(args: DeviceArgs, config: &ModelConfig, work: W) -
     };
     let memory = args.max_gpu_memory.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     match Cuda::new(ordinal, dtype, memory) {
-        Ok(card) => work.run(card, DeviceKind::Gpu),
+        Ok(gpu) => work.run(gpu, DeviceKind::Gpu),
         Err(error) if args.device == DeviceArg::Auto => {
             note!("computing on the CPU ({error})");
             work.run(Cpu::new(), DeviceKind::Cpu)

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use gptq_hub::{Client, Destination, FileState, Plan, RepoCache, Request, Settings, Wanted, bytes};
+use gptq_hub::{Client, Destination, DownloadPlan, FileState, RepoCache, Request, Settings, Wanted, bytes};
 use serde::Serialize;
 
 use super::fetch;
@@ -84,8 +84,9 @@ fn fetch(client: &Client, request: &Request, dry_run: bool) -> Result<Report> {
         return Ok(Report::new(request, snapshot.commit, Some(snapshot.folder), files));
     }
     let plan = client.plan(request, &watch)?;
-    let files =
-        |plan: &Plan| plan.files.iter().map(|file| FileReport::new(&file.entry, file.state)).collect();
+    let files = |plan: &DownloadPlan| {
+        plan.files.iter().map(|file| FileReport::new(&file.entry, file.state)).collect()
+    };
     if dry_run {
         return Ok(Report::new(request, plan.commit.clone(), None, files(&plan)));
     }

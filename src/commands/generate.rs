@@ -15,7 +15,7 @@ use gptq_text::tokenizer::Tokenizer;
 use serde_json::json;
 
 use super::common::{self, DeviceKind, OnDevice};
-use super::wishes::Wishes;
+use super::sampling::GenerationDefaults;
 use crate::args::GenerateArgs;
 use crate::output;
 
@@ -40,11 +40,11 @@ impl OnDevice for Generate<'_> {
         let (prompt, stops) = prompt(args, dir)?;
         let ids = tokenizer.encode(&prompt, !args.chat)?;
         let model = common::load_model(&device, dir)?.with_kv_dtype(args.kv_cache.kv_cache_dtype.into());
-        let wishes = Wishes::read(dir)?;
-        let mut params = wishes.params(&args.sampling, args.max_new_tokens)?;
+        let defaults = GenerationDefaults::read(dir)?;
+        let mut params = defaults.params(&args.sampling, args.max_new_tokens)?;
         params.min_new_tokens = args.min_new_tokens.unwrap_or(params.min_new_tokens);
         if !args.ignore_eos {
-            params.eos_token_ids = wishes.end_ids(&model.config, &tokenizer, &stops);
+            params.eos_token_ids = defaults.end_ids(&model.config, &tokenizer, &stops);
         }
         let (stops, least) = (StopStrings::new(args.stop.clone()), params.min_new_tokens);
         let mut out = Output { stops, least, stream: !args.json, ..Output::silent() };
@@ -114,7 +114,7 @@ pub struct Output<'a> {
     pub least: usize,
     /// Print while generating.
     pub stream: bool,
-    /// Somebody wants no more.
+    /// Set once the rest of the text is not wanted.
     pub stopped: Option<&'a AtomicBool>,
 }
 

@@ -17,7 +17,7 @@ mod measurement;
 pub mod push;
 pub mod quantize;
 pub mod report;
+mod sampling;
 pub mod serve;
 pub mod synth;
 pub mod table;
-mod wishes;

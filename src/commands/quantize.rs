@@ -12,7 +12,7 @@ use gptq_quantizer::engines::{self, Facts, Place};
 use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::produce::{self, Event, Job, Source, produce};
 use gptq_quantizer::record::QuantizeLog;
-use gptq_quantizer::sequential::{Placement, Tiles};
+use gptq_quantizer::sequential::{ActivationCache, Placement};
 use gptq_runtime::config::ModelConfig;
 use gptq_runtime::layout;
 use gptq_runtime::model::ModelFiles;
@@ -82,8 +82,8 @@ impl OnDevice for Quantize<'_> {
             max_shard_size: args.output.max_shard_size,
             stop: stop::on_signals()?,
         };
-        let tiles = Tiles::embed(&device, files, job.sequences, params.layout())?;
-        let mut log = make(&device, &job, tiles, "quantizing")?;
+        let activations = ActivationCache::embed(&device, files, job.sequences, params.layout())?;
+        let mut log = make(&device, &job, activations, "quantizing")?;
         if let Some(measuring) = measuring {
             measurement::complete(&measuring, "evaluating", &args.out, &mut log)?;
         }
@@ -92,7 +92,12 @@ impl OnDevice for Quantize<'_> {
 }
 
 /// Makes one artifact with progress on stderr.
-pub fn make<B: Backend>(device: &B, job: &Job, tiles: Tiles<B>, title: &str) -> Result<QuantizeLog> {
+pub fn make<B: Backend>(
+    device: &B,
+    job: &Job,
+    activations: ActivationCache<B>,
+    title: &str,
+) -> Result<QuantizeLog> {
     let groups = groups(&job.source.files().config);
     let mut progress = Progress::start(title, groups.iter().sum::<usize>() as u64);
     if let Some(c) = job.calibration {
@@ -106,12 +111,12 @@ pub fn make<B: Backend>(device: &B, job: &Job, tiles: Tiles<B>, title: &str) -> 
             device.name()
         ));
     }
-    let placement = tiles.placement();
-    if device.memory()?.is_some() && placement.tiles > 0 {
+    let placement = activations.placement();
+    if device.memory()?.is_some() && placement.chunks > 0 {
         progress.note(&describe(&placement));
     }
     let (mut pace, mut told) = (Pace::new(job), false);
-    let log = produce(device, job, tiles, &mut |event| match event {
+    let log = produce(device, job, activations, &mut |event| match event {
         Event::Finished => {
             progress.note(&format!("{} is there already, made with the same settings", job.out.display()));
         }
@@ -144,11 +149,11 @@ fn groups(config: &ModelConfig) -> Vec<usize> {
 
 /// Where the activations are.
 fn describe(placement: &Placement) -> String {
-    let Placement { tiles, on_device, bytes } = *placement;
+    let Placement { chunks, on_device, bytes } = *placement;
     let gigabytes = bytes as f64 / 1e9;
-    match tiles - on_device {
+    match chunks - on_device {
         0 => format!("activations: {gigabytes:.1} GB, all on the GPU"),
-        away => format!("activations: {gigabytes:.1} GB, {away} of {tiles} tiles through host memory"),
+        away => format!("activations: {gigabytes:.1} GB, {away} of {chunks} chunks through host memory"),
     }
 }
 

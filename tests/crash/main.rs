@@ -1,7 +1,7 @@
 //! The program is killed, or refused a file operation, at each of its file operations in turn. Whatever happens, nothing
 //! half-written has a final name, going on ends in the bytes of an undisturbed run, and no litter is left.
 //!
-//! `CRASH_STRIDE=1` takes every operation; without it only some are taken, another share in every scene.
+//! `CRASH_STRIDE=1` takes every operation, 3 every third from `CRASH_OFFSET` on; without it only some are taken, another share in every scene.
 
 mod folder;
 mod shim;
@@ -101,8 +101,9 @@ impl Workshop {
         let operations = self.shim.count(self.command(scene, &root, scene.options), &root);
         stage.is_complete(&root).unwrap();
         assert!(operations > 50, "{}: the shim saw only {operations} operations", scene.name);
-        let cases =
-            (1..=operations).step_by(stride()).flat_map(|at| scene.faults(at).map(move |how| (at, how)));
+        let cases = (1 + number("CRASH_OFFSET", 0)..=operations)
+            .step_by(number("CRASH_STRIDE", 23))
+            .flat_map(|at| scene.faults(at).map(move |how| (at, how)));
         let cases: Vec<_> = cases.collect();
         let play = |(at, how): &(usize, How)| {
             stage
@@ -191,8 +192,8 @@ impl Stage<'_> {
     }
 }
 
-fn stride() -> usize {
-    std::env::var("CRASH_STRIDE").map_or(23, |stride| stride.parse().unwrap())
+fn number(variable: &str, default: usize) -> usize {
+    std::env::var(variable).map_or(default, |number| number.parse().unwrap())
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -1,4 +1,4 @@
-//! Who is let in: clients with the key, under the server's own names, and no pages of other sites.
+//! Which requests are let in: clients with the key, under the server's own names, and no pages of other sites.
 
 use serde_json::json;
 

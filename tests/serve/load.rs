@@ -1,4 +1,4 @@
-//! Many clients at once, some of whom leave, and a server that is told to stop.
+//! Many clients at once, some of which disconnect, and a server that is told to stop.
 
 use std::io::Read;
 use std::time::Duration;

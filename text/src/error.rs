@@ -10,7 +10,11 @@ use gptq_input::{short_line, short_path};
 #[non_exhaustive]
 pub enum Error {
     #[error("{}: {cause}", short_path(path))]
-    Io { path: PathBuf, cause: io::Error },
+    Io {
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
 
     /// A file (or its contents) that can be read but not understood. `at` is its path or name.
     #[error("{at}: {problem}")]

@@ -25,7 +25,7 @@ pub(crate) fn ask(path: &Path) -> io::Result<Asked> {
     }
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).read(true).write(true);
-    // Who shares a cache shares its locks.
+    // Users that share a cache share its locks.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o664);
     let file = options.open(path)?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::store::{Place, Store};
 use super::worker::{Fetch, OpenFile};
-use super::{Plan, Request};
+use super::{DownloadPlan, Request};
 use crate::cache::lock::{self, Asked};
 use crate::client::Client;
 use crate::error::{Cause, Error, Result, Subject};
@@ -23,7 +23,7 @@ pub(super) struct Job {
     waiting: Option<Waiting>,
 }
 
-/// For whom we wait: since when the other process's part of the file has not changed.
+/// The process that is waited for: since when the other process's part of the file has not changed.
 struct Waiting {
     since: Instant,
     seen: Option<(SystemTime, u64)>,
@@ -49,7 +49,7 @@ enum Turn {
 
 pub(super) struct Shared<'a> {
     pub client: &'a Client,
-    pub plan: &'a Plan,
+    pub plan: &'a DownloadPlan,
     pub store: &'a Store,
     pub request: &'a Request,
     pub watch: &'a Watch<'a>,
@@ -67,7 +67,7 @@ const ASK_EVERY: Duration = Duration::from_millis(200);
 /// Fetches the entries with as many workers as the request says.
 pub(super) fn fetch_all(
     client: &Client,
-    plan: &Plan,
+    plan: &DownloadPlan,
     missing: Vec<Entry>,
     store: &Store,
     request: &Request,

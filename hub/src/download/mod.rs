@@ -9,7 +9,7 @@ mod worker;
 
 use std::path::PathBuf;
 
-pub use self::plan::{FileState, Plan, Planned};
+pub use self::plan::{DownloadPlan, FileState, Planned};
 use self::store::Store;
 use crate::error::{Cause, Result, Subject};
 use crate::name::RepoId;
@@ -100,7 +100,7 @@ impl Client {
     }
 
     /// Fetches what a plan says.
-    pub fn carry_out(&self, plan: &Plan, request: &Request, watch: &Watch) -> Result<Fetched> {
+    pub fn carry_out(&self, plan: &DownloadPlan, request: &Request, watch: &Watch) -> Result<Fetched> {
         let subject = Subject::revision(&request.repo, &request.revision);
         let store = Store::new(self, request);
         store.prepare(plan).map_err(subject.io(store.root()))?;

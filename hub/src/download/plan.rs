@@ -12,7 +12,7 @@ use crate::tree::{Entry, Tree};
 
 /// The files that are wanted of a commit, and what is there of them.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct DownloadPlan {
     pub commit: String,
     pub files: Vec<Planned>,
     pub(super) revision: String,
@@ -37,7 +37,7 @@ pub enum FileState {
 
 impl Client {
     /// Asks the hub which files there are, and looks which of them are here. Writes nothing.
-    pub fn plan(&self, request: &Request, watch: &Watch) -> Result<Plan> {
+    pub fn plan(&self, request: &Request, watch: &Watch) -> Result<DownloadPlan> {
         let subject = Subject::revision(&request.repo, &request.revision);
         let commit = match is_commit(&request.revision) {
             true => request.revision.clone(),
@@ -59,11 +59,11 @@ impl Client {
         })?;
         let files =
             wanted.into_iter().map(|entry| Planned { state: state(entry), entry: entry.clone() }).collect();
-        Ok(Plan { commit, files, revision: request.revision.clone(), tree })
+        Ok(DownloadPlan { commit, files, revision: request.revision.clone(), tree })
     }
 }
 
-impl Plan {
+impl DownloadPlan {
     /// The files to fetch. What is there is read where the request wants it verified, or its hash is not known.
     pub(super) fn missing(&self, store: &Store, request: &Request, watch: &Watch) -> io::Result<Vec<Entry>> {
         let mut missing = Vec::new();

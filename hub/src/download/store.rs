@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Destination, Plan, Request};
+use super::{Destination, DownloadPlan, Request};
 use crate::RepoCache;
 use crate::cache::{link, replace};
 use crate::client::Client;
@@ -74,7 +74,7 @@ impl Store {
     }
 
     /// Before the first file: what the commit holds.
-    pub fn prepare(&self, plan: &Plan) -> io::Result<()> {
+    pub fn prepare(&self, plan: &DownloadPlan) -> io::Result<()> {
         match self {
             Self::Cache(cache) => {
                 fs::create_dir_all(cache.snapshot(&plan.commit))?;
@@ -93,7 +93,7 @@ impl Store {
     }
 
     /// After the last file: what the revision names.
-    pub fn conclude(&self, plan: &Plan) -> io::Result<()> {
+    pub fn conclude(&self, plan: &DownloadPlan) -> io::Result<()> {
         match self {
             Self::Cache(cache) => cache.write_ref(&plan.revision, &plan.commit),
             Self::Folder(_) => Ok(()),

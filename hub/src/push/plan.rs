@@ -45,7 +45,7 @@ impl Changes<'_> {
 }
 
 impl Client {
-    /// Asks who we are and what is there. Nothing is written, here or there.
+    /// Asks for the owner of the token and what is there. Nothing is written, here or there.
     pub fn push_plan(&self, request: &PushRequest, watch: &Watch) -> Result<PushPlan> {
         let subject = Subject::repo(&request.repo);
         if self.settings.token.is_none() {

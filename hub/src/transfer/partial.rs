@@ -192,7 +192,7 @@ mod tests {
         drop(again);
         assert_eq!(open(25, true).1.done(), 20, "the broken line does not swallow the next one");
 
-        // Who does not hold the lock takes nothing over, and a file of another size is another file.
+        // Without the lock nothing is taken over, and a file of another size is another file.
         assert_ne!(open(25, false).0.path, path);
         let (other, transfer) = open(30, true);
         assert!(other.path != path && transfer.done() == 0 && !path.exists());

@@ -8,7 +8,7 @@ use faer::{Accum, MatRef};
 
 /// Up to this many input rows a weight row is widened and used at once; above, a chunk of rows is
 /// widened and handed to the blocked product.
-const GEMV_ROWS: usize = 8;
+pub(crate) const GEMV_ROWS: usize = 8;
 
 /// Elements of the widened chunk (8 MiB): it stays in the last cache, and an embedding of 150,000 rows never exists in
 /// f32 as a whole.

@@ -17,7 +17,7 @@ use parking_lot::RwLockReadGuard;
 
 pub(crate) use dense::DenseRow;
 pub(crate) use isa::Isa;
-pub(crate) use linear::{RowSource, linear};
+pub(crate) use linear::{GEMV_ROWS, RowSource, linear};
 pub(crate) use panels::Panels;
 pub(crate) use parts::{Parts, each_row, map};
 pub(crate) use product::{Wanted, multiply};
@@ -37,9 +37,9 @@ impl Cpu {
 
 impl Device for Cpu {
     type Tensor = Tensor;
-    type Parked = Tensor;
+    type Offloaded = Tensor;
     type Order = ();
-    type Recording = ();
+    type Graph = ();
 
     fn name(&self) -> String {
         format!("CPU, {} threads", rayon::current_num_threads())
@@ -64,15 +64,15 @@ impl Device for Cpu {
         size_of::<f32>()
     }
 
-    fn park(&self, x: &Tensor) -> Result<Tensor> {
+    fn offload(&self, x: &Tensor) -> Result<Tensor> {
         Ok(x.clone())
     }
 
-    fn fetch(&self, parked: &Tensor) -> Result<Tensor> {
-        Ok(parked.clone())
+    fn fetch(&self, offloaded: &Tensor) -> Result<Tensor> {
+        Ok(offloaded.clone())
     }
 
-    fn record<E: From<Error>>(
+    fn capture<E: From<Error>>(
         &self,
         _batch: &Batch,
         _step: &mut dyn FnMut() -> Result<Tensor, E>,

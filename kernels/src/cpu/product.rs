@@ -1,6 +1,6 @@
 //! Large products in f32: cut into tiles, each of which one thread multiplies with faer.
 //!
-//! Threads take tiles as they come, so that none waits at a barrier for one that the system has put aside.
+//! Threads take tiles as they come, so that none waits at a barrier for a descheduled one.
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};

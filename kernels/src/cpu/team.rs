@@ -38,7 +38,7 @@ struct Team {
     /// The next `i` that is not taken yet.
     next: AtomicUsize,
     failed: AtomicBool,
-    /// Somebody's work is being done.
+    /// The team is taken by a caller.
     taken: AtomicBool,
     asleep: AtomicU32,
     members: OnceLock<Vec<Thread>>,

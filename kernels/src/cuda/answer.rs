@@ -26,7 +26,7 @@ pub(crate) struct Answer {
 impl Cuda {
     /// Sends what the kernels asked for so far have written, and goes on.
     pub(crate) fn answer(&self, view: &CudaView<u8>) -> Result<Answer> {
-        let failed = || Error::driver("copy from the card");
+        let failed = || Error::driver("copy from the GPU");
         let (stream, pieces) = (&self.inner.stream, &self.inner.transfers.answers);
         let fitting = {
             let mut pieces = lock(pieces);
@@ -55,7 +55,7 @@ impl Cuda {
 impl Answer {
     /// Waits for the answer, whole 32-bit words.
     pub fn words(&self) -> Result<Vec<u32>> {
-        let failed = || Error::driver("copy from the card");
+        let failed = || Error::driver("copy from the GPU");
         self.arrived.synchronize().map_err(failed())?;
         let memory = lock(&self.memory);
         let memory = memory.as_ref().ok_or_else(|| Error::cuda("memory", "it was dropped"))?;

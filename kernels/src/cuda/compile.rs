@@ -1,4 +1,4 @@
-//! Kernels from source to machine code when the program runs: NVRTC, for the card at hand, kept on disk.
+//! Kernels from source to machine code when the program runs: NVRTC, for the GPU at hand, kept on disk.
 
 use std::ffi::{CString, c_char};
 use std::fs;
@@ -14,21 +14,21 @@ use crate::{Dtype, Error, KV_BLOCK_ROWS, Result, ops};
 /// Kernels that are compiled together, at the first use of one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Program {
-    /// What every use of a card needs.
+    /// What every use of a GPU needs.
     Common,
-    /// Quantized products with few rows: many variants, which only running an artifact needs.
-    FewRows,
+    /// Quantized small-M GEMMs: many variants, which only running an artifact needs.
+    SmallM,
     /// Mixtures of experts.
     Experts,
 }
 
 impl Program {
-    pub const ALL: [Self; 3] = [Self::Common, Self::FewRows, Self::Experts];
+    pub const ALL: [Self; 3] = [Self::Common, Self::SmallM, Self::Experts];
 
     pub fn of(kernel: &str) -> Self {
-        let few_rows = ["few_rows_quant", "stream_quant", "hopper_quant", "repack_", "dequantize_fragments"];
+        let small_m = ["medium_m_quant", "small_m_quant", "hopper_quant", "repack_", "dequantize_fragments"];
         match kernel {
-            _ if few_rows.iter().any(|prefix| kernel.starts_with(prefix)) => Self::FewRows,
+            _ if small_m.iter().any(|prefix| kernel.starts_with(prefix)) => Self::SmallM,
             _ if ops::experts::cuda::KERNELS.contains(&kernel) || kernel.starts_with("expert_") => {
                 Self::Experts
             }
@@ -40,7 +40,7 @@ impl Program {
     fn sources(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Common => &COMMON,
-            Self::FewRows => &FEW_ROWS,
+            Self::SmallM => &SMALL_M,
             Self::Experts => &EXPERTS,
         }
     }
@@ -51,15 +51,15 @@ impl Program {
     }
 }
 
-const FEW_ROWS: [(&str, &str); 10] = [
+const SMALL_M: [(&str, &str); 10] = [
     ("prelude.cu", include_str!("prelude.cu")),
     ("activation.cu", ops::gated::cuda::ACTIVATION_SOURCE),
     ("quant_matmul.cu", ops::quant_matmul::cuda::SOURCE),
-    ("matmul/few_rows.cu", ops::matmul::cuda::FEW_ROWS_SOURCE),
+    ("matmul/small_m.cu", ops::matmul::cuda::SMALL_M_SOURCE),
     ("fragments.cu", ops::quant_matmul::fragments::SOURCE),
-    ("quant_matmul/few_rows.cu", ops::quant_matmul::few_rows::SOURCE),
-    ("stream_around.cu", ops::quant_matmul::stream::AROUND_SOURCE),
-    ("stream.cu", ops::quant_matmul::stream::SOURCE),
+    ("quant_matmul/medium_m.cu", ops::quant_matmul::medium_m::SOURCE),
+    ("small_m_fused.cu", ops::quant_matmul::small_m::FUSED_SOURCE),
+    ("small_m.cu", ops::quant_matmul::small_m::SOURCE),
     ("hopper_store.cu", ops::quant_matmul::hopper::STORE_SOURCE),
     ("quant_matmul/hopper.cu", ops::quant_matmul::hopper::SOURCE),
 ];
@@ -92,7 +92,7 @@ const COMMON: [(&str, &str); 26] = [
     ("hessian.cu", ops::hessian::cuda::SOURCE),
     ("inverse_cholesky.cu", ops::inverse_cholesky::cuda::SOURCE),
     ("quant_matmul.cu", ops::quant_matmul::cuda::SOURCE),
-    ("matmul/few_rows.cu", ops::matmul::cuda::FEW_ROWS_SOURCE),
+    ("matmul/small_m.cu", ops::matmul::cuda::SMALL_M_SOURCE),
     ("rms_norm.cu", ops::rms_norm::cuda::SOURCE),
     ("token_loss.cu", ops::token_loss::cuda::SOURCE),
     ("top_logits.cu", ops::top_logits::cuda::SOURCE),
@@ -100,7 +100,7 @@ const COMMON: [(&str, &str); 26] = [
     ("sample.cu", ops::sample::cuda::SOURCE),
 ];
 
-/// Machine code of a program for a card of compute capability `arch`, from the cache where it is there.
+/// Machine code of a program for a GPU of compute capability `arch`, from the cache where it is there.
 pub(super) fn cubin(program: Program, arch: (i32, i32), dtype: Dtype) -> Result<Vec<u8>> {
     let options = options(arch, dtype);
     let path = cache_path(program, &options);
@@ -114,7 +114,7 @@ pub(super) fn cubin(program: Program, arch: (i32, i32), dtype: Dtype) -> Result<
     Ok(bytes)
 }
 
-/// Whether the card has the instructions of `hopper.cu`.
+/// Whether the GPU has the instructions of `hopper.cu`.
 pub(super) fn is_hopper(arch: (i32, i32)) -> bool {
     arch == (9, 0)
 }
@@ -194,18 +194,19 @@ mod tests {
 
     use super::*;
 
-    /// Needs NVRTC, not a card.
+    /// Needs NVRTC, not a GPU.
     #[test]
     #[cfg_attr(not(has_nvrtc), ignore = "needs NVRTC: REQUIRE_NVRTC is not set")]
-    fn every_kernel_compiles_for_the_supported_cards() {
+    fn every_kernel_compiles_for_the_supported_gpus() {
         // SAFETY: only asks whether a library can be loaded.
         assert!(unsafe { sys::is_culib_present() }, "libnvrtc is not installed");
-        // Of cards that differ in their machine code alone one type is enough.
-        let kinds = [(8, 0), (9, 0)].map(|arch| (arch, &[Dtype::F16, Dtype::BF16, Dtype::F32][..]));
-        let others = [(8, 9), (10, 0), (12, 0)].map(|arch| (arch, &[Dtype::F16][..]));
-        let all = kinds.into_iter().chain(others).flat_map(|(arch, dtypes)| {
-            dtypes.iter().flat_map(move |dtype| Program::ALL.map(|program| (arch, *dtype, program)))
-        });
+        // Every GPU with one type, and every type on the two kinds whose sources differ; those of Hopper are not in f32.
+        let f16 = [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)].map(|arch| (arch, Dtype::F16));
+        let others = [((8, 0), Dtype::BF16), ((8, 0), Dtype::F32), ((9, 0), Dtype::BF16)];
+        let all = f16
+            .into_iter()
+            .chain(others)
+            .flat_map(|(arch, dtype)| Program::ALL.map(|program| (arch, dtype, program)));
         all.collect::<Vec<_>>().into_par_iter().for_each(|(arch, dtype, program)| {
             let cubin = compile(program, &options(arch, dtype)).unwrap();
             assert!(cubin.starts_with(b"\x7fELF"), "{program:?} {arch:?} {dtype:?}");

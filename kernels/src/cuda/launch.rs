@@ -148,7 +148,7 @@ impl Cuda {
             function.set_attribute(attribute, launch.shared as i32).map_err(Error::driver(kernel))?;
         }
         let mut attributes = Vec::with_capacity(2);
-        // Earlier cards know neither.
+        // Earlier GPUs know neither.
         if launch.early && self.is_hopper() {
             attributes.push(attribute(
                 sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,

@@ -1,4 +1,4 @@
-//! Memory of the card: a pool that keeps what is freed, and a limit that can make the card smaller than it is.
+//! Memory of the GPU: a pool that keeps what is freed, and a limit that can make the GPU smaller than it is.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,13 +8,13 @@ use cudarc::driver::{CudaContext, CudaSlice, DeviceRepr, ValidAsZeroBits, sys};
 use super::Cuda;
 use crate::{Error, Memory, Result};
 
-/// What the context, the libraries and their work spaces take of a card beside the pool.
+/// What the context, the libraries and their work spaces take of a GPU beside the pool.
 const OVERHEAD: usize = 1 << 30;
 
 /// What of that may still be to come once they are loaded.
 const RESERVE: usize = 512 << 20;
 
-/// The program's share of the card.
+/// The program's share of the GPU.
 pub(super) struct Pool {
     handle: sys::CUmemoryPool,
     /// Bytes that this program may have in use at once.
@@ -27,14 +27,11 @@ unsafe impl Send for Pool {}
 unsafe impl Sync for Pool {}
 
 impl Pool {
-    /// The default pool of the context's card. `limit` acts as if the card had that many bytes in all.
+    /// The default pool of the context's GPU. `limit` acts as if the GPU had that many bytes in all.
     pub fn new(context: &Arc<CudaContext>, limit: Option<usize>) -> Result<Self> {
         let failed = || Error::driver("memory pool");
         if !context.has_async_alloc() {
-            return Err(Error::cuda(
-                "CUDA",
-                "the card's driver has no memory pools (CUDA 11.2 or later has)",
-            ));
+            return Err(Error::cuda("CUDA", "the GPU's driver has no memory pools (CUDA 11.2 or later has)"));
         }
         let (free, _) = context.mem_get_info().map_err(failed())?;
         let within = limit.map_or(usize::MAX, |limit| limit.saturating_sub(OVERHEAD));
@@ -85,8 +82,8 @@ impl Cuda {
     /// Memory that nothing was written to yet.
     pub(crate) fn alloc<T: DeviceRepr>(&self, length: usize) -> Result<CudaSlice<T>> {
         let bytes = length.max(1) * size_of::<T>();
-        if self.inner.recording.load(Ordering::Relaxed) {
-            return Err(Error::cuda("recording a step", "it asks for memory"));
+        if self.inner.capturing.load(Ordering::Relaxed) {
+            return Err(Error::cuda("capturing a step", "it asks for memory"));
         }
         let pool = &self.inner.pool;
         if pool.used()? + bytes > pool.available {
@@ -111,7 +108,7 @@ impl Cuda {
 
 fn out_of_memory(asked: usize, used: usize, available: usize) -> Error {
     let problem = format!(
-        "{} more were needed beside {} in use, and the card has {} for this program",
+        "{} more were needed beside {} in use, and the GPU has {} for this program",
         gigabytes(asked),
         gigabytes(used),
         gigabytes(available)

@@ -2,15 +2,15 @@
 //! kernels for the rest. Libraries are loaded when the program runs; nothing of CUDA is needed to build.
 
 mod answer;
+mod batch_metadata;
 mod blas;
+mod buffer_pool;
 mod compile;
+mod graph;
 mod launch;
 mod memory;
+mod offload;
 mod order;
-mod parked;
-mod placed;
-mod recording;
-mod shelf;
 mod tensor;
 mod transfer;
 
@@ -26,16 +26,16 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 pub(crate) use answer::Answer;
+pub(crate) use batch_metadata::BatchMetadata;
 pub(crate) use blas::Operand;
+use buffer_pool::BufferPool;
 use compile::Program;
+pub use graph::StepGraph;
 pub(crate) use launch::{Arg, Launch};
 use memory::Pool;
+pub use offload::CudaOffloaded;
 pub use order::CudaOrder;
 pub(crate) use order::{Layout, PANEL_ROWS, PANEL_TILE};
-pub use parked::CudaParked;
-pub(crate) use placed::Placed;
-pub use recording::CudaRecording;
-use shelf::Shelf;
 pub use tensor::CudaTensor;
 use tensor::Data;
 pub(crate) use transfer::Bytes;
@@ -43,7 +43,7 @@ use transfer::Transfers;
 
 use crate::{Batch, Device, Dtype, Error, HostTensor, Memory, Result};
 
-/// One NVIDIA card.
+/// One NVIDIA GPU.
 #[derive(Clone)]
 pub struct Cuda {
     inner: Arc<Inner>,
@@ -66,21 +66,21 @@ struct Inner {
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
     launches: AtomicU64,
     /// Where buffers of activations come from and go back to.
-    shelf: Mutex<Arc<Shelf>>,
-    /// A step is being recorded: nothing may ask the driver for memory.
-    recording: AtomicBool,
+    buffers: Mutex<Arc<BufferPool>>,
+    /// A step is being captured: nothing may ask the driver for memory.
+    capturing: AtomicBool,
     /// Something that ran chose its blocks by how long the contexts are.
     split_by_context: AtomicBool,
     /// The last batch that something ran on.
-    placed: Mutex<Option<(Batch, Arc<Placed>)>>,
+    metadata: Mutex<Option<(Batch, Arc<BatchMetadata>)>>,
     /// How activations and dense weights are kept.
     dtype: Dtype,
     name: String,
 }
 
 impl Cuda {
-    /// Card `ordinal`, computing in `dtype`; 16-bit types use the tensor cores, f32 does not. Fails with a line
-    /// that says what is missing: the driver, the card, NVRTC or cuBLAS. `memory` acts as if the card had that
+    /// GPU `ordinal`, computing in `dtype`; 16-bit types use the tensor cores, f32 does not. Fails with a line
+    /// that says what is missing: the driver, the GPU, NVRTC or cuBLAS. `memory` acts as if the GPU had that
     /// many bytes.
     pub fn new(ordinal: usize, dtype: Dtype, memory: Option<usize>) -> Result<Self> {
         // SAFETY: these only ask whether a library can be loaded.
@@ -124,17 +124,17 @@ impl Cuda {
             modules: Default::default(),
             functions: Mutex::default(),
             launches: AtomicU64::new(0),
-            shelf: Mutex::new(Shelf::common()),
-            recording: AtomicBool::new(false),
+            buffers: Mutex::new(BufferPool::common()),
+            capturing: AtomicBool::new(false),
             split_by_context: AtomicBool::new(false),
-            placed: Mutex::default(),
+            metadata: Mutex::default(),
             dtype,
             name,
         };
-        let card = Self { inner: Arc::new(inner) };
+        let gpu = Self { inner: Arc::new(inner) };
         // What is missing for compiling shows here, not in the middle of the work.
-        card.module(Program::Common)?;
-        Ok(card)
+        gpu.module(Program::Common)?;
+        Ok(gpu)
     }
 
     /// The compute type.
@@ -142,7 +142,7 @@ impl Cuda {
         self.inner.dtype
     }
 
-    /// To be told by what chooses its blocks by the contexts of a batch: a recording of it fits no others.
+    /// To be told by what chooses its blocks by the contexts of a batch: a graph of it fits no others.
     pub(crate) fn depends_on_contexts(&self) {
         self.inner.split_by_context.store(true, Ordering::Relaxed);
     }
@@ -211,9 +211,9 @@ impl Cuda {
 
 impl Device for Cuda {
     type Tensor = CudaTensor;
-    type Parked = CudaParked;
+    type Offloaded = CudaOffloaded;
     type Order = CudaOrder;
-    type Recording = CudaRecording;
+    type Graph = StepGraph;
 
     fn name(&self) -> String {
         self.inner.name.clone()
@@ -243,12 +243,12 @@ impl Device for Cuda {
         self.inner.pool.memory().map(Some)
     }
 
-    fn park(&self, x: &CudaTensor) -> Result<CudaParked> {
+    fn offload(&self, x: &CudaTensor) -> Result<CudaOffloaded> {
         self.park_tensor(x)
     }
 
-    fn fetch(&self, parked: &CudaParked) -> Result<CudaTensor> {
-        self.fetch_tensor(parked)
+    fn fetch(&self, offloaded: &CudaOffloaded) -> Result<CudaTensor> {
+        self.fetch_tensor(offloaded)
     }
 
     fn copy(&self, x: &CudaTensor) -> Result<CudaTensor> {
@@ -259,20 +259,20 @@ impl Device for Cuda {
         };
         let view = self.view(bytes, x.first * size..(x.first + x.shape.0) * size)?;
         let mut copy = self.alloc::<u8>(view.len())?;
-        self.inner.stream.memcpy_dtod(&view, &mut copy).map_err(Error::driver("copy on the card"))?;
+        self.inner.stream.memcpy_dtod(&view, &mut copy).map_err(Error::driver("copy on the GPU"))?;
         Ok(CudaTensor { first: 0, data: Arc::new(Data::Real(copy.into())), ..x.clone() })
     }
 
-    fn record<E: From<Error>>(
+    fn capture<E: From<Error>>(
         &self,
         batch: &Batch,
         step: &mut dyn FnMut() -> Result<CudaTensor, E>,
-    ) -> Result<Option<CudaRecording>, E> {
-        self.record_step(batch, step)
+    ) -> Result<Option<StepGraph>, E> {
+        self.capture_step(batch, step)
     }
 
-    fn replay(&self, recording: &CudaRecording, batch: &Batch) -> Result<Option<CudaTensor>> {
-        self.replay_step(recording, batch)
+    fn replay(&self, graph: &StepGraph, batch: &Batch) -> Result<Option<CudaTensor>> {
+        self.launch_graph(graph, batch)
     }
 
     fn tensor(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<CudaTensor> {

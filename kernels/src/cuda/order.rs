@@ -54,11 +54,11 @@ pub(crate) struct Layout {
 impl CudaOrder {
     /// `features[place]`: every feature once. `panels` is the number of bits of a weight that takes panels. `None`
     /// where rows may come as they are.
-    pub(crate) fn new(card: &Cuda, features: Vec<u32>, panels: Option<u32>) -> Result<Option<Self>> {
+    pub(crate) fn new(gpu: &Cuda, features: Vec<u32>, panels: Option<u32>) -> Result<Option<Self>> {
         let in_order = features.iter().zip(0..).all(|(feature, place)| *feature == place);
-        let plain = (!in_order).then(|| Tables::new(card, &features)).transpose()?;
+        let plain = (!in_order).then(|| Tables::new(gpu, &features)).transpose()?;
         let lane_shift = panels.map_or(1, |bits| (64 / bits).ilog2() as usize);
-        let panels = panels.map(|_| Tables::new(card, &panel_features(&features, lane_shift))).transpose()?;
+        let panels = panels.map(|_| Tables::new(gpu, &panel_features(&features, lane_shift))).transpose()?;
         let nothing = plain.is_none() && panels.is_none();
         Ok((!nothing).then(|| Self(Arc::new(Forms { features, plain, panels, lane_shift }))))
     }
@@ -68,18 +68,18 @@ impl CudaOrder {
         &self.0.features
     }
 
-    /// The same on the card; 0 for the model's own order.
-    pub(crate) fn features_of_rows(&self, card: &Cuda) -> u64 {
-        self.0.plain.as_ref().map_or(0, |tables| card.address(&tables.features))
+    /// The same on the GPU; 0 for the model's own order.
+    pub(crate) fn features_of_rows(&self, gpu: &Cuda) -> u64 {
+        self.0.plain.as_ref().map_or(0, |tables| gpu.address(&tables.features))
     }
 
     /// How `rows` rows lie.
-    pub(crate) fn layout(&self, card: &Cuda, rows: usize) -> Layout {
+    pub(crate) fn layout(&self, gpu: &Cuda, rows: usize) -> Layout {
         let panels = self.0.panels.as_ref().filter(|_| PANEL_ROWS.contains(&rows));
         let tables = panels.or(self.0.plain.as_ref());
         Layout {
-            features: tables.map_or(0, |tables| card.address(&tables.features)),
-            places: tables.map_or(0, |tables| card.address(&tables.places)),
+            features: tables.map_or(0, |tables| gpu.address(&tables.features)),
+            places: tables.map_or(0, |tables| gpu.address(&tables.places)),
             panel_tokens: panels.map_or(0, |_| panel_tokens(rows)),
             lane_shift: panels.map_or(1, |_| self.0.lane_shift),
         }
@@ -92,9 +92,9 @@ impl CudaOrder {
 
 impl Layout {
     /// Of rows for which nothing is asked.
-    pub fn of(card: &Cuda, order: Option<&CudaOrder>, rows: usize) -> Self {
+    pub fn of(gpu: &Cuda, order: Option<&CudaOrder>, rows: usize) -> Self {
         let plain = Self { features: 0, places: 0, panel_tokens: 0, lane_shift: 1 };
-        order.map_or(plain, |order| order.layout(card, rows))
+        order.map_or(plain, |order| order.layout(gpu, rows))
     }
 }
 
@@ -119,10 +119,10 @@ fn panel_features(features: &[u32], lane_shift: usize) -> Vec<u32> {
 }
 
 impl Tables {
-    fn new(card: &Cuda, features: &[u32]) -> Result<Self> {
+    fn new(gpu: &Cuda, features: &[u32]) -> Result<Self> {
         let mut places = vec![0; features.len()];
         features.iter().zip(0..).for_each(|(feature, place)| places[*feature as usize] = place);
-        Ok(Self { features: card.upload(features)?, places: card.upload(&places)? })
+        Ok(Self { features: gpu.upload(features)?, places: gpu.upload(&places)? })
     }
 }
 

@@ -266,14 +266,14 @@ __device__ __forceinline__ u64 matrix(u32 address, u32 leading) {
 #define R32 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}"
 #endif
 
-/// Brings `bytes`, a multiple of 16, into the card's own cache.
+/// Brings `bytes`, a multiple of 16, into the GPU's own cache.
 __device__ __forceinline__ void prefetch_bulk(const void* source, u32 bytes) {
 #if HOPPER
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes));
 #endif
 }
 
-/// Brings the line of an address into the card's own cache.
+/// Brings the line of an address into the GPU's own cache.
 __device__ __forceinline__ void prefetch(const void* source) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(source));
 }

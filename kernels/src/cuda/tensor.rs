@@ -1,11 +1,11 @@
-//! Activations on the card.
+//! Activations on the GPU.
 
 use std::sync::Arc;
 
 use super::{Arg, Bytes, Cuda, CudaOrder, Launch, Layout};
 use crate::{Error, Result};
 
-/// Activations on the card, row-major. A clone shares the memory; so does a range of rows.
+/// Activations on the GPU, row-major. A clone shares the memory; so does a range of rows.
 #[derive(Clone)]
 pub struct CudaTensor {
     pub(super) data: Arc<Data>,

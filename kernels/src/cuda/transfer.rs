@@ -1,4 +1,4 @@
-//! Between host and card. Small things go at once on the one stream; large ones through pinned memory on
+//! Between host and GPU. Small things go at once on the one stream; large ones through pinned memory on
 //! streams of their own, beside the computing, and the first use waits for them.
 
 use std::ops::Range;
@@ -9,7 +9,7 @@ use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, CudaView, CudaViewMut, De
 use rayon::prelude::*;
 
 use super::answer::Pieces;
-use super::shelf::Shelf;
+use super::buffer_pool::BufferPool;
 use super::{Cuda, CudaTensor};
 use crate::{Error, HostTensor, Result};
 
@@ -23,24 +23,24 @@ const PIECE: usize = 256 << 10;
 /// From here on an upload goes through pinned memory: the driver waits with larger ones until their turn has come.
 const LARGE: usize = 64 << 10;
 
-/// Bytes on the card that may still be under way.
+/// Bytes on the GPU that may still be under way.
 pub(crate) struct Bytes {
     // Before the memory, so that it is dropped first.
     arrival: Arrival,
     slice: Memory,
 }
 
-/// Memory, and the shelf where it is put when it goes out of use.
+/// Memory, and the pool where it is put when it goes out of use.
 struct Memory {
     /// `None` only while being dropped.
     slice: Option<CudaSlice<u8>>,
-    shelf: Option<Arc<Shelf>>,
+    buffers: Option<Arc<BufferPool>>,
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if let (Some(slice), Some(shelf)) = (self.slice.take(), &self.shelf) {
-            shelf.put(slice);
+        if let (Some(slice), Some(buffers)) = (self.slice.take(), &self.buffers) {
+            buffers.put(slice);
         }
     }
 }
@@ -59,13 +59,13 @@ impl Drop for Arrival {
 
 impl Bytes {
     pub(super) fn arriving(slice: CudaSlice<u8>, arrival: Option<CudaEvent>) -> Self {
-        let slice = Memory { slice: Some(slice), shelf: None };
+        let slice = Memory { slice: Some(slice), buffers: None };
         Self { arrival: Arrival(Mutex::new(arrival)), slice }
     }
 
-    /// Memory that goes to `shelf` when it is dropped.
-    pub(super) fn shelved(slice: CudaSlice<u8>, shelf: Arc<Shelf>) -> Self {
-        let slice = Memory { slice: Some(slice), shelf: Some(shelf) };
+    /// Memory that goes to `pool` when it is dropped.
+    pub(super) fn pooled(slice: CudaSlice<u8>, buffers: Arc<BufferPool>) -> Self {
+        let slice = Memory { slice: Some(slice), buffers: Some(buffers) };
         Self { arrival: Arrival(Mutex::new(None)), slice }
     }
 
@@ -86,7 +86,7 @@ pub(super) struct Transfers {
     pub(super) down: Arc<CudaStream>,
     ring: Mutex<Ring>,
     pub(super) answers: Pieces,
-    /// Pinned memory that no parked tensor uses any more.
+    /// Pinned memory that no offloaded tensor uses any more.
     pub(super) pinned: Arc<Mutex<Vec<PinnedHostSlice<u8>>>>,
     /// Tensors whose memory a copy to the host still reads.
     pub(super) leaving: Mutex<Vec<(CudaEvent, CudaTensor)>>,
@@ -109,7 +109,7 @@ struct Chunk {
 impl Ring {
     /// The chunk whose turn it is, once what was sent of it has arrived.
     fn next(&mut self, up: &CudaStream) -> Result<&mut Chunk> {
-        let failed = || Error::driver("copy to the card");
+        let failed = || Error::driver("copy to the GPU");
         let turn = self.turn;
         if turn == self.chunks.len() {
             // SAFETY: a chunk is written before it is sent.
@@ -143,7 +143,7 @@ impl Cuda {
     pub(crate) fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>> {
         let mut slice = self.alloc(values.len())?;
         if !values.is_empty() {
-            self.inner.stream.memcpy_htod(values, &mut slice).map_err(Error::driver("copy to the card"))?;
+            self.inner.stream.memcpy_htod(values, &mut slice).map_err(Error::driver("copy to the GPU"))?;
         }
         Ok(slice)
     }
@@ -162,7 +162,7 @@ impl Cuda {
                 self.inner.stream.cu_stream(),
             )
         }
-        .map_err(Error::driver("copy to the card"))
+        .map_err(Error::driver("copy to the GPU"))
     }
 
     /// Copies a range of values to the same place of another slice.
@@ -176,15 +176,15 @@ impl Cuda {
             return Ok(());
         }
         let (from, mut to) = (from.slice(range.clone()), to.slice_mut(range));
-        self.inner.stream.memcpy_dtod(&from, &mut to).map_err(Error::driver("copy on the card"))
+        self.inner.stream.memcpy_dtod(&from, &mut to).map_err(Error::driver("copy on the GPU"))
     }
 
     pub(crate) fn download<T: DeviceRepr + Default + Clone>(&self, view: &CudaView<T>) -> Result<Vec<T>> {
         let mut values = vec![T::default(); view.len()];
         if !values.is_empty() {
-            self.inner.stream.memcpy_dtoh(view, &mut values).map_err(Error::driver("copy from the card"))?;
+            self.inner.stream.memcpy_dtoh(view, &mut values).map_err(Error::driver("copy from the GPU"))?;
         }
-        self.inner.stream.synchronize().map_err(Error::driver("copy from the card"))?;
+        self.inner.stream.synchronize().map_err(Error::driver("copy from the GPU"))?;
         Ok(values)
     }
 
@@ -193,7 +193,7 @@ impl Cuda {
         &self,
         slice: &CudaSlice<T>,
     ) -> Result<Vec<T>> {
-        let failed = || Error::driver("copy from the card");
+        let failed = || Error::driver("copy from the GPU");
         let down = &self.inner.transfers.down;
         self.let_follow(down)?;
         let mut values = vec![T::default(); slice.len()];
@@ -205,7 +205,7 @@ impl Cuda {
     /// The address of bytes that the computing stream will find arrived.
     pub(crate) fn arrived(&self, bytes: &Bytes) -> Result<u64> {
         if let Some(event) = lock(&bytes.arrival.0).take() {
-            self.inner.stream.wait(&event).map_err(Error::driver("copy to the card"))?;
+            self.inner.stream.wait(&event).map_err(Error::driver("copy to the GPU"))?;
         }
         Ok(self.address(bytes.slice()?))
     }
@@ -225,14 +225,14 @@ impl Cuda {
         self.upload_bytes(&parts.collect::<Vec<_>>())
     }
 
-    /// Bytes of several places end to end on the card.
+    /// Bytes of several places end to end on the GPU.
     pub(crate) fn upload_bytes(&self, parts: &[&[u8]]) -> Result<Bytes> {
         let mut slice = self.alloc::<u8>(parts.iter().map(|part| part.len()).sum())?;
         let arrival = self.send(parts, &mut slice.as_view_mut())?;
         Ok(Bytes::arriving(slice, arrival))
     }
 
-    /// Values of several places end to end on the card.
+    /// Values of several places end to end on the GPU.
     pub(crate) fn upload_parts<T: DeviceRepr + NoUninit>(&self, parts: &[&[T]]) -> Result<CudaSlice<T>> {
         let mut slice = self.alloc::<T>(parts.iter().map(|part| part.len()).sum())?;
         let bytes: Vec<&[u8]> = parts.iter().map(|part| bytemuck::cast_slice(part)).collect();
@@ -241,14 +241,14 @@ impl Cuda {
         let target = unsafe { slice.transmute_mut::<u8>(length) };
         let mut target = target.ok_or_else(|| Error::shape("upload", length, parts.len()))?;
         if let Some(arrival) = self.send(&bytes, &mut target)? {
-            self.inner.stream.wait(&arrival).map_err(Error::driver("copy to the card"))?;
+            self.inner.stream.wait(&arrival).map_err(Error::driver("copy to the GPU"))?;
         }
         Ok(slice)
     }
 
-    /// Sends bytes to the card, many of them through the pinned chunks: then the end of the last copy is returned.
+    /// Sends bytes to the GPU, many of them through the pinned chunks: then the end of the last copy is returned.
     fn send(&self, parts: &[&[u8]], slice: &mut CudaViewMut<u8>) -> Result<Option<CudaEvent>> {
-        let failed = || Error::driver("copy to the card");
+        let failed = || Error::driver("copy to the GPU");
         let mut start = 0;
         if slice.len() < LARGE {
             for part in parts.iter().filter(|part| !part.is_empty()) {

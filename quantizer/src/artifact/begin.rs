@@ -60,14 +60,14 @@ pub fn begin(out: &Path, layout: ArtifactLayout, fingerprint: &Fingerprint, mode
         }
     };
     match plan {
-        Plan::Nothing(log) => work.remove().map(|()| Begun::Finished(log)),
-        Plan::GoOn(journal) => {
+        Outcome::Nothing(log) => work.remove().map(|()| Begun::Finished(log)),
+        Outcome::GoOn(journal) => {
             journal.repair(&work.path)?;
             let Journal { run, records, .. } = journal;
             let writer = ArtifactWriter::open(work, layout, records.len(), run.replaces)?;
             Ok(Begun::Writing(writer.into(), records))
         }
-        Plan::Start { replaces } => match start(&work, &layout, fingerprint, replaces) {
+        Outcome::Start { replaces } => match start(&work, &layout, fingerprint, replaces) {
             Ok(()) => {
                 let writer = ArtifactWriter::open(work, layout, 0, replaces)?;
                 Ok(Begun::Writing(writer.into(), Vec::new()))
@@ -80,13 +80,13 @@ pub fn begin(out: &Path, layout: ArtifactLayout, fingerprint: &Fingerprint, mode
     }
 }
 
-enum Plan {
+enum Outcome {
     Nothing(Box<QuantizeLog>),
     GoOn(Journal),
     Start { replaces: bool },
 }
 
-fn plan(work: &WorkFolder, fingerprint: &Fingerprint, mode: OutMode) -> Result<Plan> {
+fn plan(work: &WorkFolder, fingerprint: &Fingerprint, mode: OutMode) -> Result<Outcome> {
     work.recover()?;
     let out = &work.out;
     let interrupted = match Journal::read(&work.path) {
@@ -109,7 +109,7 @@ fn plan(work: &WorkFolder, fingerprint: &Fingerprint, mode: OutMode) -> Result<P
         return Err(problem(out, &format!("expected {expected}, got a folder of other files{hint}")));
     }
     match interrupted {
-        None if vacant => Ok(Plan::Start { replaces: mode.forces() }),
+        None if vacant => Ok(Outcome::Start { replaces: mode.forces() }),
         None => beside_finished(out, fingerprint, mode),
         Some(journal) => beside_interrupted(work, journal, vacant, fingerprint, mode),
     }
@@ -121,7 +121,7 @@ fn beside_interrupted(
     vacant: bool,
     fingerprint: &Fingerprint,
     mode: OutMode,
-) -> Result<Plan> {
+) -> Result<Outcome> {
     journal.run.replaces |= mode.forces();
     let refused = |problem: String| Err(Error::Output { path: work.path.clone(), problem });
     match fingerprint.difference(&journal.run.settings) {
@@ -131,27 +131,27 @@ fn beside_interrupted(
         Some(difference) if mode == OutMode::Resume => {
             refused(format!("cannot resume, the interrupted run had {difference} (--force begins anew)"))
         }
-        None if mode.resumes() && (vacant || journal.run.replaces) => Ok(Plan::GoOn(journal)),
+        None if mode.resumes() && (vacant || journal.run.replaces) => Ok(Outcome::GoOn(journal)),
         None if mode.resumes() => Err(problem(
             &work.out,
             "expected what the interrupted run found, nothing, got an artifact (--force --resume replaces it)",
         )),
         _ => {
             work.clear()?;
-            Ok(Plan::Start { replaces: true })
+            Ok(Outcome::Start { replaces: true })
         }
     }
 }
 
-fn beside_finished(out: &Path, fingerprint: &Fingerprint, mode: OutMode) -> Result<Plan> {
+fn beside_finished(out: &Path, fingerprint: &Fingerprint, mode: OutMode) -> Result<Outcome> {
     let log = QuantizeLog::read_if_ours(out)?;
     let difference = match &log {
         Some(log) if log.settings.is_object() => fingerprint.difference(&log.settings),
         _ => Some("no log of its settings".into()),
     };
     match (mode, difference, log) {
-        (OutMode::Resume | OutMode::ResumeOrForce, None, Some(log)) => Ok(Plan::Nothing(Box::new(log))),
-        (OutMode::Force | OutMode::ResumeOrForce, ..) => Ok(Plan::Start { replaces: true }),
+        (OutMode::Resume | OutMode::ResumeOrForce, None, Some(log)) => Ok(Outcome::Nothing(Box::new(log))),
+        (OutMode::Force | OutMode::ResumeOrForce, ..) => Ok(Outcome::Start { replaces: true }),
         (OutMode::Resume, difference, _) => {
             let had = difference.unwrap_or_default();
             let problem =

@@ -120,7 +120,7 @@ impl ArtifactWriter {
         self.work.remove()
     }
 
-    /// Removes whatever somebody else has put among the artifact's files.
+    /// Removes what other programs have put among the artifact's files.
     fn remove_strays(&self) -> Result<()> {
         for entry in fs::read_dir(&self.dir).map_err(Error::io(&self.dir))? {
             let entry = entry.map_err(Error::io(&self.dir))?;

@@ -1,4 +1,4 @@
-//! The card of a repository with several branches, and that of each branch: what there is, what it costs, who loads it,
+//! The card of a repository with several branches, and that of each branch: what there is, what it costs, which engines load it,
 //! how it is fetched and run. Everything in it comes from the artifacts and their logs.
 
 mod base;

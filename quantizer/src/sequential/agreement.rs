@@ -3,7 +3,7 @@
 use gptq_kernels::Backend;
 use gptq_runtime::model::{Head, ModelFiles};
 
-use super::tiles::{Pass, Tiles, Touched};
+use super::activation_cache::{ActivationCache, Pass, Touched};
 use crate::Result;
 
 /// Rows whose scores exist at once: 256 rows of a vocabulary of 150,000 are 150 MB.
@@ -20,19 +20,19 @@ pub struct Agreement {
     pub top1_agreement: f64,
 }
 
-/// Of tiles that stand behind the last layer.
+/// Of activations that stand behind the last layer.
 pub(super) fn measure<B: Backend>(
     backend: &B,
     files: &ModelFiles,
-    tiles: &mut Tiles<B>,
+    activations: &mut ActivationCache<B>,
 ) -> Result<Option<Agreement>> {
-    if tiles.layout().streams < 2 || !tiles.layout().holds_out {
+    if activations.layout().streams < 2 || !activations.layout().holds_out {
         return Ok(None);
     }
     let head = Head::load(backend, files)?;
     let mut sum = Agreement::default();
     let pass = Pass { reads: Touched::Hidden, writes: Touched::Hidden, held_out_only: true };
-    tiles.each(backend, pass, &mut |tile, mut streams| {
+    activations.each(backend, pass, &mut |chunk, mut streams| {
         let mut normed = Vec::with_capacity(streams.len());
         for hidden in streams.iter_mut().filter_map(|parts| parts.hidden.take()) {
             normed.push(head.norm(backend, &hidden)?);
@@ -47,7 +47,7 @@ pub(super) fn measure<B: Backend>(
                 sum.top1_agreement += f64::from(u8::from(distance.same_top1));
             }
         }
-        sum.sequences += tile.batch.sequences.len();
+        sum.sequences += chunk.batch.sequences.len();
         sum.tokens += rows;
         Ok(streams)
     })?;

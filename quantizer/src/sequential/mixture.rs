@@ -13,8 +13,8 @@ use gptq_kernels::Backend;
 use gptq_runtime::layout::{Mlp, MlpKind, Role};
 use gptq_runtime::model::{Layer, Tokens};
 
-use super::tiles::{Pass, Touched};
-use super::{Method, Parts, Solving, Tiles};
+use super::activation_cache::{Pass, Touched};
+use super::{ActivationCache, Method, Parts, Solving};
 use crate::moments::{Evidence, Reaching};
 use crate::{Error, Result};
 
@@ -30,21 +30,21 @@ pub struct ExpertTokens {
     pub starved: Vec<usize>,
 }
 
-/// Where the router sends the tokens of each tile, in the order of a pass.
+/// Where the router sends the tokens of each chunk, in the order of a pass.
 struct Routes {
-    tiles: Vec<Tile>,
+    activations: Vec<Chunk>,
     /// Of an expert's gate and up.
     inputs: usize,
     totals: ExpertTokens,
 }
 
-struct Tile {
+struct Chunk {
     rows: usize,
     experts: Vec<Tokens>,
 }
 
-/// What a tile brings to one MLP.
-enum Chosen<'a> {
+/// What a chunk brings to one MLP.
+enum TokenSelection<'a> {
     All,
     Rows(&'a [u32]),
     /// All rows, each with a weight.
@@ -79,7 +79,7 @@ impl<B: Backend> Solving<'_, '_, B> {
     /// Groups whose moments have room at the same time.
     fn room(&self, members: &[usize]) -> Result<usize> {
         let widest = members.iter().map(|place| self.spec.groups[*place].dims().1).max().unwrap_or(0);
-        let layout = self.walk.tiles.layout();
+        let layout = self.walk.activations.layout();
         let one = 4 * widest * widest * layout.streams * (1 + usize::from(layout.holds_out));
         let free = match self.walk.backend.memory()? {
             Some(memory) => memory.available.saturating_sub(memory.used) / 2,
@@ -97,13 +97,13 @@ impl<B: Backend> Solving<'_, '_, B> {
             });
         };
         let mut totals = ExpertTokens { tokens: vec![0; count], starved: vec![] };
-        let mut tiles = Vec::new();
+        let mut activations = Vec::new();
         let inputs = self.walk.files.config.hidden_size;
         if self.walk.params.method == Method::Rtn {
-            return Ok(Routes { tiles, inputs, totals });
+            return Ok(Routes { activations, inputs, totals });
         }
         let (backend, layer) = (self.walk.backend, &self.layers[0]);
-        each_input(backend, &mut self.walk.tiles, &mut |held_out, streams| {
+        each_input(backend, &mut self.walk.activations, &mut |held_out, streams| {
             let (Some(mixture), Some(x)) = (layer.mixture(), streams.first()) else { return Ok(()) };
             let experts = mixture.assignments(backend, &mixture.route(backend, x)?)?;
             if !held_out {
@@ -113,12 +113,12 @@ impl<B: Backend> Solving<'_, '_, B> {
                     .zip(&experts)
                     .for_each(|(total, expert)| *total += expert.rows.len());
             }
-            tiles.push(Tile { rows: backend.shape(x).0, experts });
+            activations.push(Chunk { rows: backend.shape(x).0, experts });
             Ok(())
         })?;
         self.clock.lap(|phases| &mut phases.forward);
         totals.starved = (0..count).filter(|expert| totals.tokens[*expert] < inputs).collect();
-        Ok(Routes { tiles, inputs, totals })
+        Ok(Routes { activations, inputs, totals })
     }
 
     /// What is known of the inputs of some groups, after a pass over all tokens.
@@ -131,11 +131,11 @@ impl<B: Backend> Solving<'_, '_, B> {
         }
         let roles: Vec<Role> = members.iter().map(|place| self.spec.groups[*place].role).collect();
         let (backend, layers, clock) = (self.walk.backend, &self.layers, &mut self.clock);
-        let mut tile = 0;
-        each_input(backend, &mut self.walk.tiles, &mut |held_out, streams| {
+        let mut chunk = 0;
+        each_input(backend, &mut self.walk.activations, &mut |held_out, streams| {
             for (role, evidence) in roles.iter().zip(evidence.iter_mut().flatten()) {
-                let chosen = routes.chosen(tile, *role);
-                let input = |(layer, x)| input(backend, layer, *role, x, &chosen);
+                let selection = routes.selection(chunk, *role);
+                let input = |(layer, x)| input(backend, layer, *role, x, &selection);
                 let inputs = layers.iter().zip(streams).map(input).collect::<Result<Option<Vec<_>>>>()?;
                 let Some(inputs) = inputs else { continue };
                 backend.synchronize()?;
@@ -149,7 +149,7 @@ impl<B: Backend> Solving<'_, '_, B> {
                 backend.synchronize()?;
                 clock.lap(|phases| &mut phases.hessian);
             }
-            tile += 1;
+            chunk += 1;
             Ok(())
         })?;
         Ok(evidence)
@@ -157,19 +157,19 @@ impl<B: Backend> Solving<'_, '_, B> {
 }
 
 impl Routes {
-    /// What a tile brings to the MLP of a role.
-    fn chosen(&self, tile: usize, role: Role) -> Chosen<'_> {
+    /// What a chunk brings to the MLP of a role.
+    fn selection(&self, chunk: usize, role: Role) -> TokenSelection<'_> {
         let (Role::GateUp(Mlp::Expert(index)) | Role::Down(Mlp::Expert(index))) = role else {
-            return Chosen::All;
+            return TokenSelection::All;
         };
-        let rows = &self.tiles[tile].experts[index].rows;
+        let rows = &self.activations[chunk].experts[index].rows;
         match self.share(index) {
-            None => Chosen::Rows(rows),
+            None => TokenSelection::Rows(rows),
             Some(share) => {
                 // Moments are sums of squares.
-                let mut weights = vec![(share as f32).sqrt(); self.tiles[tile].rows];
+                let mut weights = vec![(share as f32).sqrt(); self.activations[chunk].rows];
                 rows.iter().for_each(|row| weights[*row as usize] = 1.0);
-                Chosen::Weighed(weights)
+                TokenSelection::Weighed(weights)
             }
         }
     }
@@ -177,46 +177,50 @@ impl Routes {
     /// How much a token counts that is not an expert's own; `None` where its own are enough.
     fn share(&self, expert: usize) -> Option<f64> {
         self.totals.starved.contains(&expert).then(|| {
-            let all: usize = self.tiles.iter().map(|tile| tile.rows).sum();
-            let own: usize = self.tiles.iter().map(|tile| tile.experts[expert].rows.len()).sum();
+            let all: usize = self.activations.iter().map(|chunk| chunk.rows).sum();
+            let own: usize = self.activations.iter().map(|chunk| chunk.experts[expert].rows.len()).sum();
             let missing = self.inputs.saturating_sub(self.totals.tokens[expert]);
             (missing as f64 / (all - own).max(1) as f64).min(1.0)
         })
     }
 }
 
-/// The inputs of a group in a tile; `None` where no token reaches it.
+/// The inputs of a group in a chunk; `None` where no token reaches it.
 fn input<B: Backend>(
     backend: &B,
     layer: &Layer<B>,
     role: Role,
     x: &B::Tensor,
-    chosen: &Chosen,
+    selection: &TokenSelection,
 ) -> Result<Option<B::Tensor>> {
-    let x = match chosen {
-        Chosen::Rows([]) => return Ok(None),
-        Chosen::Rows(rows) => backend.gather_rows(x, rows)?,
-        Chosen::All | Chosen::Weighed(_) => x.clone(),
+    let x = match selection {
+        TokenSelection::Rows([]) => return Ok(None),
+        TokenSelection::Rows(rows) => backend.gather_rows(x, rows)?,
+        TokenSelection::All | TokenSelection::Weighed(_) => x.clone(),
     };
     let x = match (role, layer.mixture()) {
         (Role::Down(mlp), Some(mixture)) => mixture.gate_up(backend, mlp, &x)?,
         _ => x,
     };
-    Ok(Some(match chosen {
-        Chosen::Weighed(weights) => backend.weigh_rows(&x, weights)?,
-        Chosen::All | Chosen::Rows(_) => x,
+    Ok(Some(match selection {
+        TokenSelection::Weighed(weights) => backend.weigh_rows(&x, weights)?,
+        TokenSelection::All | TokenSelection::Rows(_) => x,
     }))
 }
 
-/// What is told whether a tile is held out, and its inputs of each stream.
+/// What is told whether a chunk is held out, and its inputs of each stream.
 type Look<'a, T> = dyn FnMut(bool, &[T]) -> Result<()> + 'a;
 
-/// Shows all tiles' inputs, those of each stream, without changing them.
-fn each_input<B: Backend>(backend: &B, tiles: &mut Tiles<B>, look: &mut Look<B::Tensor>) -> Result<()> {
+/// Shows all activations' inputs, those of each stream, without changing them.
+fn each_input<B: Backend>(
+    backend: &B,
+    activations: &mut ActivationCache<B>,
+    look: &mut Look<B::Tensor>,
+) -> Result<()> {
     let pass = Pass { reads: Touched::Input, writes: Touched::Nothing, held_out_only: false };
-    tiles.each(backend, pass, &mut |tile, streams| {
+    activations.each(backend, pass, &mut |chunk, streams| {
         let inputs: Vec<B::Tensor> = streams.into_iter().filter_map(|parts| parts.input).collect();
-        look(tile.held_out, &inputs)?;
+        look(chunk.held_out, &inputs)?;
         Ok(inputs.into_iter().map(|input| Parts { hidden: None, input: Some(input) }).collect())
     })
 }

@@ -1,20 +1,20 @@
 //! The walk through the model: every group of linears is solved on inputs that the quantized groups before it made.
 //!
-//! One forward pass serves everything: while the tiles of tokens advance through a solved stage, the next
+//! One forward pass serves everything: while the activations of tokens advance through a solved stage, the next
 //! stage's Hessian grows from what they become. That is `true_sequential` at one pass instead of five.
 
+mod activation_cache;
 mod agreement;
 mod mixture;
 mod phases;
 mod reader;
-mod tiles;
 
+pub use activation_cache::{ActivationCache, Layout, Placement};
 pub use agreement::Agreement;
 pub use mixture::ExpertTokens;
 pub use phases::Phases;
 use reader::Read;
 pub use reader::Reader;
-pub use tiles::{Layout, Placement, Tiles};
 
 use gptq_kernels::packing::PackedLinear;
 use gptq_kernels::{Backend, Batch};
@@ -25,8 +25,8 @@ use crate::gptq::{self, GptqParams, Method, Solved};
 use crate::moments::{Evidence, Moments, Reaching};
 use crate::recipe::Target;
 use crate::{Error, Result};
+use activation_cache::{Parts, Pass, Touched};
 use phases::Clock;
-use tiles::{Parts, Pass, Touched};
 
 /// A walk that stands before some layer. One stream of activations goes through what is quantized; where the target asks for
 /// it, a second one goes the same way through the weights as they were.
@@ -34,7 +34,7 @@ pub struct Walk<'a, B: Backend> {
     backend: &'a B,
     files: &'a ModelFiles,
     params: &'a GptqParams,
-    tiles: Tiles<B>,
+    activations: ActivationCache<B>,
 }
 
 /// A solved layer, its groups in the order of its spec.
@@ -64,10 +64,15 @@ struct Solving<'w, 'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Walk<'a, B> {
-    /// A walk before layer 0, over tiles of [`GptqParams::layout`]. Rounding to nearest needs no tokens; GPTQ needs at
+    /// A walk before layer 0, over activations of [`GptqParams::layout`]. Rounding to nearest needs no tokens; GPTQ needs at
     /// least one.
-    pub fn start(backend: &'a B, files: &'a ModelFiles, params: &'a GptqParams, tiles: Tiles<B>) -> Self {
-        Self { backend, files, params, tiles }
+    pub fn start(
+        backend: &'a B,
+        files: &'a ModelFiles,
+        params: &'a GptqParams,
+        activations: ActivationCache<B>,
+    ) -> Self {
+        Self { backend, files, params, activations }
     }
 
     /// Solves layer `index`, whose weights `reader` gives next, and moves behind it; `on_group` is told of
@@ -118,9 +123,10 @@ impl<'a, B: Backend> Walk<'a, B> {
             }
         }
         let whole = Pass { reads: Touched::Hidden, writes: Touched::Hidden, held_out_only: false };
-        self.tiles.each(self.backend, whole, &mut |tile, streams| {
+        self.activations.each(self.backend, whole, &mut |chunk, streams| {
             let forward = |(layer, parts): (&Layer<B>, Parts<B::Tensor>)| {
-                let hidden = parts.hidden.map(|hidden| layer.forward(self.backend, hidden, tile.batch, None));
+                let hidden =
+                    parts.hidden.map(|hidden| layer.forward(self.backend, hidden, chunk.batch, None));
                 Ok(Parts { hidden: hidden.transpose()?, input: None })
             };
             let moved = layers.iter().zip(streams).map(forward).collect();
@@ -132,13 +138,13 @@ impl<'a, B: Backend> Walk<'a, B> {
     /// How near the quantized stream is to the other one behind the last layer, for the tokens held out; `None` where
     /// there is no other one.
     pub fn agreement(&mut self) -> Result<Option<Agreement>> {
-        agreement::measure(self.backend, self.files, &mut self.tiles)
+        agreement::measure(self.backend, self.files, &mut self.activations)
     }
 
     /// Layer `index` without linears, for each stream.
     fn layers(&self, index: usize) -> Result<Vec<Layer<B>>> {
         let layer = |_| Ok(Layer::without_linears(self.backend, self.files, index)?);
-        (0..self.tiles.layout().streams).map(layer).collect()
+        (0..self.activations.layout().streams).map(layer).collect()
     }
 
     /// Nothing yet known of the inputs of `group`, whose outputs are added to the residual stream where `adds` says so;
@@ -148,7 +154,7 @@ impl<'a, B: Backend> Walk<'a, B> {
             return Ok(None);
         }
         let empty = || Moments::new(self.backend, group.dims(), adds, self.params.recipe.target);
-        let held_out = self.tiles.layout().holds_out.then(empty).transpose()?;
+        let held_out = self.activations.layout().holds_out.then(empty).transpose()?;
         Ok(Some(Evidence { solving: empty()?, held_out }))
     }
 }
@@ -225,24 +231,24 @@ impl<B: Backend> Solving<'_, '_, B> {
         }
     }
 
-    /// Makes all tiles' inputs of the first stage, and what is known of them.
+    /// Makes all activations' inputs of the first stage, and what is known of them.
     fn enter(&mut self) -> Result<Option<Evidence<B>>> {
         let mut evidence = self.evidence(Stage::Qkv)?;
         let pass = Pass { reads: Touched::Hidden, writes: Touched::Input, held_out_only: false };
         let (backend, layers, clock) = (self.walk.backend, &self.layers, &mut self.clock);
-        self.walk.tiles.each(backend, pass, &mut |tile, streams| {
+        self.walk.activations.each(backend, pass, &mut |chunk, streams| {
             let enter = |(layer, parts): (&Layer<B>, Parts<B::Tensor>)| {
                 let state = parts.hidden.map(|hidden| layer.enter(backend, hidden)).transpose()?;
                 Ok(Parts { hidden: None, input: state.map(|state| state.input) })
             };
             let moved = layers.iter().zip(streams).map(enter).collect::<Result<Vec<_>>>()?;
-            add(backend, &mut evidence, (tile.held_out, None), &moved, clock)?;
+            add(backend, &mut evidence, (chunk.held_out, None), &moved, clock)?;
             Ok(moved)
         })?;
         Ok(evidence)
     }
 
-    /// Moves all tiles behind `stage`, or those held out alone, while what is known of the next stage's inputs grows;
+    /// Moves all activations behind `stage`, or those held out alone, while what is known of the next stage's inputs grows;
     /// `weights` are the next stage's where that needs them.
     fn advance(
         &mut self,
@@ -261,17 +267,17 @@ impl<B: Backend> Solving<'_, '_, B> {
             held_out_only,
         };
         let (backend, layers, clock) = (self.walk.backend, &self.layers, &mut self.clock);
-        self.walk.tiles.each(backend, pass, &mut |tile, streams| {
-            let moved = |(layer, parts)| behind(backend, layer, stage, parts, tile.batch);
+        self.walk.activations.each(backend, pass, &mut |chunk, streams| {
+            let moved = |(layer, parts)| behind(backend, layer, stage, parts, chunk.batch);
             let moved = layers.iter().zip(streams).map(moved).collect::<Result<Vec<_>>>()?;
-            add(backend, &mut evidence, (tile.held_out, weights), &moved, clock)?;
+            add(backend, &mut evidence, (chunk.held_out, weights), &moved, clock)?;
             Ok(moved)
         })?;
         Ok(evidence)
     }
 }
 
-/// What a stage makes of a tile.
+/// What a stage makes of a chunk.
 fn behind<B: Backend>(
     backend: &B,
     layer: &Layer<B>,
@@ -289,7 +295,7 @@ fn behind<B: Backend>(
     })
 }
 
-/// Waits for the tile's activations, then adds them to what is known, each in its phase.
+/// Waits for the chunk's activations, then adds them to what is known, each in its phase.
 fn add<B: Backend>(
     backend: &B,
     evidence: &mut Option<Evidence<B>>,

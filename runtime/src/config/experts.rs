@@ -9,7 +9,7 @@ use crate::Result;
 pub struct ExpertsConfig {
     pub count: usize,
     /// Experts that a token goes to.
-    pub chosen: usize,
+    pub per_token: usize,
     /// Features between an expert's gate, up and down.
     pub width: usize,
     /// The same of the MLP that all tokens go through beside; 0 where there is none.
@@ -46,7 +46,7 @@ pub(super) fn experts(config: Fields, family: &Family, layers: usize) -> Result<
         true => Ok(value),
         false => Err(config.invalid(key, format!("1 to {most}"))),
     };
-    let chosen = within("num_experts_per_tok", integer("num_experts_per_tok")?, count)?;
+    let per_token = within("num_experts_per_tok", integer("num_experts_per_tok")?, count)?;
     let width = match config.integer("moe_intermediate_size")? {
         Some(width) => within("moe_intermediate_size", width, WIDEST)?,
         None => integer("intermediate_size")?,
@@ -66,15 +66,15 @@ pub(super) fn experts(config: Fields, family: &Family, layers: usize) -> Result<
         return Err(config.invalid("n_group", format!("a divisor of {count} experts, two or more a group")));
     }
     let groups_kept = within("topk_group", config.integer("topk_group")?.unwrap_or(1), groups)?;
-    if chosen > groups_kept * (count / groups) {
-        return Err(config.invalid("topk_group", format!("groups with {chosen} experts or more")));
+    if per_token > groups_kept * (count / groups) {
+        return Err(config.invalid("topk_group", format!("groups with {per_token} experts or more")));
     }
     let renormalise = config.boolean("norm_topk_prob")?.unwrap_or(names.renormalise);
     let factor = config.float("routed_scaling_factor")?.unwrap_or(1.0);
     let layers = sparse(config, names, layers)?;
     Ok(Some(ExpertsConfig {
         count,
-        chosen,
+        per_token,
         width,
         shared_width,
         layers,

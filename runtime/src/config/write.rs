@@ -108,7 +108,7 @@ fn write_experts(config: &ModelConfig, experts: &ExpertsConfig, json: &mut Value
     let dense: Vec<usize> =
         (0..config.num_hidden_layers).filter(|layer| experts.layers.get(*layer) == Some(&false)).collect();
     json[count] = json!(experts.count);
-    json["num_experts_per_tok"] = json!(experts.chosen);
+    json["num_experts_per_tok"] = json!(experts.per_token);
     json["norm_topk_prob"] = json!(experts.renormalise);
     if experts.width != config.intermediate_size {
         json["moe_intermediate_size"] = json!(experts.width);

@@ -11,7 +11,7 @@ pub struct Blocks {
     free: BTreeSet<Free>,
     slots: Vec<Slot>,
     known: HashMap<Content, u32>,
-    /// Blocks given back, and texts named, so far.
+    /// Blocks given back, and texts cached, so far.
     clock: u64,
 }
 
@@ -27,31 +27,32 @@ struct Slot {
     holders: usize,
     /// Where in `free` it stands.
     since: u64,
-    named: Option<Named>,
+    cached: Option<Cached>,
 }
 
-struct Named {
+struct Cached {
     content: Content,
-    link: Link,
+    hash: PrefixHash,
 }
 
 /// What a full block holds: its tokens and everything before them. Compared whole, so no two texts are mistaken
 /// for one another.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Content {
-    before: Link,
+    before: PrefixHash,
     ids: [u32; KV_BLOCK_ROWS],
 }
 
-/// A text up to the end of a named block; the default is the empty text. Never used twice.
+/// What stands for all tokens up to the end of a cached block, as a hash of them would; but it is a number that is used
+/// once, so that it cannot collide. The default is the empty prefix.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
-struct Link(u64);
+struct PrefixHash(u64);
 
-/// How far a sequence's blocks are named.
+/// How far a sequence's blocks are cached.
 #[derive(Default)]
-pub struct Chain {
+pub struct CachedPrefix {
     blocks: usize,
-    end: Link,
+    end: PrefixHash,
 }
 
 impl Blocks {
@@ -77,8 +78,8 @@ impl Blocks {
     }
 
     /// Holds the known blocks that `ids` begin with, but never all of `ids`: one token is left to compute.
-    pub fn reuse(&mut self, ids: &[u32]) -> (Vec<u32>, Chain) {
-        let (mut blocks, mut end) = (Vec::new(), Link::default());
+    pub fn reuse(&mut self, ids: &[u32]) -> (Vec<u32>, CachedPrefix) {
+        let (mut blocks, mut end) = (Vec::new(), PrefixHash::default());
         for ids in ids[..ids.len().saturating_sub(1)].as_chunks().0 {
             let Some(&block) = self.known.get(&Content { before: end, ids: *ids }) else { break };
             let slot = &mut self.slots[block as usize];
@@ -86,31 +87,32 @@ impl Blocks {
                 self.free.remove(&Free { since: slot.since, block });
             }
             slot.holders += 1;
-            end = slot.named.as_ref().map_or(end, |named| named.link);
+            end = slot.cached.as_ref().map_or(end, |cached| cached.hash);
             blocks.push(block);
         }
-        let chain = Chain { blocks: blocks.len(), end };
-        (blocks, chain)
+        let prefix = CachedPrefix { blocks: blocks.len(), end };
+        (blocks, prefix)
     }
 
     /// Names the full blocks of a sequence, `ids` being the tokens whose keys are in the cache.
-    pub fn name(&mut self, ids: &[u32], blocks: &[u32], chain: &mut Chain) {
-        let full = ids.as_chunks().0.iter().zip(blocks).skip(chain.blocks);
+    pub fn cache(&mut self, ids: &[u32], blocks: &[u32], prefix: &mut CachedPrefix) {
+        let full = ids.as_chunks().0.iter().zip(blocks).skip(prefix.blocks);
         for (ids, &block) in full {
-            let content = Content { before: chain.end, ids: *ids };
+            let content = Content { before: prefix.end, ids: *ids };
             // Two sequences may have computed the same text side by side: one block is enough.
-            let known = self.known.get(&content).and_then(|&block| self.slots[block as usize].named.as_ref());
-            chain.end = match known {
-                Some(named) => named.link,
+            let known =
+                self.known.get(&content).and_then(|&block| self.slots[block as usize].cached.as_ref());
+            prefix.end = match known {
+                Some(cached) => cached.hash,
                 None => {
                     self.clock += 1;
-                    let link = Link(self.clock);
+                    let hash = PrefixHash(self.clock);
                     self.known.insert(content.clone(), block);
-                    self.slots[block as usize].named = Some(Named { content, link });
-                    link
+                    self.slots[block as usize].cached = Some(Cached { content, hash });
+                    hash
                 }
             };
-            chain.blocks += 1;
+            prefix.blocks += 1;
         }
     }
 
@@ -122,7 +124,7 @@ impl Blocks {
             slot.holders -= 1;
             if slot.holders == 0 {
                 self.clock += 1;
-                slot.since = if slot.named.is_some() { self.clock } else { 0 };
+                slot.since = if slot.cached.is_some() { self.clock } else { 0 };
                 self.free.insert(Free { since: slot.since, block });
             }
         }
@@ -134,8 +136,8 @@ impl Blocks {
     }
 
     fn forget(&mut self, block: u32) {
-        if let Some(named) = self.slots[block as usize].named.take() {
-            self.known.remove(&named.content);
+        if let Some(cached) = self.slots[block as usize].cached.take() {
+            self.known.remove(&cached.content);
         }
     }
 
@@ -158,9 +160,9 @@ mod tests {
 
     /// A sequence over `ids` whose keys are all computed.
     fn computed(manager: &mut Blocks, ids: &[u32]) -> Vec<u32> {
-        let (mut blocks, mut chain) = manager.reuse(ids);
+        let (mut blocks, mut prefix) = manager.reuse(ids);
         assert!(manager.grow(&mut blocks, ids.len()));
-        manager.name(ids, &blocks, &mut chain);
+        manager.cache(ids, &blocks, &mut prefix);
         blocks
     }
 

@@ -1,6 +1,6 @@
 //! What an engine may take, and how much of a device's memory its cache gets.
 
-use gptq_kernels::{Backend, Device, KV_BLOCK_ROWS};
+use gptq_kernels::{Backend, Device, KV_BLOCK_ROWS, Memory};
 
 use super::scheduler::Scheduler;
 use crate::model::Model;
@@ -94,7 +94,8 @@ impl EngineLimits {
     }
 
     /// Blocks to begin with: all of them, where their number is known before a step was run.
-    pub(super) fn first_blocks<B: Backend>(&self, model: &Model<B>) -> Result<usize> {
+    /// `own_memory`: the device has memory of its own.
+    pub(super) fn first_blocks(&self, own_memory: bool) -> Result<usize> {
         let least = self.least_blocks();
         match self.cache {
             CacheSize::Tokens(tokens) if tokens / KV_BLOCK_ROWS < least => Err(Error::Parameter {
@@ -103,41 +104,28 @@ impl EngineLimits {
                 got: tokens as f32,
             }),
             CacheSize::Tokens(tokens) => Ok(tokens / KV_BLOCK_ROWS),
-            CacheSize::Share(_) => Ok(match model.backend().memory()? {
-                Some(_) => least * self.largest_prompts(self.prefill.alone).0,
-                None => least * SEQUENCES_ON_HOST,
-            }),
+            CacheSize::Share(_) if own_memory => Ok(least * self.largest_prompts(self.prefill.alone).0),
+            CacheSize::Share(_) => Ok(least * SEQUENCES_ON_HOST),
         }
     }
 }
 
-/// Memory of a device before its first cache and after, in bytes.
+/// Memory of a device before its first cache, of so many blocks, and after.
 pub(super) struct CacheMemory {
-    before: usize,
-    blocks: usize,
-    after: usize,
+    pub before: Memory,
+    pub after: Memory,
+    pub blocks: usize,
 }
 
 impl CacheMemory {
-    /// To be called before a cache of so many blocks is made; `None` where the device has no memory of its own.
-    pub fn before<D: Device>(device: &D, blocks: usize) -> Result<Option<Self>> {
-        Ok(device.memory()?.map(|memory| Self { before: memory.used, blocks, after: memory.used }))
-    }
-
-    /// To be called once it is made.
-    pub fn made<D: Device>(&mut self, device: &D) -> Result<()> {
-        self.after = device.memory()?.map_or(self.after, |memory| memory.used);
-        Ok(())
-    }
-
-    /// Blocks that fit into a share of the memory, to be called when the largest step has run.
-    pub fn blocks<D: Device>(&self, device: &D, share: f64, limits: &EngineLimits) -> Result<usize> {
-        let Some(memory) = device.memory()? else { return Ok(self.blocks) };
+    /// Blocks that fit into a share of the memory, as it is when the largest step has run.
+    pub fn blocks(&self, memory: Memory, share: f64, limits: &EngineLimits) -> Result<usize> {
+        let (before, after) = (self.before.used, self.after.used);
         // One more than was asked for: steps that are filled up write there.
-        let block = (self.after.saturating_sub(self.before) / (self.blocks + 1)).max(1);
-        let step = memory.peak.saturating_sub(self.after);
+        let block = (after.saturating_sub(before) / (self.blocks + 1)).max(1);
+        let step = memory.peak.saturating_sub(after);
         let room = (memory.available as f64 * share) as usize;
-        let fits = (room.saturating_sub(self.before + step) / block).saturating_sub(1);
+        let fits = (room.saturating_sub(before + step) / block).saturating_sub(1);
         let least = limits.least_blocks();
         if fits < least {
             return Err(Error::CacheRoom {

@@ -2,9 +2,9 @@
 //! recomputing. Token ids in, token ids out: text is not known here.
 
 mod blocks;
+mod executor;
 mod limits;
 mod listener;
-mod runner;
 mod scheduler;
 mod sequence;
 #[cfg(test)]
@@ -19,11 +19,11 @@ use gptq_kernels::{Backend, KV_BLOCK_ROWS};
 use crate::Result;
 use crate::model::Model;
 use crate::sampling::{SamplingParams, TokenProbability};
+use executor::{Executor, LocalExecutor, StepOutput};
 use limits::CacheMemory;
 pub use limits::{CacheSize, EngineLimits, PrefillLimits};
 use listener::Unheard;
 pub use listener::{Events, Listener, events};
-use runner::{Found, Runner};
 use scheduler::Scheduler;
 use sequence::Sequence;
 pub use sequence::{Event, PromptToken, Request, Task, Token};
@@ -83,7 +83,7 @@ impl EngineHandle {
 /// # Errors
 /// What keeps it from beginning; later, a device that is lost. By then all waiting requests have been told.
 pub fn run<B: Backend>(model: &Model<B>, limits: EngineLimits, inbox: Inbox) -> Result<()> {
-    let mut engine = started(model, limits)?;
+    let mut engine = started(LocalExecutor::new(model), limits)?;
     // The first client finds counters at zero and nothing in the cache.
     let blocks = engine.blocks;
     (engine.scheduler, engine.stats) = (limits.scheduler(blocks), inbox.stats);
@@ -95,25 +95,25 @@ pub fn run<B: Backend>(model: &Model<B>, limits: EngineLimits, inbox: Inbox) -> 
 }
 
 /// An engine that has run its largest step, with a cache of its final size.
-fn started<B: Backend>(model: &Model<B>, limits: EngineLimits) -> Result<Engine<'_, B>> {
-    let blocks = limits.first_blocks(model)?;
-    let mut memory = CacheMemory::before(model.backend(), blocks)?;
-    let mut engine = Engine::new(Runner::new(model, blocks)?, limits, blocks);
-    if let Some(memory) = &mut memory {
-        memory.made(model.backend())?;
-    }
+fn started<E: Executor>(mut executor: E, limits: EngineLimits) -> Result<Engine<E>> {
+    let before = executor.memory()?;
+    let blocks = limits.first_blocks(before.is_some())?;
+    executor.allocate_cache(blocks)?;
+    let cache = before.zip(executor.memory()?).map(|(before, after)| CacheMemory { before, after, blocks });
+    let mut engine = Engine::new(executor, limits, blocks);
     engine.warm_up()?;
-    let (CacheSize::Share(share), Some(memory)) = (limits.cache, memory) else { return Ok(engine) };
-    let blocks = memory.blocks(model.backend(), share, &limits)?;
-    // Its cache makes room for the next one.
-    drop(engine);
-    let mut engine = Engine::new(Runner::new(model, blocks)?, limits, blocks);
+    let (CacheSize::Share(share), Some(cache)) = (limits.cache, cache) else { return Ok(engine) };
+    let Some(memory) = engine.executor.memory()? else { return Ok(engine) };
+    let blocks = cache.blocks(memory, share, &limits)?;
+    let Engine { mut executor, .. } = engine;
+    executor.allocate_cache(blocks)?;
+    let mut engine = Engine::new(executor, limits, blocks);
     engine.warm_up()?;
     Ok(engine)
 }
 
-struct Engine<'a, B: Backend> {
-    runner: Runner<'a, B>,
+struct Engine<E: Executor> {
+    executor: E,
     scheduler: Scheduler,
     limits: EngineLimits,
     /// Of the cache.
@@ -121,26 +121,26 @@ struct Engine<'a, B: Backend> {
     stats: Arc<EngineStats>,
     /// Requests so far.
     serial: u64,
-    /// Whether steps are asked for before the tokens that they begin with are known.
-    looks_ahead: bool,
-    /// Such a step.
-    ahead: Option<Asked<B>>,
+    /// Whether a step is scheduled before the tokens that it begins with have been sampled.
+    async_scheduling: bool,
+    /// A step that was scheduled so.
+    next: Option<StepInFlight<E>>,
 }
 
-/// A step whose tokens are being chosen.
-struct Asked<B: Backend> {
+/// A step that the device works on: its tokens are not known yet.
+struct StepInFlight<E: Executor> {
     /// The sequences that get one.
     serials: Vec<u64>,
-    chosen: B::Chosen,
+    sampled: E::Sampled,
     /// Alternatives to be reported with each.
     tops: Vec<Vec<TokenProbability>>,
 }
 
-impl<'a, B: Backend> Engine<'a, B> {
-    fn new(runner: Runner<'a, B>, limits: EngineLimits, blocks: usize) -> Self {
-        let looks_ahead = runner.device().works_aside();
+impl<E: Executor> Engine<E> {
+    fn new(executor: E, limits: EngineLimits, blocks: usize) -> Self {
+        let async_scheduling = executor.is_asynchronous();
         let (scheduler, stats) = (limits.scheduler(blocks), Arc::default());
-        Self { runner, scheduler, limits, blocks, stats, serial: 0, looks_ahead, ahead: None }
+        Self { executor, scheduler, limits, blocks, stats, serial: 0, async_scheduling, next: None }
     }
 
     fn serve(&mut self, requests: &Receiver<Option<Request>>) -> Result<()> {
@@ -165,11 +165,11 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
     }
 
-    /// A prefill and a decoding step, before anyone is told that the server is ready. On a device with memory of its
+    /// A prefill and a decoding step, before the server says that it is ready. On a device with memory of its
     /// own it is the largest prefill: kernels are compiled, and memory is seen to suffice. A processor would take
     /// minutes for it and learn nothing.
     fn warm_up(&mut self) -> Result<()> {
-        let largest = match self.runner.device().memory()? {
+        let largest = match self.executor.memory()? {
             Some(_) => self.limits.prefill.alone,
             None => self.limits.prefill.alone.min(KV_BLOCK_ROWS),
         };
@@ -179,7 +179,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         for first in 0..count as u32 {
             // Prompts that begin alike would be computed once.
             let mut ids = vec![0; prompt];
-            ids[0] = first % self.runner.vocab().max(1) as u32;
+            ids[0] = first % self.executor.vocab().max(1) as u32;
             let task = Task::new(ids, new_tokens, SamplingParams::greedy());
             self.accept(Request { task, events: Box::new(Unheard) });
         }
@@ -191,7 +191,7 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     fn accept(&mut self, request: Request) {
         self.serial += 1;
-        let limits = (self.limits.max_total_tokens, self.runner.vocab());
+        let limits = (self.limits.max_total_tokens, self.executor.vocab());
         match Sequence::new(request, self.serial, limits) {
             Ok(sequence) => self.scheduler.waiting.push_back(sequence),
             Err(refused) => refused.events.take(Event::Failed(refused.error.to_string())),
@@ -204,12 +204,12 @@ impl<'a, B: Backend> Engine<'a, B> {
         let Err(error) = self.try_step() else { return Ok(()) };
         tracing::error!(%error, running = self.scheduler.running.len(), "a step failed");
         let message = error.to_string();
-        self.ahead = None;
+        self.next = None;
         self.scheduler.running.iter().for_each(|sequence| sequence.fail(&message));
         self.scheduler.remove(&vec![true; self.scheduler.running.len()]);
         self.scheduler.blocks.forget_all();
         // What breaks a device for good is reported by every later call, waiting included.
-        Ok(self.runner.device().synchronize()?)
+        self.executor.synchronize()
     }
 
     /// Tells all waiting requests that nothing will come.
@@ -226,28 +226,28 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// tokens of the first.
     fn try_step(&mut self) -> Result<()> {
         self.scheduler.drop_cancelled();
-        let asked = match self.ahead.take() {
-            Some(asked) => Some(asked),
-            None => self.ask()?,
+        let in_flight = match self.next.take() {
+            Some(in_flight) => Some(in_flight),
+            None => self.schedule()?,
         };
         self.report();
-        self.scheduler.name_full_blocks();
-        let Some(asked) = asked else { return Ok(()) };
-        if self.looks_ahead {
-            self.ahead = self.ask_ahead(&asked)?;
+        self.scheduler.cache_full_blocks();
+        let Some(in_flight) = in_flight else { return Ok(()) };
+        if self.async_scheduling {
+            self.next = self.schedule_ahead(&in_flight)?;
         }
-        self.take(asked)
+        self.take(in_flight)
     }
 
     /// The next step; `None` where no sequence gets a token.
-    fn ask(&mut self) -> Result<Option<Asked<B>>> {
-        let step = self.scheduler.next();
+    fn schedule(&mut self) -> Result<Option<StepInFlight<E>>> {
+        let step = self.scheduler.schedule();
         self.stats.cached_tokens.fetch_add(step.cached as u64, Relaxed);
         self.stats.preemptions.fetch_add(step.preempted as u64, Relaxed);
         if step.ids.is_empty() {
             return Ok(None);
         }
-        let Found { scores, expected } = self.runner.step(&step)?;
+        let StepOutput { scores, expected } = self.executor.step(&step)?;
         self.stats.steps.fetch_add(1, Relaxed);
         let running = &mut self.scheduler.running;
         for ((i, _), tokens) in step.continued.iter().zip(expected) {
@@ -257,39 +257,39 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
         let Some(scores) = scores else { return Ok(None) };
         let count = step.ready.iter().map(|i| running[*i].top_n()).max().unwrap_or(0);
-        let mut tops = self.runner.likeliest(&scores, count)?;
+        let mut tops = self.executor.top_tokens(&scores, count)?;
         tops.iter_mut().zip(&step.ready).for_each(|(top, i)| top.truncate(running[*i].top_n()));
-        let draws: Vec<_> = step.ready.iter().map(|i| running[*i].draw()).collect();
+        let sampling: Vec<_> = step.ready.iter().map(|i| running[*i].next_sampling()).collect();
         let serials = step.ready.iter().map(|i| running[*i].serial).collect();
-        Ok(Some(Asked { serials, chosen: self.runner.sample(&scores, &draws)?, tops }))
+        Ok(Some(StepInFlight { serials, sampled: self.executor.sample(&scores, &sampling)?, tops }))
     }
 
-    /// The step after one whose tokens are being chosen. Results of sequences that turn out to have ended are discarded,
-    /// and their keys lie in blocks that the next holder overwrites.
-    fn ask_ahead(&mut self, asked: &Asked<B>) -> Result<Option<Asked<B>>> {
-        let Some(batch) = self.scheduler.ahead(&asked.serials) else { return Ok(None) };
-        let scores = self.runner.step_ahead(&asked.chosen, &batch)?;
+    /// Asynchronous scheduling: the step after one whose tokens are being sampled. Results of sequences that turn out to have ended are discarded,
+    /// and their KV blocks are overwritten by the next owner.
+    fn schedule_ahead(&mut self, in_flight: &StepInFlight<E>) -> Result<Option<StepInFlight<E>>> {
+        let Some(batch) = self.scheduler.schedule_ahead(&in_flight.serials) else { return Ok(None) };
+        let scores = self.executor.step_ahead(&in_flight.sampled, &batch)?;
         self.stats.steps.fetch_add(1, Relaxed);
-        let draws: Vec<_> = self.scheduler.running.iter_mut().map(Sequence::draw_ahead).collect();
-        let (serials, tops) = (asked.serials.clone(), vec![Vec::new(); draws.len()]);
-        Ok(Some(Asked { serials, chosen: self.runner.sample(&scores, &draws)?, tops }))
+        let sampling: Vec<_> = self.scheduler.running.iter_mut().map(Sequence::sampling_ahead).collect();
+        let (serials, tops) = (in_flight.serials.clone(), vec![Vec::new(); sampling.len()]);
+        Ok(Some(StepInFlight { serials, sampled: self.executor.sample(&scores, &sampling)?, tops }))
     }
 
-    /// Waits for the tokens and hands them out to those who are still there.
-    fn take(&mut self, asked: Asked<B>) -> Result<()> {
-        let drawn = self.runner.device().chosen(&asked.chosen)?;
+    /// Waits for the sampled tokens and sends each to its sequence, where that is still running.
+    fn take(&mut self, in_flight: StepInFlight<E>) -> Result<()> {
+        let tokens = self.executor.sampled_tokens(&in_flight.sampled)?;
         let running = &mut self.scheduler.running;
         let mut done = vec![false; running.len()];
-        for ((serial, drawn), top) in asked.serials.iter().zip(drawn).zip(asked.tops) {
+        for ((serial, token), top) in in_flight.serials.iter().zip(tokens).zip(in_flight.tops) {
             // In order of arrival.
             if let Ok(i) = running.binary_search_by_key(serial, |sequence| sequence.serial) {
                 self.stats.tokens.fetch_add(u64::from(!running[i].only_scores()), Relaxed);
-                done[i] = running[i].take(drawn, top);
+                done[i] = running[i].take(token, top);
             }
         }
         self.scheduler.remove(&done);
         if self.scheduler.running.is_empty() {
-            self.ahead = None;
+            self.next = None;
         }
         Ok(())
     }

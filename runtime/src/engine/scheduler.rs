@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use gptq_kernels::{Batch, KV_BLOCK_ROWS, SequenceRows};
 
 use super::blocks::Blocks;
+use super::executor::Continued;
 use super::limits::PrefillLimits;
-use super::runner::Continued;
 use super::sequence::Sequence;
 
 /// Waiting and running sequences, each in order of arrival.
@@ -29,7 +29,7 @@ pub(super) struct Step {
     pub ready: Vec<usize>,
     /// Rows of prompts whose probabilities are wanted, and the running sequences they belong to.
     pub continued: Vec<(usize, Continued)>,
-    /// Tokens that newcomers found in the cache.
+    /// Tokens that new sequences found in the cache.
     pub cached: usize,
     /// Sequences that gave up their blocks.
     pub preempted: usize,
@@ -63,24 +63,24 @@ impl Scheduler {
 
     /// To be called after a step was asked for: its full blocks can serve other sequences. A block without a name is
     /// never found.
-    pub fn name_full_blocks(&mut self) {
+    pub fn cache_full_blocks(&mut self) {
         if !self.prefix_cache {
             return;
         }
         for sequence in &mut self.running {
             let done = &sequence.ids[..sequence.context.min(sequence.ids.len())];
-            self.blocks.name(done, &sequence.blocks, &mut sequence.chain);
+            self.blocks.cache(done, &sequence.blocks, &mut sequence.prefix);
         }
     }
 
     /// The next step: one row for each sequence that decodes, and prompt chunks as far as the budget goes.
-    pub fn next(&mut self) -> Step {
+    pub fn schedule(&mut self) -> Step {
         let mut step = Step::default();
         let mut budget = self.budget();
         let mut i = 0;
         while i < self.running.len() {
             let rows = budget.rows(self.running[i].pending());
-            if rows > 0 && !self.make_room(i, rows, &mut step) {
+            if rows > 0 && !self.grow_or_preempt(i, rows, &mut step) {
                 break;
             }
             budget.take(self.running[i].pending(), rows);
@@ -103,8 +103,8 @@ impl Scheduler {
     }
 
     /// The batch of a step for the tokens after those that `serials`' sequences are getting; `None` where other things
-    /// come first: somebody waits who may find room, or a sequence needs to be looked at before.
-    pub fn ahead(&mut self, serials: &[u64]) -> Option<Batch> {
+    /// come first: a waiting sequence may be admitted, or one needs to be looked at before.
+    pub fn schedule_ahead(&mut self, serials: &[u64]) -> Option<Batch> {
         let may_come = !self.waiting.is_empty() && self.running.len() < self.max_running;
         let all = self.running.iter().map(|sequence| &sequence.serial).eq(serials);
         if may_come || !all || !self.running.iter().all(Sequence::is_predictable) {
@@ -131,11 +131,11 @@ impl Scheduler {
         Budget { all: alone, long, chunks }
     }
 
-    /// Gives a newcomer blocks for all it has, what is cached among them. Running sequences keep room for one more
-    /// block each, or the newcomer would be sent away again at once.
+    /// Gives a new sequence blocks for all it has, what is cached among them. Running sequences keep room for one more
+    /// block each, or the new sequence would be preempted at once.
     fn admit(&mut self, sequence: &mut Sequence) -> bool {
         let tokens = sequence.ids.len();
-        (sequence.blocks, sequence.chain) = self.blocks.reuse(sequence.reusable());
+        (sequence.blocks, sequence.prefix) = self.blocks.reuse(sequence.reusable());
         sequence.context = sequence.blocks.len() * KV_BLOCK_ROWS;
         let needed = tokens.div_ceil(KV_BLOCK_ROWS) - sequence.blocks.len();
         let fits = needed + self.running.len() <= self.blocks.free();
@@ -143,22 +143,23 @@ impl Scheduler {
             sequence.start();
             return true;
         }
-        self.send_away(sequence);
+        self.release(sequence);
         false
     }
 
-    fn send_away(&mut self, sequence: &mut Sequence) {
+    /// Gives all blocks of a sequence back: it will be computed again.
+    fn release(&mut self, sequence: &mut Sequence) {
         self.blocks.release(&mut sequence.blocks);
-        (sequence.context, sequence.chain) = Default::default();
+        (sequence.context, sequence.prefix) = Default::default();
     }
 
-    /// Finds blocks for a running sequence; younger ones give theirs up and start over later. `false` where
-    /// the sequence itself had to.
-    fn make_room(&mut self, i: usize, rows: usize, step: &mut Step) -> bool {
+    /// Finds blocks for a running sequence; preempts younger ones for them, which are computed again later. `false` where
+    /// the sequence itself was preempted.
+    fn grow_or_preempt(&mut self, i: usize, rows: usize, step: &mut Step) -> bool {
         let length = self.running[i].context + rows;
         while !self.blocks.grow(&mut self.running[i].blocks, length) {
             let Some(mut youngest) = self.running.pop() else { return false };
-            self.send_away(&mut youngest);
+            self.release(&mut youngest);
             self.waiting.push_front(youngest);
             step.preempted += 1;
             if self.running.len() == i {

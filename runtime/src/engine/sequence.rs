@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use gptq_kernels::{Draw, Drawn, MOST_CANDIDATES};
+use gptq_kernels::{MOST_CANDIDATES, RowSampling, SampledToken};
 
-use super::blocks::Chain;
+use super::blocks::CachedPrefix;
 use super::listener::Listener;
 use crate::generate::FinishReason;
 use crate::sampling::{Adjustments, Sampler, SamplingParams, TokenProbability};
@@ -96,11 +96,11 @@ pub(super) struct Sequence {
     pub serial: u64,
     /// Prompt and generated ids.
     pub ids: Vec<u32>,
-    /// How many tokens have their keys in the cache: of `ids`, and one that is still being chosen where a step was asked
+    /// How many tokens have their keys in the cache: of `ids`, and one that is still being chosen where a step was asked for
     /// for ahead.
     pub context: usize,
     pub blocks: Vec<u32>,
-    pub chain: Chain,
+    pub prefix: CachedPrefix,
     /// The prompt as far as its probabilities are known; `None` where the request does not want them, or they have been reported.
     pub expected: Option<Vec<PromptToken>>,
     prompt: usize,
@@ -119,7 +119,7 @@ impl Sequence {
         match Self::check(&request.task, limit, vocab) {
             Ok(sampler) => {
                 let ids = std::mem::take(&mut request.task.prompt);
-                let (prompt, blocks, chain) = (ids.len(), Vec::new(), Chain::default());
+                let (prompt, blocks, prefix) = (ids.len(), Vec::new(), CachedPrefix::default());
                 let first = PromptToken { id: ids[0], logprob: None, top: Vec::new() };
                 let expected = request.task.prompt_logprobs.then(|| vec![first]);
                 Ok(Self {
@@ -127,7 +127,7 @@ impl Sequence {
                     ids,
                     context: 0,
                     blocks,
-                    chain,
+                    prefix,
                     expected,
                     prompt,
                     started: false,
@@ -194,7 +194,7 @@ impl Sequence {
         self.request.events.is_gone()
     }
 
-    /// Says that it left the queue; one that was sent away and comes back has said so.
+    /// Says that it left the queue; one that was preempted and comes back has said so.
     pub fn start(&mut self) {
         if !std::mem::replace(&mut self.started, true) {
             self.say(Event::Started(Instant::now()));
@@ -202,13 +202,13 @@ impl Sequence {
     }
 
     /// How the next token is drawn.
-    pub fn draw(&mut self) -> Draw {
-        self.sampler.draw(&self.ids, self.prompt)
+    pub fn next_sampling(&mut self) -> RowSampling {
+        self.sampler.next_row(&self.ids, self.prompt)
     }
 
     /// How the token after the one that is being chosen is drawn; for a sequence that [`Self::is_predictable`].
-    pub fn draw_ahead(&mut self) -> Draw {
-        self.sampler.draw_at(self.ids.len() + 1)
+    pub fn sampling_ahead(&mut self) -> RowSampling {
+        self.sampler.row_at(self.ids.len() + 1)
     }
 
     /// Whether there is a token after the one that is being chosen, as far as can be known, and everything about it but
@@ -219,20 +219,20 @@ impl Sequence {
     }
 
     /// Appends and reports the next token, `None` where the model had no score; `true` when it is the last.
-    pub fn take(&mut self, drawn: Option<Drawn>, top: Vec<TokenProbability>) -> bool {
+    pub fn take(&mut self, token: Option<SampledToken>, top: Vec<TokenProbability>) -> bool {
         if self.only_scores() {
             let prompt = self.expected.take().unwrap_or_default();
             self.say(Event::Prompt(prompt));
             return true;
         }
-        let Some(Drawn { id, logprob }) = drawn else {
+        let Some(SampledToken { id, logprob }) = token else {
             self.fail(&Error::NoScore { place: self.ids.len() }.to_string());
             return true;
         };
         if let Some(prompt) = self.expected.take() {
             self.say(Event::Prompt(prompt));
         }
-        // Two sums of the same masses may differ in the last place; who sees both wants to see one number.
+        // Two sums of the same masses may differ in the last place; a reader of both expects one number.
         let logprob = top.iter().find(|top| top.id == id).map_or(logprob, |top| top.logprob);
         let task = &self.request.task;
         self.ids.push(id);

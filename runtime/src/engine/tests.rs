@@ -28,7 +28,7 @@ pub fn model(folder: &Path) -> Model<Cpu> {
     Model::load(Cpu::new(), &ModelFiles::open(&folder.join("model")).unwrap()).unwrap()
 }
 
-fn engine(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<'_, Cpu> {
+fn engine(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<LocalExecutor<'_, Cpu>> {
     let limits = EngineLimits {
         max_total_tokens: 128,
         prefill: PrefillLimits { alone: 32, beside: 32 },
@@ -37,15 +37,20 @@ fn engine(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<'_, Cpu> 
         prefix_cache: true,
     };
     let blocks = max_batch_total_tokens / KV_BLOCK_ROWS;
-    let runner = Runner::new(model, blocks).unwrap();
-    Engine::new(runner, limits, blocks)
+    let mut executor = LocalExecutor::new(model);
+    executor.allocate_cache(blocks).unwrap();
+    Engine::new(executor, limits, blocks)
 }
 
-fn ask(engine: &mut Engine<'_, Cpu>, prompt: &[u32]) -> Events {
+fn ask(engine: &mut Engine<LocalExecutor<'_, Cpu>>, prompt: &[u32]) -> Events {
     ask_with(engine, prompt, |_| ())
 }
 
-fn ask_with(engine: &mut Engine<'_, Cpu>, prompt: &[u32], change: impl FnOnce(&mut Task)) -> Events {
+fn ask_with(
+    engine: &mut Engine<LocalExecutor<'_, Cpu>>,
+    prompt: &[u32],
+    change: impl FnOnce(&mut Task),
+) -> Events {
     let (events, receiver) = super::events();
     let mut task = Task::new(prompt.to_vec(), NEW_TOKENS, SamplingParams::greedy());
     change(&mut task);
@@ -53,7 +58,7 @@ fn ask_with(engine: &mut Engine<'_, Cpu>, prompt: &[u32], change: impl FnOnce(&m
     receiver
 }
 
-fn finish(engine: &mut Engine<'_, Cpu>) {
+fn finish(engine: &mut Engine<LocalExecutor<'_, Cpu>>) {
     while !engine.scheduler.is_idle() {
         engine.try_step().unwrap();
     }
@@ -80,7 +85,7 @@ fn prompts() -> Vec<Vec<u32>> {
 }
 
 /// Each prompt after the one before it has its answer.
-fn one_by_one(engine: &mut Engine<'_, Cpu>) -> Vec<Vec<u32>> {
+fn one_by_one(engine: &mut Engine<LocalExecutor<'_, Cpu>>) -> Vec<Vec<u32>> {
     let each = |prompt: &Vec<u32>| {
         let events = ask(engine, prompt);
         finish(engine);
@@ -238,7 +243,7 @@ fn a_text_ends_only_after_its_least_number_of_tokens_also_ahead() {
     for least in [0, 6] {
         let change = |task: &mut Task| (task.eos_token_ids, task.min_new_tokens) = (ends.clone(), least);
         let (expected, _) = said(&mut engine(&model, 1024), change);
-        let (got, ahead) = said(&mut looking_ahead(&model, 1024), change);
+        let (got, ahead) = said(&mut scheduling_ahead(&model, 1024), change);
         assert_eq!(got, expected);
         assert!(ahead > 0);
         for answer in expected {
@@ -296,17 +301,17 @@ fn an_int8_cache_says_the_same_whether_it_finds_or_computes_and_after_preemption
 }
 
 /// An engine whose device is said to work beside the host.
-fn looking_ahead(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<'_, Cpu> {
-    Engine { looks_ahead: true, ..engine(model, max_batch_total_tokens) }
+fn scheduling_ahead(model: &Model<Cpu>, max_batch_total_tokens: usize) -> Engine<LocalExecutor<'_, Cpu>> {
+    Engine { async_scheduling: true, ..engine(model, max_batch_total_tokens) }
 }
 
 /// What each prompt got until it ended, and how often a step was on its way while tokens were taken.
-fn said(engine: &mut Engine<'_, Cpu>, change: impl Fn(&mut Task)) -> (Vec<Vec<u32>>, usize) {
+fn said(engine: &mut Engine<LocalExecutor<'_, Cpu>>, change: impl Fn(&mut Task)) -> (Vec<Vec<u32>>, usize) {
     let events: Vec<_> = prompts().iter().map(|prompt| ask_with(engine, prompt, &change)).collect();
     let mut ahead = 0;
     while !engine.scheduler.is_idle() {
         engine.try_step().unwrap();
-        ahead += usize::from(engine.ahead.is_some());
+        ahead += usize::from(engine.next.is_some());
     }
     assert_eq!(engine.scheduler.blocks.used(), 0);
     let ids = |events: Events| {
@@ -331,15 +336,15 @@ fn steps_that_were_asked_for_ahead_change_no_answer() {
     let model = model(folder.path());
     let ends: Vec<u32> = alone(&model).iter().take(3).map(|answer| answer[9]).collect();
     let warm = SamplingParams { temperature: 0.9, top_p: 0.95, top_k: 30, repetition_penalty: 1.0, seed: 4 };
-    for (risk, tokens, looks) in [("room for all", 1024, true), ("somebody is sent away", 160, false)] {
+    for (risk, tokens, looks) in [("room for all", 1024, true), ("a sequence is preempted", 160, false)] {
         for (what, change) in [
             ("to the last token", &(|_: &mut Task| ()) as &dyn Fn(&mut Task)),
             ("some end before", &|task: &mut Task| task.eos_token_ids = ends.clone()),
-            ("drawn", &|task: &mut Task| task.sampling = warm.clone()),
+            ("token", &|task: &mut Task| task.sampling = warm.clone()),
             ("of different lengths", &|task: &mut Task| task.max_new_tokens = 1 + task.prompt.len() % 9),
         ] {
             let (expected, never) = said(&mut engine(&model, 1024), change);
-            let (got, ahead) = said(&mut looking_ahead(&model, tokens), change);
+            let (got, ahead) = said(&mut scheduling_ahead(&model, tokens), change);
             assert_eq!(got, expected, "{risk}, {what}");
             assert_eq!(never, 0, "a device that works at once");
             assert!(ahead > 0 || !looks, "{risk}, {what}: nothing was asked for ahead");
@@ -358,7 +363,7 @@ fn what_depends_on_the_last_token_is_not_asked_for_before_it_is_known() {
         &|task: &mut Task| task.max_new_tokens = 1,
     ] {
         let (expected, _) = said(&mut engine(&model, 1024), change);
-        assert_eq!(said(&mut looking_ahead(&model, 1024), change), (expected, 0));
+        assert_eq!(said(&mut scheduling_ahead(&model, 1024), change), (expected, 0));
     }
 }
 
@@ -367,23 +372,23 @@ fn clients_come_and_go_while_a_step_is_on_its_way() {
     let folder = folder();
     let model = model(folder.path());
     let expected = alone(&model);
-    let mut engine = looking_ahead(&model, 1024);
+    let mut engine = scheduling_ahead(&model, 1024);
     let stays = ask(&mut engine, &prompts()[0]);
     let leaves = ask(&mut engine, &prompts()[1]);
-    while engine.ahead.is_none() {
+    while engine.next.is_none() {
         engine.try_step().unwrap();
     }
     // The gauges go on while nothing but steps ahead is asked for.
     let before = engine.stats.used_blocks.load(Relaxed);
     (0..16).for_each(|_| engine.try_step().unwrap());
-    assert!(engine.ahead.is_some() && engine.stats.used_blocks.load(Relaxed) > before);
+    assert!(engine.next.is_some() && engine.stats.used_blocks.load(Relaxed) > before);
     drop(leaves);
     let comes = ask(&mut engine, &prompts()[2]);
     engine.try_step().unwrap();
-    assert!(engine.ahead.is_none(), "who waits does not wait for a second step");
+    assert!(engine.next.is_none(), "nothing is computed for sequences that have ended");
     finish(&mut engine);
     assert_eq!([tokens(stays), tokens(comes)], [expected[0].clone(), expected[2].clone()]);
-    // What was generated is named, and found by the next turn.
+    // What was generated is cached, and found by the next turn.
     let long: Vec<u32> = prompts()[0].iter().chain(&expected[0]).copied().chain([5]).collect();
     let before = engine.stats.cached_tokens.load(Relaxed);
     let _events = ask(&mut engine, &long);
@@ -434,7 +439,7 @@ fn short_prompts_that_come_together_are_computed_together() {
     engine.try_step().unwrap();
     let _long = ask(&mut engine, &prompts()[0][..30]);
     let _short: Vec<_> = (0..4).map(|i| ask(&mut engine, &[i; 8])).collect();
-    let step = engine.scheduler.next();
+    let step = engine.scheduler.schedule();
     let rows: Vec<_> = step.batch.sequences.iter().map(|sequence| sequence.rows).collect();
     assert_eq!(rows, [1, 8, 8, 8, 8, 8], "one decodes, a part of the long one, all of the short ones");
 }
@@ -448,7 +453,7 @@ fn a_long_prompt_holds_up_a_running_answer_by_its_share_only() {
     let short = ask(&mut engine, &[1, 2, 3]);
     engine.try_step().unwrap();
     let long = ask(&mut engine, &prompts()[0][..40]);
-    let steps = |engine: &Engine<'_, Cpu>| engine.stats.steps.load(Relaxed);
+    let steps = |engine: &Engine<LocalExecutor<'_, Cpu>>| engine.stats.steps.load(Relaxed);
     let (before, tokens_before) = (steps(&engine), engine.stats.tokens.load(Relaxed));
     while engine.scheduler.running.len() < 2 || engine.scheduler.running[1].pending() > 1 {
         engine.try_step().unwrap();

@@ -195,6 +195,7 @@ fn quantized_linear(prefix: &str, linear: &LinearSpec, quant: &QuantConfig, bias
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::{self, Split};
 
     fn quant(bits: u32, group_size: Option<usize>) -> QuantConfig {
         QuantConfig { bits, group_size, ..QuantConfig::default() }
@@ -221,6 +222,29 @@ mod tests {
         let main = artifact_tensors(&config, &quant(4, Some(128)), true);
         assert_eq!(main.len(), 1187);
         assert_eq!(main.iter().map(TensorSpec::elements).sum::<u64>(), 2_113_843_200);
+    }
+
+    /// A device that has some heads, or some features between two products, must find whole parts in every linear, and
+    /// nothing else to ask other devices for than a sum.
+    #[test]
+    fn groups_can_be_divided_in_pairs() {
+        for preset in ["causallm-7b", "qwen3-8b", "olmo-2-7b", "qwen3-30b-a3b", "phi-4-mini"] {
+            let config = ModelConfig::preset(preset).unwrap();
+            for pair in layout::layer(&config, 0).groups.chunks(2) {
+                let [first, second] = pair else { panic!("{preset}: a group without its second") };
+                match (first.split, second.split) {
+                    (Split::Whole, Split::Whole) => {
+                        assert_eq!(preset, "olmo-2-7b", "its norm is of all heads")
+                    }
+                    (Split::Columns { parts }, Split::Rows { parts: same }) => {
+                        assert_eq!(parts, same, "{preset}");
+                        assert!(first.linears.iter().all(|linear| linear.out_features.is_multiple_of(parts)));
+                        assert!(second.linears.iter().all(|linear| linear.in_features.is_multiple_of(parts)));
+                    }
+                    other => panic!("{preset}: {other:?}"),
+                }
+            }
+        }
     }
 
     #[test]

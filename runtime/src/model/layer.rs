@@ -202,10 +202,11 @@ impl<B: Backend> Layer<B> {
 
     /// The residual stream after a stage that ends a block.
     fn add_product(&self, backend: &B, stage: Stage, x: &B::Tensor, hidden: B::Tensor) -> Result<B::Tensor> {
-        if self.adds_products(stage) {
+        // Of several devices each would add the residual stream.
+        if self.adds_products(stage) && backend.devices() == 1 {
             return self.projection(stage)?.add_to(backend, x, &hidden);
         }
-        let product = self.product(backend, stage, x)?;
+        let product = backend.all_reduce(self.product(backend, stage, x)?)?;
         self.add(backend, &hidden, product, self.norm_after(stage))
     }
 
@@ -251,6 +252,15 @@ impl<B: Backend> Layer<B> {
     /// Whether a sequence of the batch is so long that its rotation differs from that of others.
     pub fn rotation_varies(&self, batch: &Batch) -> bool {
         self.attention.rotation_varies(batch)
+    }
+
+    /// Each stage with the names of the kernels that multiply so many rows.
+    pub fn kernels(&self, backend: &B, rows: usize) -> Vec<(Stage, Vec<&'static str>)> {
+        let of = |stage: &Stage| match &self.mixture {
+            Some(mixture) if *stage == Stage::Mixture => (*stage, mixture.kernels(backend, rows)),
+            _ => (*stage, self.projection(*stage).map_or(vec![], |stage| stage.kernels(backend, rows))),
+        };
+        self.spec.stages().iter().map(of).collect()
     }
 
     /// The projections in the order in which a pass reads them, but those of experts.

@@ -163,6 +163,20 @@ impl<B: Backend> Mixture<B> {
         Ok(y)
     }
 
+    /// Names of the kernels that so many tokens go through.
+    pub fn kernels(&self, backend: &B, tokens: usize) -> Vec<&'static str> {
+        let of = |pair: &Pair<B>| -> Vec<&'static str> {
+            let both = [&pair.gate_up, &pair.down].into_iter().flatten();
+            both.flat_map(|projection| projection.kernels(backend, tokens)).collect()
+        };
+        let mut kernels = match &self.experts {
+            Experts::Grouped(weights) => vec![backend.experts_kernel(weights, tokens)],
+            Experts::Each(pairs) => pairs.iter().flat_map(of).collect(),
+        };
+        kernels.extend(self.shared.iter().flat_map(|shared| of(&shared.pair)));
+        kernels
+    }
+
     /// Where every token goes.
     pub fn route(&self, backend: &B, x: &B::Tensor) -> Result<B::Routes> {
         let scores = backend.logits(x, &self.router)?;
@@ -172,7 +186,7 @@ impl<B: Backend> Mixture<B> {
     /// The tokens of each expert.
     pub fn assignments(&self, backend: &B, routes: &B::Routes) -> Result<Vec<Tokens>> {
         let mut experts = vec![Tokens::default(); self.routing.experts];
-        for (row, routes) in backend.routes(routes)?.chunks(self.routing.chosen).enumerate() {
+        for (row, routes) in backend.routes(routes)?.chunks(self.routing.per_token).enumerate() {
             for route in routes {
                 let tokens = &mut experts[route.expert as usize];
                 tokens.rows.push(row as u32);
@@ -211,7 +225,7 @@ impl<B: Backend> Mixture<B> {
 fn routing(experts: &ExpertsConfig, names: &ExpertNames) -> Routing {
     Routing {
         experts: experts.count,
-        chosen: experts.chosen,
+        per_token: experts.per_token,
         scores: names.scores,
         renormalise: experts.renormalise,
         groups: experts.groups,

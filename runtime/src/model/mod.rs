@@ -48,22 +48,29 @@ pub struct KvCaches<B: Backend> {
     spare: u32,
 }
 
-/// What decoding keeps between two tokens: steps as the device recorded them.
+impl<B: Backend> Default for KvCaches<B> {
+    /// No room for anything.
+    fn default() -> Self {
+        Self { layers: Vec::new(), spare: 0 }
+    }
+}
+
+/// What decoding keeps between two tokens: steps as the device captured them.
 pub struct Decoder<B: Backend> {
     /// By their rows, with the tensor that a step reads its input from.
-    recorded: BTreeMap<usize, (B::Recording, B::Tensor)>,
-    /// The device records nothing.
+    captured: BTreeMap<usize, (B::Graph, B::Tensor)>,
+    /// The device captures nothing.
     plain: bool,
 }
 
 impl<B: Backend> Default for Decoder<B> {
     fn default() -> Self {
-        Self { recorded: BTreeMap::new(), plain: false }
+        Self { captured: BTreeMap::new(), plain: false }
     }
 }
 
-/// Up to so many sequences a step is recorded, for a number of them that is a power of two.
-const MOST_RECORDED: usize = 128;
+/// Up to so many sequences a step is captured, for a number of them that is a power of two.
+const MOST_CAPTURED: usize = 128;
 
 impl<B: Backend> Model<B> {
     /// Loads every layer of a checkpoint or an artifact.
@@ -155,7 +162,7 @@ impl<B: Backend> Model<B> {
         decoder: &mut Decoder<B>,
     ) -> Result<B::Tensor> {
         let count = ids.len();
-        if decoder.plain || count > MOST_RECORDED || self.rotation_varies(batch) {
+        if decoder.plain || count > MOST_CAPTURED || self.rotation_varies(batch) {
             let hidden = self.forward(ids, batch, Some(caches))?;
             return self.logits(&hidden, 0..count);
         }
@@ -172,14 +179,14 @@ impl<B: Backend> Model<B> {
             let hidden = self.through_layers(hidden.clone(), &batch, Some(&mut *caches))?;
             self.logits(&hidden, 0..ids.len())
         };
-        match self.backend.record(&batch, &mut step)? {
-            Some(recording) => decoder.recorded.insert(ids.len(), (recording, hidden.clone())),
+        match self.backend.capture(&batch, &mut step)? {
+            Some(graph) => decoder.captured.insert(ids.len(), (graph, hidden.clone())),
             None => None,
         };
-        decoder.plain = !decoder.recorded.contains_key(&ids.len());
+        decoder.plain = !decoder.captured.contains_key(&ids.len());
         if decoder.plain && self.backend.works_aside() {
             tracing::warn!(
-                "decoding steps could not be recorded: every kernel is launched by itself, which is slower"
+                "decoding steps could not be captured: every kernel is launched by itself, which is slower"
             );
         }
         let logits = match replay(decoder)? {
@@ -189,47 +196,65 @@ impl<B: Backend> Model<B> {
         Ok(self.backend.rows(&logits, 0..count)?)
     }
 
-    /// The same for tokens that are still being chosen, one a sequence: where the step is recorded, the host does not
+    /// The same for tokens that are still being chosen, one a sequence: where the step is captured, the host does not
     /// wait for them.
-    pub fn decode_chosen(
+    pub fn decode_sampled(
         &self,
-        chosen: &B::Chosen,
+        sampled: &B::Sampled,
         batch: &Batch,
         caches: &mut KvCaches<B>,
         decoder: &mut Decoder<B>,
     ) -> Result<B::Tensor> {
         let count = batch.sequences.len();
-        if !decoder.plain && count <= MOST_RECORDED && !self.rotation_varies(batch) {
+        if !decoder.plain && count <= MOST_CAPTURED && !self.rotation_varies(batch) {
             let batch = filled(batch, caches);
             let replayed = self.replay(&batch, decoder, |input| {
-                self.backend.embedding_of_chosen(input, &self.embedding, chosen)
+                self.backend.embedding_of_sampled(input, &self.embedding, sampled)
             })?;
             if let Some(logits) = replayed {
                 return Ok(self.backend.rows(&logits, 0..count)?);
             }
         }
-        let ids = self.backend.chosen(chosen)?.into_iter().map(|drawn| drawn.map_or(0, |drawn| drawn.id));
+        let ids =
+            self.backend.sampled_tokens(sampled)?.into_iter().map(|token| token.map_or(0, |token| token.id));
         self.decode(&ids.collect::<Vec<_>>(), batch, caches, decoder)
     }
 
-    /// Runs a recorded step on what `embed` writes into its input; `None` where there is no step for such a batch.
+    /// Runs a captured step on what `embed` writes into its input; `None` where there is no step for such a batch.
     fn replay(
         &self,
         batch: &Batch,
         decoder: &Decoder<B>,
         embed: impl FnOnce(&B::Tensor) -> gptq_kernels::Result<()>,
     ) -> Result<Option<B::Tensor>> {
-        let Some((recording, input)) = decoder.recorded.get(&batch.sequences.len()) else {
+        let Some((graph, input)) = decoder.captured.get(&batch.sequences.len()) else {
             return Ok(None);
         };
         embed(input)?;
-        Ok(self.backend.replay(recording, batch)?)
+        Ok(self.backend.replay(graph, batch)?)
     }
 
-    /// Whether the frequencies of a long sequence depend on its length: then a recorded step, which has one set, does not
+    /// Whether the frequencies of a long sequence depend on its length: then a captured step, which has one set, does not
     /// fit.
     fn rotation_varies(&self, batch: &Batch) -> bool {
         self.layers.first().is_some_and(|layer| layer.rotation_varies(batch))
+    }
+
+    /// Which kernels multiply so many rows, with the stages that they multiply in: `small_m (qkv, o, gate_up, down)`. The
+    /// choice follows from what was found out about each weight when it was loaded.
+    pub fn kernels(&self, rows: usize) -> String {
+        let mut stages: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (stage, kernels) in self.layers.iter().flat_map(|layer| layer.kernels(&self.backend, rows)) {
+            for kernel in kernels {
+                let stages = stages.entry(kernel).or_default();
+                if !stages.contains(&stage.name()) {
+                    stages.push(stage.name());
+                }
+            }
+        }
+        let named: Vec<_> =
+            stages.iter().map(|(kernel, stages)| format!("{kernel} ({})", stages.join(", "))).collect();
+        named.join("; ")
     }
 
     /// Scores of every vocabulary entry for the given rows, `[rows, vocab]`.
@@ -240,7 +265,7 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// The batch with as many sequences as a step is recorded for.
+/// The batch with as many sequences as a step is captured for.
 fn filled<B: Backend>(batch: &Batch, caches: &KvCaches<B>) -> Batch {
     let mut sequences = batch.sequences.clone();
     let fill = SequenceRows { rows: 1, context: 0, blocks: vec![caches.spare] };

@@ -130,6 +130,21 @@ impl<B: Backend> Projection<B> {
         }
     }
 
+    /// Names of the kernels that multiply so many rows.
+    pub fn kernels(&self, backend: &B, rows: usize) -> Vec<&'static str> {
+        match self {
+            Self::Dense(weight) => vec![backend.matmul_kernel(weight, rows)],
+            Self::Quantized(weight) => vec![backend.quant_matmul_kernel(weight, rows)],
+            Self::Parts(parts) => {
+                let of = |part: &Part<B>| match part {
+                    Part::Dense(weight) => backend.matmul_kernel(weight, rows),
+                    Part::Quantized(weight) => backend.quant_matmul_kernel(weight, rows),
+                };
+                parts.iter().map(of).collect()
+            }
+        }
+    }
+
     /// Whether products with it dequantize a weight first.
     pub fn is_dequantized(&self, backend: &B) -> bool {
         match self {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use gptq_kernels::{Change, Draw};
+use gptq_kernels::{Change, RowSampling};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
@@ -73,22 +73,22 @@ impl Sampler {
 
     /// How the token after `ids` is drawn, of which the first `prompt` were not generated. `ids` must begin with those of
     /// the call before.
-    pub fn draw(&mut self, ids: &[u32], prompt: usize) -> Draw {
+    pub fn next_row(&mut self, ids: &[u32], prompt: usize) -> RowSampling {
         if self.remembers() {
             for (place, id) in ids.iter().enumerate().skip(self.counted) {
                 self.see(*id, place >= prompt);
             }
             self.counted = ids.len();
         }
-        self.draw_at(ids.len())
+        self.row_at(ids.len())
     }
 
     /// How the token at a place is drawn, whatever came before it where [`Self::remembers`] is false.
-    pub fn draw_at(&mut self, place: usize) -> Draw {
+    pub fn row_at(&mut self, place: usize) -> RowSampling {
         let SamplingParams { temperature, top_k, top_p, .. } = self.params;
         let Adjustments { min_p, typical_p, .. } = self.adjustments;
         let (random, changes) = (self.random(place), self.changes_at(place));
-        Draw { temperature, top_k, top_p, min_p, typical_p, random, changes }
+        RowSampling { temperature, top_k, top_p, min_p, typical_p, random, changes }
     }
 
     fn changes_at(&self, place: usize) -> Vec<Change> {
@@ -151,8 +151,8 @@ mod tests {
     fn next(sampler: &mut Sampler, logits: Vec<f32>, ids: &[u32], prompt: usize) -> u32 {
         let (cpu, vocab) = (Cpu::new(), logits.len());
         let logits = cpu.tensor(logits, (1, vocab)).unwrap();
-        let chosen = cpu.sample(&logits, &[sampler.draw(ids, prompt)]).unwrap();
-        cpu.chosen(&chosen).unwrap()[0].unwrap().id
+        let sampled = cpu.sample(&logits, &[sampler.next_row(ids, prompt)]).unwrap();
+        cpu.sampled_tokens(&sampled).unwrap()[0].unwrap().id
     }
 
     #[test]
@@ -186,8 +186,8 @@ mod tests {
         };
         let both = SamplingParams { repetition_penalty: 2.0, ..greedy() };
         let mut sampler = Sampler::adjusted(both, adjustments).unwrap();
-        sampler.draw(&[1, 0], 1);
-        let changes = sampler.draw(&[1, 0, 0, 2], 1).changes;
+        sampler.next_row(&[1, 0], 1);
+        let changes = sampler.next_row(&[1, 0, 0, 2], 1).changes;
         let change = |id, added, repeated| Change { id, added, repeated };
         let expected =
             [change(0, -1.75, 2.0), change(3, 0.5, 1.0), change(1, 0.0, 2.0), change(2, -1.0, 2.0)];
@@ -205,15 +205,19 @@ mod tests {
 
     #[test]
     fn equal_seeds_give_equal_tokens_at_every_place() {
-        let draws = |seed| -> Vec<u64> {
+        let sampling = |seed| -> Vec<u64> {
             let mut sampler = Sampler::new(SamplingParams { seed, ..params() }).unwrap();
-            (0..50).map(|place| sampler.draw(&vec![0; place], 0).random).collect()
+            (0..50).map(|place| sampler.next_row(&vec![0; place], 0).random).collect()
         };
-        assert_eq!(draws(3), draws(3));
-        assert_ne!(draws(3), draws(4));
+        assert_eq!(sampling(3), sampling(3));
+        assert_ne!(sampling(3), sampling(4));
         let mut sampler = Sampler::new(SamplingParams { seed: 3, ..params() }).unwrap();
-        assert_eq!(sampler.draw_at(17).random, draws(3)[17], "also where those before were drawn elsewhere");
-        let mut different = draws(3);
+        assert_eq!(
+            sampler.row_at(17).random,
+            sampling(3)[17],
+            "also where those before were token elsewhere"
+        );
+        let mut different = sampling(3);
         different.sort_unstable();
         different.dedup();
         assert_eq!(different.len(), 50);

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::Call;
 use super::error::ApiError;
 use super::fields::Route;
-use super::generation::{self, Plan};
+use super::generation::{self, GenerationParams};
 use super::routes::parse;
 use answer::{Frame, Kind};
 use request::{ChatRequest, Common, CompletionRequest, Prompt, alternatives};
@@ -23,7 +23,7 @@ const DEFAULT_COMPLETION: usize = 16;
 
 /// What a request wants, within the limits.
 pub struct Asked {
-    plans: Vec<Plan>,
+    plans: Vec<GenerationParams>,
     common: Common,
     frame: Frame,
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::Call;
 use crate::error::ApiError;
 use crate::fields::shown;
-use crate::generation::Plan;
+use crate::generation::GenerationParams;
 use crate::parameters::Parameters;
 use crate::text::PromptRequest;
 
@@ -151,7 +151,7 @@ impl Common {
         mut prompt: Vec<u32>,
         (default_tokens, echoes): (Option<usize>, bool),
         end_of_turn: &[u32],
-    ) -> Result<Plan, ApiError> {
+    ) -> Result<GenerationParams, ApiError> {
         prompt.drain(..prompt.len().saturating_sub(self.kept(call)?));
         let asked = self.max_completion_tokens.or(self.max_tokens).or(default_tokens);
         let only_echoes = asked == Some(0) && echoes;

@@ -6,7 +6,7 @@ use gptq_kernels::{Backend, Cpu};
 use gptq_quantizer::gptq;
 use gptq_quantizer::plan::Branch;
 use gptq_quantizer::produce;
-use gptq_quantizer::sequential::{Reader, SolvedLayer, Tiles, Walk};
+use gptq_quantizer::sequential::{ActivationCache, Reader, SolvedLayer, Walk};
 use gptq_runtime::model::ModelFiles;
 use serde::Serialize;
 
@@ -63,9 +63,10 @@ impl OnDevice for Measure<'_> {
         produce::check_settings(files, &params)?;
         let cpu = Cpu::new();
         let layout = params.layout();
-        let mut on_cpu = Walk::start(&cpu, files, &params, Tiles::embed(&cpu, files, sequences, layout)?);
-        let tiles = Tiles::embed(&device, files, sequences, layout)?;
-        let mut on_device = Walk::start(&device, files, &params, tiles);
+        let mut on_cpu =
+            Walk::start(&cpu, files, &params, ActivationCache::embed(&cpu, files, sequences, layout)?);
+        let activations = ActivationCache::embed(&device, files, sequences, layout)?;
+        let mut on_device = Walk::start(&device, files, &params, activations);
         let layers = files.config.num_hidden_layers;
         let mut progress = Progress::start("comparing", layers as u64);
         let layers = std::thread::scope(|scope| {

@@ -29,7 +29,7 @@ const LARGE: usize = 2048;
 pub struct Ceilings {
     /// Product of activations and a dense weight, in the compute type.
     pub matmul: f64,
-    /// Bytes of memory: those that a card's copy reads and writes, those that all cores of a CPU read.
+    /// Bytes of memory: those that a GPU's copy reads and writes, those that all cores of a CPU read.
     pub memory: f64,
     /// What that was measured by.
     pub memory_by: &'static str,
@@ -80,7 +80,7 @@ impl Ceilings {
     }
 }
 
-/// Bytes a second of copies inside a card's memory, and to the card and from it.
+/// Bytes a second of copies inside a GPU's memory, and to the GPU and from it.
 fn copies<B: Backend>(device: &B, rows: usize) -> Result<(f64, [f64; 2])> {
     // Far larger than any cache, and than what asking for it costs.
     let wide = device.tensor(vec![1.0; rows * 16384], (rows, 16384))?;
@@ -88,10 +88,10 @@ fn copies<B: Backend>(device: &B, rows: usize) -> Result<(f64, [f64; 2])> {
     // In a row, so that waiting for the end of one does not count as copying.
     let copies = || (0..COPIES).try_for_each(|_| device.copy(&wide).map(drop));
     let copy = 2.0 * bytes * COPIES as f64 / median(device, TIMES, copies)?;
-    let parked = device.park(&wide)?;
+    let offloaded = device.offload(&wide)?;
     // The next operation waits for the copy.
-    let up = median(device, TIMES, || device.copy(&device.fetch(&parked)?))?;
-    let down = median(device, TIMES, || device.copy(&device.fetch(&device.park(&wide)?)?))? - up;
+    let up = median(device, TIMES, || device.copy(&device.fetch(&offloaded)?))?;
+    let down = median(device, TIMES, || device.copy(&device.fetch(&device.offload(&wide)?)?))? - up;
     Ok((copy, [bytes / up, bytes / down.max(f64::MIN_POSITIVE)]))
 }
 
@@ -156,7 +156,7 @@ pub fn attention_flops(config: &ModelConfig, seq_len: usize) -> f64 {
     2.0 * (seq_len as f64).powi(2) * width
 }
 
-/// Values as activations have them: products of constants cost a card less power than real ones.
+/// Values as activations have them: products of constants cost a GPU less power than real ones.
 fn values(count: usize) -> Vec<f32> {
     let mix = |i: usize| {
         (i as u32).wrapping_mul(0x9E37_79B9) ^ (i as u32).wrapping_mul(0x85EB_CA6B).rotate_left(13)

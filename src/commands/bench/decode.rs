@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
-use gptq_kernels::{Backend, Batch, Draw, KV_BLOCK_ROWS, SequenceRows};
+use gptq_kernels::{Backend, Batch, KV_BLOCK_ROWS, RowSampling, SequenceRows};
 use gptq_runtime::layout;
 use gptq_runtime::model::{Decoder, Model, ModelFiles};
 use gptq_runtime::sampling::{Sampler, SamplingParams};
@@ -66,7 +66,7 @@ pub(super) fn measure<B: Backend>(
         let figure = Figure::new(what, *batch as f64 / seconds, "tokens/s");
         let step = Rate { value: 1e3 * seconds, unit: "ms a step" };
         let share = read / seconds / ceilings.memory;
-        Ok(Figure { rate: Some(step), ..figure }.share(ceilings.memory_by, share))
+        Ok(Figure { rate: Some(step), ..figure }.share(ceilings.memory_by, share).by(model.kernels(*batch)))
     };
     batches.iter().map(one).collect()
 }
@@ -86,26 +86,27 @@ fn seconds_a_step<B: Backend>(
     let samplers = (0..batch as u64).map(|seed| Sampler::new(SamplingParams { seed, ..params.clone() }));
     let mut samplers: Vec<Sampler> = samplers.collect::<Result<_, _>>()?;
     let of = |sequence: usize| (sequence * blocks) as u32..((sequence + 1) * blocks) as u32;
-    let mut step = |context: usize, before: Option<&B::Chosen>| -> Result<B::Chosen> {
+    let mut step = |context: usize, before: Option<&B::Sampled>| -> Result<B::Sampled> {
         let sequence = |i| SequenceRows { rows: 1, context, blocks: of(i).collect() };
         let described = Batch { sequences: (0..batch).map(sequence).collect() };
         let logits = match before {
-            Some(chosen) => model.decode_chosen(chosen, &described, &mut caches, &mut decoder)?,
+            Some(sampled) => model.decode_sampled(sampled, &described, &mut caches, &mut decoder)?,
             None => model.decode(&vec![1; batch], &described, &mut caches, &mut decoder)?,
         };
-        let draws: Vec<Draw> = samplers.iter_mut().map(|sampler| sampler.draw_at(context + 1)).collect();
-        Ok(backend.sample(&logits, &draws)?)
+        let sampling: Vec<RowSampling> =
+            samplers.iter_mut().map(|sampler| sampler.row_at(context + 1)).collect();
+        Ok(backend.sample(&logits, &sampling)?)
     };
-    // The first step is recorded.
-    let mut chosen = step(contexts.start, None)?;
-    backend.chosen(&chosen)?;
+    // The first step is captured.
+    let mut sampled = step(contexts.start, None)?;
+    backend.sampled_tokens(&sampled)?;
     let (start, steps) = (Instant::now(), contexts.len());
     for context in contexts {
-        let next = step(context, Some(&chosen))?;
-        backend.chosen(&chosen)?;
-        chosen = next;
+        let next = step(context, Some(&sampled))?;
+        backend.sampled_tokens(&sampled)?;
+        sampled = next;
     }
-    backend.chosen(&chosen)?;
+    backend.sampled_tokens(&sampled)?;
     Ok(start.elapsed().as_secs_f64() / steps as f64)
 }
 

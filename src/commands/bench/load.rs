@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
-use gptq_kernels::{Backend, Batch, Draw, SequenceRows};
+use gptq_kernels::{Backend, Batch, RowSampling, SequenceRows};
 
 use super::{Figure, print};
 use crate::args::LoadBenchArgs;
@@ -35,7 +35,7 @@ impl OnDevice for Measure<'_> {
         let loaded = self.start.elapsed().as_secs_f64();
         let batch = Batch { sequences: vec![SequenceRows { rows: 1, context: 0, blocks: vec![0] }] };
         let hidden = model.forward(&[1], &batch, Some(&mut model.kv_caches(1)?))?;
-        device.chosen(&device.sample(&model.logits(&hidden, 0..1)?, &[Draw::likeliest()])?)?;
+        device.sampled_tokens(&device.sample(&model.logits(&hidden, 0..1)?, &[RowSampling::likeliest()])?)?;
         let first = self.start.elapsed().as_secs_f64();
         let bytes: u64 = std::fs::read_dir(self.dir)?
             .filter_map(|entry| entry.ok())

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use gptq_kernels::{Backend, Batch, Draw};
+use gptq_kernels::{Backend, Batch, RowSampling};
 use gptq_runtime::layout::{self, LinearGroup, Stage};
 use gptq_runtime::model::{Model, ModelFiles, Projection};
 use serde::Serialize;
@@ -129,10 +129,10 @@ fn seconds<B: Backend>(
         Ok(last)
     };
     let layers = projections.len() as f64;
-    // Where a device records, asking for each product would be what is measured.
+    // Where a device captures, asking for each product would be what is measured.
     let batch = Batch::fresh([tokens]);
-    Ok(match device.record(&batch, &mut step)? {
-        Some(recording) => median(device, TIMES, || device.replay(&recording, &batch))?,
+    Ok(match device.capture(&batch, &mut step)? {
+        Some(graph) => median(device, TIMES, || device.replay(&graph, &batch))?,
         None => median(device, TIMES.min(3), step)?,
     } / layers)
 }
@@ -152,7 +152,7 @@ fn launches<B: Backend>(device: &B, model: &Model<B>) -> Result<Option<u64>> {
     let mut caches = model.kv_caches(1)?;
     let before = device.launches();
     let hidden = model.forward(&[1], &Batch { sequences: vec![sequence] }, Some(&mut caches))?;
-    device.chosen(&device.sample(&model.logits(&hidden, 0..1)?, &[Draw::likeliest()])?)?;
+    device.sampled_tokens(&device.sample(&model.logits(&hidden, 0..1)?, &[RowSampling::likeliest()])?)?;
     Ok(device.launches().zip(before).map(|(after, before)| after - before))
 }
 

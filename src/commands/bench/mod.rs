@@ -35,6 +35,9 @@ struct Figure {
     /// Share of the ceiling measured in this run, and its name.
     #[serde(skip_serializing_if = "Option::is_none")]
     share: Option<Share>,
+    /// The kernels that were measured, where the device has several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernels: Option<String>,
 }
 
 #[derive(Clone, Copy, Serialize)]
@@ -51,12 +54,16 @@ struct Share {
 
 impl Figure {
     fn new(what: impl Into<String>, value: f64, unit: &'static str) -> Self {
-        Self { what: what.into(), value, unit, rate: None, share: None }
+        Self { what: what.into(), value, unit, rate: None, share: None, kernels: None }
     }
 
     /// For a time: `work` of `unit` (say 1e12 FLOP as TFLOP) was done in it.
     fn rate(self, work: f64, unit: &'static str) -> Self {
         Self { rate: Some(Rate { value: work / self.value, unit }), ..self }
+    }
+
+    fn by(self, kernels: String) -> Self {
+        Self { kernels: Some(kernels), ..self }
     }
 
     fn share(self, of: &'static str, value: f64) -> Self {
@@ -76,6 +83,9 @@ fn print(json: bool, title: &str, figures: &[Figure]) -> Result<()> {
         let line =
             format!("{:<36} {:>10.3} {:<9} {rate:<19} {share}", figure.what, figure.value, figure.unit);
         output::line(format_args!("{}", line.trim_end()))?;
+        if let Some(kernels) = &figure.kernels {
+            output::line(format_args!("    by {kernels}"))?;
+        }
     }
     Ok(())
 }

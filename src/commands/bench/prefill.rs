@@ -68,7 +68,9 @@ pub(super) fn measure<B: Backend>(
         let figure = Figure::new(what, *tokens as f64 / seconds, "tokens/s");
         let rate = Rate { value: flops / seconds / 1e12, unit: "TFLOP/s" };
         let share = flops / seconds / ceilings.matmul;
-        Ok(Figure { rate: Some(rate), ..figure }.share("the matrix product", share))
+        Ok(Figure { rate: Some(rate), ..figure }
+            .share("the matrix product", share)
+            .by(model.kernels(*tokens)))
     };
     lengths.iter().map(one).collect()
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 use gptq_calibration::dataset::Dataset;
@@ -12,7 +11,7 @@ use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::layer_loss::stage_losses;
 use gptq_quantizer::produce::{Job, Source, check_settings};
 use gptq_quantizer::recipe::{Named, Preset};
-use gptq_quantizer::sequential::Tiles;
+use gptq_quantizer::sequential::ActivationCache;
 use gptq_runtime::model::{Model, ModelFiles};
 use gptq_runtime::perplexity::Baseline;
 use gptq_runtime::quant_config::QuantConfig;
@@ -178,18 +177,12 @@ impl Measure<'_> {
         let params = GptqParams::new(quant, Method::Gptq, preset.recipe());
         check_settings(self.files, &params)?;
         let job = Job {
-            source,
-            params: &params,
-            zero_bias: true,
-            sequences: &calibration.sequences,
             calibration: Some(&calibration.record),
-            out: self.out,
             mode: OutMode::Force,
-            max_shard_size: None,
-            stop: &AtomicBool::new(false),
+            ..Job::new(source, &params, &calibration.sequences, self.out)
         };
-        let tiles = Tiles::embed(device, self.files, job.sequences, params.layout())?;
-        Ok(quantize::make(device, &job, tiles, title)?.seconds)
+        let activations = ActivationCache::embed(device, self.files, job.sequences, params.layout())?;
+        Ok(quantize::make(device, &job, activations, title)?.seconds)
     }
 }
 

@@ -1,7 +1,6 @@
 //! `gptq bench quantize`: the phases of quantization beside their floors.
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
 use gptq_kernels::Backend;
@@ -10,7 +9,7 @@ use gptq_quantizer::plan::{Branch, Plan};
 use gptq_quantizer::produce::{Job, Source};
 use gptq_quantizer::recipe::{Named, Target};
 use gptq_quantizer::record::{CalibrationRecord, QuantizeLog};
-use gptq_quantizer::sequential::Tiles;
+use gptq_quantizer::sequential::ActivationCache;
 use gptq_runtime::config::ModelConfig;
 use gptq_runtime::layout::{self, LinearGroup, Mlp, Role};
 use gptq_runtime::model::ModelFiles;
@@ -110,19 +109,14 @@ fn make<B: Backend>(
     out: &Path,
 ) -> Result<QuantizeLog> {
     let params = branch.params();
-    let tiles = Tiles::embed(device, source.files(), &calibration.sequences, params.layout())?;
+    let activations =
+        ActivationCache::embed(device, source.files(), &calibration.sequences, params.layout())?;
     let job = Job {
-        source,
-        params: &params,
-        zero_bias: true,
-        sequences: &calibration.sequences,
         calibration: Some(&calibration.record),
-        out,
         mode: OutMode::Force,
-        max_shard_size: None,
-        stop: &AtomicBool::new(false),
+        ..Job::new(source, &params, &calibration.sequences, out)
     };
-    quantize::make(device, &job, tiles, &branch.name)
+    quantize::make(device, &job, activations, &branch.name)
 }
 
 /// Seconds of each phase, its rate, and how near that comes to the ceiling.

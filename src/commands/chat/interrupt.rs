@@ -12,7 +12,7 @@ const INTERRUPTED: i32 = 130;
 
 pub struct Interrupt {
     answering: AtomicBool,
-    /// Somebody wants no more of the answer.
+    /// The answer was interrupted.
     pub stopped: AtomicBool,
 }
 

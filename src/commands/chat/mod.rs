@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::common::{self, DeviceKind, OnDevice};
 use super::generate::{self, Output};
-use super::wishes::Wishes;
+use super::sampling::GenerationDefaults;
 use crate::args::ChatArgs;
 use crate::output;
 use interrupt::Interrupt;
@@ -50,10 +50,10 @@ impl OnDevice for Chat<'_> {
         let tokenizer = Tokenizer::load(dir)?;
         let model = common::load_model(&device, dir)?.with_kv_dtype(args.kv_cache.kv_cache_dtype.into());
         let stops: Vec<String> = template.stop_tokens().into_iter().map(String::from).collect();
-        let wishes = Wishes::read(dir)?;
+        let defaults = GenerationDefaults::read(dir)?;
         let params = GenerateParams {
-            eos_token_ids: wishes.end_ids(&model.config, &tokenizer, &stops),
-            ..wishes.params(&args.sampling, args.max_new_tokens)?
+            eos_token_ids: defaults.end_ids(&model.config, &tokenizer, &stops),
+            ..defaults.params(&args.sampling, args.max_new_tokens)?
         };
         let mut talk = Talk {
             model: &model,
@@ -113,7 +113,7 @@ impl<B: Backend> Talk<'_, B> {
         let prompt = match self.prompt() {
             Ok(prompt) => prompt,
             Err(refusal) => {
-                note!("{}", format!("{refusal:#}").replace('\n', " "));
+                note!("{}", output::chain(&refusal).replace('\n', " "));
                 self.turns.pop();
                 return Ok(());
             }

@@ -12,11 +12,11 @@ use crate::commands::common::DeviceKind;
 
 pub struct Limits {
     pub server: ServerLimits,
-    pub engine: EngineWishes,
+    pub engine: RequestedLimits,
 }
 
 /// Limits of an engine, as far as they are known before the device is.
-pub struct EngineWishes {
+pub struct RequestedLimits {
     max_total_tokens: usize,
     max_batch_prefill_tokens: Option<usize>,
     prefill_chunk_tokens: Option<usize>,
@@ -35,7 +35,7 @@ pub fn prefill_limits(kind: DeviceKind, most: Option<usize>, chunk: Option<usize
     PrefillLimits { alone, beside: chunk.unwrap_or(usual.beside).min(alone) }
 }
 
-impl EngineWishes {
+impl RequestedLimits {
     pub fn limits(&self, kind: DeviceKind) -> EngineLimits {
         EngineLimits {
             max_total_tokens: self.max_total_tokens,
@@ -75,7 +75,7 @@ impl Limits {
                 payload_limit: args.payload_limit,
                 read_timeout: Duration::from_secs(args.read_timeout),
             },
-            engine: EngineWishes {
+            engine: RequestedLimits {
                 max_total_tokens: total,
                 max_batch_prefill_tokens: args.max_batch_prefill_tokens,
                 prefill_chunk_tokens: args.prefill_chunk_tokens,

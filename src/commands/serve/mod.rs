@@ -1,6 +1,6 @@
 //! `gptq serve`: the model on this thread, the server on others.
 
-mod door;
+mod access;
 mod ending;
 mod limits;
 
@@ -17,12 +17,12 @@ use gptq_server::{Codec, ModelInfo, ServerConfig, serve};
 use tokio::net::TcpListener;
 
 use super::common::{self, DeviceKind, OnDevice};
-use super::wishes::Wishes;
+use super::sampling::GenerationDefaults;
 use crate::args::ServeArgs;
 use crate::output;
 use ending::Stop;
 pub use limits::prefill_limits;
-use limits::{EngineWishes, Limits};
+use limits::{Limits, RequestedLimits};
 
 pub fn run(args: &ServeArgs) -> Result<()> {
     let model = match &args.revision {
@@ -38,8 +38,8 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let limits = Limits::new(args, &config)?;
     let (engine, inbox) = engine::handle();
     let codec = Codec::load(&dir, args.default_system.as_deref())?;
-    let wishes = Wishes::read(&dir)?;
-    let gate = door::gate(args)?;
+    let defaults = GenerationDefaults::read(&dir)?;
+    let gate = access::gate(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let listener = runtime
         .block_on(TcpListener::bind((args.hostname.as_str(), args.port)))
@@ -51,10 +51,10 @@ pub fn run(args: &ServeArgs) -> Result<()> {
             model_sha: commit(&dir),
             version: env!("GPTQ_VERSION").into(),
         },
-        eos_token_ids: wishes.end_ids(&config, codec.tokenizer(), &[]),
-        defaults: wishes.into_config(),
+        eos_token_ids: defaults.end_ids(&config, codec.tokenizer(), &[]),
+        defaults: defaults.into_config(),
         vocab_size: config.vocab_size,
-        gate: door::with_hosts(gate, args, listener.local_addr()?.ip())?,
+        gate: access::with_hosts(gate, args, listener.local_addr()?.ip())?,
         text: Arc::new(codec),
         engine,
     };
@@ -66,12 +66,12 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         ending::limit_engine(i32::from(ended.is_err()));
         ended
     });
-    let serve = Serve { dir: &dir, kv_dtype: args.kv_cache_dtype.into(), wishes: limits.engine, inbox };
+    let serve = Serve { dir: &dir, kv_dtype: args.kv_cache_dtype.into(), requested: limits.engine, inbox };
     // Answers that are running are told before the process ends, whatever ended the engine.
     let served = catch_unwind(AssertUnwindSafe(|| common::on_device(args.device, &config, serve)))
         .unwrap_or_else(|_| Err(anyhow!("the engine stopped by an error in the program")));
     if let Err(error) = &served {
-        tracing::error!(error = format!("{error:#}"), "the engine ended");
+        tracing::error!(error = output::chain(&error), "the engine ended");
         stop.now();
     }
     let ended = ending::wait(&runtime, listening, served.is_err());
@@ -85,7 +85,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
 struct Serve<'a> {
     dir: &'a Path,
     kv_dtype: KvDtype,
-    wishes: EngineWishes,
+    requested: RequestedLimits,
     inbox: Inbox,
 }
 
@@ -93,7 +93,7 @@ impl OnDevice for Serve<'_> {
     type Output = ();
 
     fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<()> {
-        let limits = self.wishes.limits(kind);
+        let limits = self.requested.limits(kind);
         let model = common::load_model(&device, self.dir)?.with_kv_dtype(self.kv_dtype);
         Ok(engine::run(&model, limits, self.inbox)?)
     }

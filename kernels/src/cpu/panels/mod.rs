@@ -159,6 +159,17 @@ impl Zeros<'_> {
 }
 
 impl Panels {
+    /// Name of the products' inner loops with these instructions.
+    pub fn kernel_name(isa: Isa) -> &'static str {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => "panels, AVX-512 VNNI",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => "panels, AVX2",
+            Isa::Portable => "panels, portable",
+        }
+    }
+
     /// `(out, in)`
     pub fn dims(&self) -> (usize, usize) {
         self.dims

@@ -39,6 +39,6 @@ mod tests {
     #[test]
     #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn agrees_with_f64_on_cuda() {
-        crate::testing::cards().iter().for_each(conforms);
+        crate::testing::gpus().iter().for_each(conforms);
     }
 }

@@ -61,7 +61,7 @@ __device__ void attend(real_t* y, const real_t* q, const real_t* k, const real_t
     constexpr bool WIDE = Tile<D>::WIDE;
     constexpr int TILE_Q = Tile<D>::Q, TILE_KV = Tile<D>::KV, ATTENTION_WARPS = Tile<D>::WARPS;
     // Keys and values of two tiles in turns. The queries lie where the second tile will be: more memory than this most
-    // cards do not give to a block. Those of wide heads, which do not fit into registers, stay where they are.
+    // GPUs do not give to a block. Those of wide heads, which do not fit into registers, stay where they are.
     static_assert(TILE_Q == 2 * TILE_KV, "");
     extern __shared__ real_t tiles[];
     real_t* q_tile = tiles;

@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use super::cuda_cache::{CudaKvCache, Kept};
 use super::{Attention, AttentionShape, KvShape, check};
-use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch, Placed};
+use crate::cuda::{Arg, BatchMetadata, Cuda, CudaOrder, CudaTensor, Launch};
 use crate::{Batch, Device, Dtype, Error, Result, Rope, RopeShape, SequenceRows};
 
 pub(crate) const SOURCE: &str = include_str!("attention.cu");
@@ -58,13 +58,13 @@ impl Attention for Cuda {
     ) -> Result<CudaTensor> {
         let dims = [self.shape(q), self.shape(k), self.shape(v)];
         check(dims, batch, shape, cache.as_ref().map(|cache| &cache.shape))?;
-        let placed = self.placed(batch)?;
+        let metadata = self.metadata(batch)?;
         let cached = cache.is_some();
         let [keys, values] = match cache {
-            Some(cache) => self.append(cache, [k, v], (batch, &placed), shape)?,
+            Some(cache) => self.append(cache, [k, v], (batch, &metadata), shape)?,
             None => [self.real(k)?, self.real(v)?],
         };
-        self.attend(q, [keys, values], (batch, &placed), shape, cached)
+        self.attend(q, [keys, values], (batch, &metadata), shape, cached)
     }
 
     fn rope_attention(
@@ -88,9 +88,9 @@ impl Attention for Cuda {
                 let (wide, narrow) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
                 let dims = [wide, narrow, narrow].map(|width| (batch.rows(), width));
                 check(dims, batch, shape, Some(kept_shape))?;
-                let (placed, kept) = (self.placed(batch)?, kept.addresses(self));
-                let q = self.rope_into(qkv, batch, rope, kept, placed.slots(self))?;
-                self.attend(&q, kept, (batch, &placed), shape, true)?
+                let (metadata, kept) = (self.metadata(batch)?, kept.addresses(self));
+                let q = self.rope_into(qkv, batch, rope, kept, metadata.slots(self))?;
+                self.attend(&q, kept, (batch, &metadata), shape, true)?
             }
             (cache, _) => self.attention(&self.rope(qkv, batch, rope)?, batch, shape, cache)?,
         };
@@ -111,7 +111,7 @@ struct Call<'a> {
     keys: u64,
     values: u64,
     batch: &'a Batch,
-    placed: &'a Placed,
+    metadata: &'a BatchMetadata,
     cached: bool,
     shape: &'a AttentionShape,
 }
@@ -159,12 +159,12 @@ impl Cuda {
         &self,
         q: &CudaTensor,
         [keys, values]: [u64; 2],
-        (batch, placed): (&Batch, &Placed),
+        (batch, metadata): (&Batch, &BatchMetadata),
         shape: &AttentionShape,
         cached: bool,
     ) -> Result<CudaTensor> {
         let y = self.new_tensor(self.shape(q))?;
-        let call = Call { y: &y, q, keys, values, batch, placed, cached, shape };
+        let call = Call { y: &y, q, keys, values, batch, metadata, cached, shape };
         let single = cached && shape.head_dim <= DECODE_HEAD && shape.head_dim.is_multiple_of(8);
         let is_single = |s: &SequenceRows| single && s.rows == 1;
         // Prompts and sequences that go on can share a step: each have a kernel for their kind.
@@ -195,7 +195,7 @@ impl Cuda {
             Arg::Address(self.real(call.q)? + first),
             Arg::Address(call.keys),
             Arg::Address(call.values),
-            call.placed.batch(self, part.sequences.start, true),
+            call.metadata.batch(self, part.sequences.start, true),
             Arg::Int(heads as i32),
             Arg::Int(call.shape.kv_heads as i32),
             Arg::Int(call.shape.window.map_or(0, |window| window as i32)),
@@ -227,7 +227,7 @@ impl Cuda {
             Arg::Address(self.real(call.q)?),
             Arg::Address(call.keys),
             Arg::Address(call.values),
-            call.placed.batch(self, part.sequences.start, call.cached),
+            call.metadata.batch(self, part.sequences.start, call.cached),
             Arg::Int(shape.heads as i32),
             Arg::Int(shape.kv_heads as i32),
             Arg::Int(shape.window.map_or(0, |window| window as i32)),

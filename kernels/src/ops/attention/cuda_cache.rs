@@ -1,4 +1,4 @@
-//! A card's KV cache.
+//! A GPU's KV cache.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use cudarc::driver::CudaSlice;
 
 use super::kv_cache::{KvDtype, KvShape};
 use super::{AttentionShape, step};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Placed};
+use crate::cuda::{Arg, BatchMetadata, Cuda, CudaTensor, Launch};
 use crate::{Batch, Device, KV_BLOCK_ROWS, Result};
 
 pub(crate) const SOURCE: &str = include_str!("kv_int8.cu");
@@ -43,7 +43,7 @@ pub(super) struct Codes {
     k_scales: CudaSlice<u8>,
     v_scales: CudaSlice<u8>,
     /// Where a batch's keys and values go for kernels that know no codes; every layer's in turn, block for block. Of a
-    /// fixed size, so that contexts may grow in a recorded step and no memory is asked for while serving.
+    /// fixed size, so that contexts may grow in a captured step and no memory is asked for while serving.
     decoded: Arc<Real>,
 }
 
@@ -83,7 +83,7 @@ impl Cuda {
         &self,
         cache: &mut CudaKvCache,
         [k, v]: [&CudaTensor; 2],
-        (batch, placed): (&Batch, &Placed),
+        (batch, metadata): (&Batch, &BatchMetadata),
         shape: &AttentionShape,
     ) -> Result<[u64; 2]> {
         let rows = self.shape(k).0;
@@ -93,23 +93,23 @@ impl Cuda {
             Kept::Real(real) => {
                 let [keys, values] = real.addresses(self);
                 let width = Arg::Int((shape.kv_heads * shape.head_dim) as i32);
-                let args = [Arg::Address(keys), Arg::Address(values), k, v, placed.slots(self), width];
+                let args = [Arg::Address(keys), Arg::Address(values), k, v, metadata.slots(self), width];
                 self.launch("kv_append", Launch::blocks(rows, THREADS), &args)?;
                 Ok([keys, values])
             }
             Kept::Codes(codes) => {
-                let args = [codes.arg(self), k, v, placed.slots(self), kv_heads, head];
+                let args = [codes.arg(self), k, v, metadata.slots(self), kv_heads, head];
                 self.launch("kv_append_int8", Launch::blocks(rows, THREADS), &args)?;
-                self.decode_codes(codes, (batch, placed), shape)
+                self.decode_codes(codes, (batch, metadata), shape)
             }
         }
     }
 
-    /// Decodes what the batch sees. As many threads whatever the contexts are, so that a recorded step fits all.
+    /// Decodes what the batch sees. As many threads whatever the contexts are, so that a captured step fits all.
     fn decode_codes(
         &self,
         codes: &Codes,
-        (batch, placed): (&Batch, &Placed),
+        (batch, metadata): (&Batch, &BatchMetadata),
         shape: &AttentionShape,
     ) -> Result<[u64; 2]> {
         let [keys, values] = codes.decoded.addresses(self);
@@ -117,7 +117,7 @@ impl Cuda {
             Arg::Address(keys),
             Arg::Address(values),
             codes.arg(self),
-            placed.batch(self, 0, true),
+            metadata.batch(self, 0, true),
             Arg::Int(shape.kv_heads as i32),
             Arg::Int(shape.head_dim as i32),
             Arg::Int(shape.window.map_or(0, |window| window as i32)),
@@ -129,13 +129,13 @@ impl Cuda {
 }
 
 impl Real {
-    pub fn addresses(&self, card: &Cuda) -> [u64; 2] {
-        [card.address(&self.k), card.address(&self.v)]
+    pub fn addresses(&self, gpu: &Cuda) -> [u64; 2] {
+        [gpu.address(&self.k), gpu.address(&self.v)]
     }
 }
 
 impl Codes {
-    pub fn arg(&self, card: &Cuda) -> Arg {
-        Arg::Codes([&self.k, &self.v, &self.k_scales, &self.v_scales].map(|part| card.address(part)))
+    pub fn arg(&self, gpu: &Cuda) -> Arg {
+        Arg::Codes([&self.k, &self.v, &self.k_scales, &self.v_scales].map(|part| gpu.address(part)))
     }
 }

@@ -54,7 +54,7 @@ impl KvShape {
 const SMALLEST: f32 = 1e-30;
 
 /// Codes of one head of one token; returns their scale. `scale = max |x| / 127`, `code = round(x * (127 / max |x|))`,
-/// ties to even, in f32: what the card does, step for step.
+/// ties to even, in f32: what the GPU does, step for step.
 /// x, codes: `[head_dim]`
 pub(super) fn quantize(x: &[f32], codes: &mut [i8]) -> f32 {
     let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));

@@ -215,7 +215,7 @@ __device__ void attention_step(
 
     // Keys are read anew as soon as the scores are there, values once they are weighed: some are always on their way.
     uint4 k[AHEAD] = {}, v[AHEAD] = {};
-    // Of the keys read last; a cache of 2^32 places does not fit on a card.
+    // Of the keys read last; a cache of 2^32 places does not fit on a GPU.
     u32 places[AHEAD];
     auto find = [&](int first) {
 #pragma unroll

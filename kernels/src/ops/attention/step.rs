@@ -60,7 +60,7 @@ impl Cuda {
         shape.heads * batch.sequences.len() > self.step_blocks()
     }
 
-    /// Blocks that share the keys of a head: as many as fill the card, whatever the context, so that a recorded
+    /// Blocks that share the keys of a head: as many as fill the GPU, whatever the context, so that a captured
     /// step fits them all.
     fn step_splits(&self, batch: &Batch, shape: &AttentionShape) -> usize {
         (self.step_blocks() / (shape.heads * batch.sequences.len())).clamp(1, SPLITS)
@@ -85,7 +85,7 @@ impl Cuda {
         let (rows, width) = (batch.rows(), shape.heads * shape.head_dim);
         let kv = (rows, shape.kv_heads * shape.head_dim);
         check([(rows, width), kv, kv], batch, shape, Some(&cache.shape))?;
-        let placed = self.placed(batch)?;
+        let metadata = self.metadata(batch)?;
         let (q_norm, k_norm, eps) = match &rope.norms {
             Some(norms) => (self.real(&norms.q)?, self.real(&norms.k)?, norms.eps),
             None => (0, 0, 0.0),
@@ -98,7 +98,7 @@ impl Cuda {
             Kept::Codes(codes) => args.push(codes.arg(self)),
         }
         args.extend([
-            placed.batch(self, 0, true),
+            metadata.batch(self, 0, true),
             Arg::Address(self.wide(&rope.inv_freq)?),
             Arg::Address(q_norm),
             Arg::Address(k_norm),

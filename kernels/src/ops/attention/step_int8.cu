@@ -72,7 +72,7 @@ __device__ void attention_step_int8(real_t* y, const real_t* qkv, CodedCache cac
     u32 k[AHEAD][WORDS] = {}, v[AHEAD][WORDS] = {};
     Scales<AHEAD> k_scale = {}, v_scale = {};
     const u32* table = batch.table + batch.table_start[sequence];
-    // As coded_place has it; a cache of 2^32 places does not fit on a card.
+    // As coded_place has it; a cache of 2^32 places does not fit on a GPU.
     auto place_of = [&](u32 key) {
         return (table[key / KV_BLOCK_ROWS] * shape.kv_heads + kv_head) * KV_BLOCK_ROWS + key % KV_BLOCK_ROWS;
     };

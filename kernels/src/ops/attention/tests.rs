@@ -1,4 +1,4 @@
-//! Against a naive f64 reference, whichever way a sequence is fed; steps on a card against their parts on the CPU.
+//! Against a naive f64 reference, whichever way a sequence is fed; steps on a GPU against their parts on the CPU.
 
 use super::kv_cache::quantize;
 use super::*;
@@ -260,7 +260,7 @@ impl<D: Attention> Steps<D> {
 }
 
 /// Steps of one token each from the product on, against the parts one by one on the CPU.
-fn steps_agree_with_the_cpu(card: &Cuda) {
+fn steps_agree_with_the_cpu(gpu: &Cuda) {
     let norms = Turning { norms: true, ..PLAIN };
     let part = Turning { turned: Some(24), stretch: 1.2, ..PLAIN };
     let neighbours = Turning { neighbours: true, norms: true, ..PLAIN };
@@ -293,25 +293,25 @@ fn steps_agree_with_the_cpu(card: &Cuda) {
         for dtype in [KvDtype::Auto, KvDtype::Int8] {
             let expected = Steps::new(&Cpu::new(), shape, turning, dtype).after(contexts);
             let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
-            let got = Steps::new(card, shape, turning, dtype).after(contexts);
-            assert_close(&format!("{risk}, {dtype:?}"), &got, &expected, step_tolerance(card, dtype));
+            let got = Steps::new(gpu, shape, turning, dtype).after(contexts);
+            assert_close(&format!("{risk}, {dtype:?}"), &got, &expected, step_tolerance(gpu, dtype));
         }
     }
 }
 
-/// Keys come from sines that a card has to a last place or two, about 1e-7. Of codes up to 127 that lets one in ten
+/// Keys come from sines that a GPU has to a last place or two, about 1e-7. Of codes up to 127 that lets one in ten
 /// thousand fall to the other side, with an error of a step where numbers are 70 steps large: 2e-8 of the square.
-fn step_tolerance(card: &Cuda, dtype: KvDtype) -> f64 {
-    match (card.dtype(), dtype) {
+fn step_tolerance(gpu: &Cuda, dtype: KvDtype) -> f64 {
+    match (gpu.dtype(), dtype) {
         (Dtype::F32, KvDtype::Int8) => 1e-7,
-        _ => tolerance(card),
+        _ => tolerance(gpu),
     }
 }
 
 #[test]
 #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn a_step_from_the_product_on_agrees_with_its_parts() {
-    crate::testing::cards().iter().for_each(steps_agree_with_the_cpu);
+    crate::testing::gpus().iter().for_each(steps_agree_with_the_cpu);
 }
 
 #[test]
@@ -322,7 +322,7 @@ fn agrees_with_f64_on_the_cpu() {
 #[test]
 #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn agrees_with_f64_on_cuda() {
-    crate::testing::cards().iter().for_each(|card| conforms(card, tolerance(card)));
+    crate::testing::gpus().iter().for_each(|gpu| conforms(gpu, tolerance(gpu)));
 }
 
 #[test]
@@ -352,5 +352,5 @@ fn codes_of_an_odd_head_are_refused() {
 #[test]
 #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn codes_of_an_odd_head_are_refused_on_cuda() {
-    crate::testing::cards().iter().for_each(|card| assert!(card.kv_caches(1, ODD_HEAD).is_err()));
+    crate::testing::gpus().iter().for_each(|gpu| assert!(gpu.kv_caches(1, ODD_HEAD).is_err()));
 }

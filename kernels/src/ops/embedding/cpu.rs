@@ -14,19 +14,19 @@ impl Embedding for Cpu {
     }
 
     fn embedding_into(&self, _: &Tensor, _: &<Self as MatMul>::Weight, _: &[u32]) -> Result<()> {
-        Err(nothing_recorded())
+        Err(nothing_captured())
     }
 
-    fn embedding_of_chosen(
+    fn embedding_of_sampled(
         &self,
         _: &Tensor,
         _: &<Self as MatMul>::Weight,
-        _: &<Self as Sample>::Chosen,
+        _: &<Self as Sample>::Sampled,
     ) -> Result<()> {
-        Err(nothing_recorded())
+        Err(nothing_captured())
     }
 }
 
-fn nothing_recorded() -> Error {
-    Error::shape("embedding on the CPU", "a recorded step", "none: the CPU records nothing")
+fn nothing_captured() -> Error {
+    Error::shape("embedding on the CPU", "a captured step", "none: the CPU captures nothing")
 }

@@ -1,6 +1,6 @@
 use super::{Embedding, check};
 use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
-use crate::ops::sample::cuda::CudaChosen;
+use crate::ops::sample::cuda::CudaSampled;
 use crate::{Device, Error, MatMul, Result};
 
 pub(crate) const SOURCE: &str = include_str!("embedding.cu");
@@ -46,22 +46,22 @@ impl Embedding for Cuda {
         self.launch("embedding", Launch::blocks(ids.len(), 256).early(), &args)
     }
 
-    fn embedding_of_chosen(
+    fn embedding_of_sampled(
         &self,
         target: &CudaTensor,
         table: &<Self as MatMul>::Weight,
-        chosen: &CudaChosen,
+        sampled: &CudaSampled,
     ) -> Result<()> {
         let ((rows, width), (vocab, hidden)) = (self.shape(target), table.dims());
-        if rows < chosen.rows() || width != hidden {
-            return Err(Error::shape("embedding", (chosen.rows(), hidden), (rows, width)));
+        if rows < sampled.rows() || width != hidden {
+            return Err(Error::shape("embedding", (sampled.rows(), hidden), (rows, width)));
         }
         let args = [
             Arg::Address(self.real(target)?),
             Arg::Address(self.arrived(table.values())?),
-            Arg::Address(chosen.ids(self)?),
+            Arg::Address(sampled.ids(self)?),
             Arg::Ids([0; FEW]),
-            Arg::Int(chosen.rows() as i32),
+            Arg::Int(sampled.rows() as i32),
             Arg::Int(vocab as i32),
             Arg::Int(hidden as i32),
         ];

@@ -60,6 +60,10 @@ impl Experts for Cpu {
         Ok(None)
     }
 
+    fn experts_kernel(&self, weights: &Infallible, _: usize) -> &'static str {
+        match *weights {}
+    }
+
     fn experts(&self, _: &Tensor, _: &CpuRoutes, weights: &Infallible, _: Activation) -> Result<Tensor> {
         match *weights {}
     }
@@ -88,7 +92,7 @@ fn route_token(scores: &[f32], bias: Option<&[f32]>, routing: &Routing) -> Vec<R
         dropped.for_each(|(group, _)| group.fill(f32::NEG_INFINITY));
     }
     let route = |(expert, _): (u32, f32)| Route { expert, weight: probabilities[expert as usize] };
-    let mut routes: Vec<Route> = largest(&chooses, routing.chosen).into_iter().map(route).collect();
+    let mut routes: Vec<Route> = largest(&chooses, routing.per_token).into_iter().map(route).collect();
     let mut factor = routing.factor;
     if routing.renormalise {
         let added = if routing.scores == RouterScores::Sigmoid { SIGMOID_SUM } else { 0.0 };

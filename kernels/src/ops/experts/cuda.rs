@@ -18,14 +18,14 @@ pub(super) const MOST_EXPERTS: usize = 1024;
 /// Threads of a block that moves a row.
 const THREADS: u32 = 256;
 
-/// Choices on the card.
+/// Choices on the GPU.
 pub struct CudaRoutes {
-    /// `[tokens, chosen]` experts, u32.
+    /// `[tokens, per_token]` experts, u32.
     pub(super) experts: Bytes,
-    /// `[tokens, chosen]` weights, f32.
+    /// `[tokens, per_token]` weights, f32.
     pub(super) weights: Bytes,
     pub(super) tokens: usize,
-    pub(super) chosen: usize,
+    pub(super) per_token: usize,
     /// Experts that there are.
     pub(super) of: usize,
 }
@@ -36,16 +36,16 @@ impl Experts for Cuda {
 
     fn route(&self, scores: &CudaTensor, bias: Option<&CudaTensor>, routing: &Routing) -> Result<CudaRoutes> {
         check_routing(self.shape(scores), bias.map(|bias| self.shape(bias)), routing)?;
-        let Routing { experts, chosen, groups, .. } = *routing;
+        let Routing { experts, per_token, groups, .. } = *routing;
         if experts > MOST_EXPERTS {
             return Err(Error::shape("experts on CUDA", format!("at most {MOST_EXPERTS}"), experts));
         }
         let tokens = self.shape(scores).0;
         let routes = CudaRoutes {
-            experts: self.scratch(4 * tokens * chosen)?,
-            weights: self.scratch(4 * tokens * chosen)?,
+            experts: self.scratch(4 * tokens * per_token)?,
+            weights: self.scratch(4 * tokens * per_token)?,
             tokens,
-            chosen,
+            per_token,
             of: experts,
         };
         let sigmoid = routing.scores == RouterScores::Sigmoid;
@@ -55,7 +55,7 @@ impl Experts for Cuda {
             Arg::Address(self.wide(scores)?),
             Arg::Address(bias.map_or(Ok(0), |bias| self.wide(bias))?),
             Arg::Int(experts as i32),
-            Arg::Int(chosen as i32),
+            Arg::Int(per_token as i32),
             Arg::Int(sigmoid as i32),
             Arg::Int(routing.renormalise as i32),
             Arg::Float(if sigmoid { SIGMOID_SUM } else { 0.0 }),
@@ -69,7 +69,7 @@ impl Experts for Cuda {
     }
 
     fn routes(&self, routes: &CudaRoutes) -> Result<Vec<Route>> {
-        let bytes = 4 * routes.tokens * routes.chosen;
+        let bytes = 4 * routes.tokens * routes.per_token;
         let words = |part| self.answer(&self.view(part, 0..bytes)?);
         let (experts, weights) = (words(&routes.experts)?, words(&routes.weights)?);
         let pairs = experts.words()?.into_iter().zip(weights.words()?);
@@ -126,6 +126,10 @@ impl Experts for Cuda {
 
     fn expert_weights(&self, gate_up: &[HostExpert], down: &[HostExpert]) -> Result<Option<CudaExperts>> {
         CudaExperts::new(self, gate_up, down)
+    }
+
+    fn experts_kernel(&self, _: &CudaExperts, _: usize) -> &'static str {
+        "grouped product"
     }
 
     fn experts(

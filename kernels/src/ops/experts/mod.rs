@@ -14,7 +14,7 @@ use crate::{Activation, Error, HostTensor, QuantMatMul, Result};
 pub struct Routing {
     pub experts: usize,
     /// Experts of a token.
-    pub chosen: usize,
+    pub per_token: usize,
     pub scores: RouterScores,
     /// Weights are divided by their sum.
     pub renormalise: bool,
@@ -52,7 +52,7 @@ pub enum HostExpert<'a> {
 
 /// What a mixture of experts is made of. Rows of experts are collected by [`crate::Device::gather_rows`].
 pub trait Experts: QuantMatMul {
-    /// The choices of some tokens, `[tokens, chosen]`, on the device.
+    /// The choices of some tokens, `[tokens, per_token]`, on the device.
     type Routes: Send + Sync;
 
     /// Gate, up and down of all experts of a layer.
@@ -75,7 +75,7 @@ pub trait Experts: QuantMatMul {
     /// The choices on the host, token by token.
     fn routes(&self, routes: &Self::Routes) -> Result<Vec<Route>>;
 
-    /// `y[rows[i]] += weights[i] part[i]`, in place: who shares the memory of `y` sees it as well. The rows are distinct.
+    /// `y[rows[i]] += weights[i] part[i]`, in place, also for other tensors that share the memory of `y`. The rows are distinct.
     /// y: `[tokens, features]`, part: `[rows, features]`
     fn scatter_add(
         &self,
@@ -100,6 +100,9 @@ pub trait Experts: QuantMatMul {
         down: &[HostExpert],
     ) -> Result<Option<Self::ExpertWeights>>;
 
+    /// Name of the kernel that multiplies so many tokens by them.
+    fn experts_kernel(&self, weights: &Self::ExpertWeights, tokens: usize) -> &'static str;
+
     /// `y[t] = sum_i weight[t, i] down_e(activation(gate_e(x[t])) up_e(x[t]))` with `e = expert[t, i]`.
     /// x: `[tokens, hidden]`, result: the same
     fn experts(
@@ -120,15 +123,15 @@ pub(crate) fn check_routing(
     bias: Option<(usize, usize)>,
     routing: &Routing,
 ) -> Result<()> {
-    let Routing { experts, chosen, groups, groups_kept, .. } = *routing;
+    let Routing { experts, per_token, groups, groups_kept, .. } = *routing;
     if scores.1 != experts {
         return Err(Error::shape("router scores", (scores.0, experts), scores));
     }
     if let Some(bias) = bias.filter(|bias| *bias != (1, experts)) {
         return Err(Error::shape("router bias", (1, experts), bias));
     }
-    if !(1..=experts).contains(&chosen) {
-        return Err(Error::shape("chosen experts", format!("1 to {experts}"), chosen));
+    if !(1..=experts).contains(&per_token) {
+        return Err(Error::shape("experts per token", format!("1 to {experts}"), per_token));
     }
     if groups == 0 || !experts.is_multiple_of(groups) {
         return Err(Error::shape("groups of experts", format!("a divisor of {experts}"), groups));

@@ -306,16 +306,16 @@ EXPERT_PRODUCTS(4)
 #endif
 
 /// y[t] = sum_i weights[t, i] parts[t, i], in that order; one block a token.
-extern "C" __global__ void sum_experts(real_t* y, const real_t* parts, const float* weights, int chosen, int width) {
+extern "C" __global__ void sum_experts(real_t* y, const real_t* parts, const float* weights, int per_token, int width) {
     start_next_early();
     await_previous();
-    const real_t* part = parts + (size_t)blockIdx.x * chosen * width;
-    weights += (size_t)blockIdx.x * chosen;
+    const real_t* part = parts + (size_t)blockIdx.x * per_token * width;
+    weights += (size_t)blockIdx.x * per_token;
     y += (size_t)blockIdx.x * width;
     int wide = width % 8 == 0 ? width : 0;
     for (int n = 8 * threadIdx.x; n < wide; n += 8 * blockDim.x) {
         float sum[8] = {}, x[8];
-        for (int i = 0; i < chosen; i++) {
+        for (int i = 0; i < per_token; i++) {
             load8(x, part + (size_t)i * width + n);
 #pragma unroll
             for (int j = 0; j < 8; j++) sum[j] += weights[i] * x[j];
@@ -324,7 +324,7 @@ extern "C" __global__ void sum_experts(real_t* y, const real_t* parts, const flo
     }
     for (int n = wide + threadIdx.x; n < width; n += blockDim.x) {
         float sum = 0.f;
-        for (int i = 0; i < chosen; i++) sum += weights[i] * to_float(part[(size_t)i * width + n]);
+        for (int i = 0; i < per_token; i++) sum += weights[i] * to_float(part[(size_t)i * width + n]);
         y[n] = to_real(sum);
     }
 }

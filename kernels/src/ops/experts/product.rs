@@ -1,4 +1,4 @@
-//! Products of all experts of a layer at once, on a card.
+//! Products of all experts of a layer at once, on a GPU.
 
 use cudarc::driver::CudaSlice;
 
@@ -64,7 +64,7 @@ struct Sorted {
 }
 
 impl CudaExperts {
-    pub fn new(card: &Cuda, gate_up: &[HostExpert], down: &[HostExpert]) -> Result<Option<Self>> {
+    pub fn new(gpu: &Cuda, gate_up: &[HostExpert], down: &[HostExpert]) -> Result<Option<Self>> {
         let experts = gate_up.len();
         if down.len() != experts {
             return Err(Error::shape("experts", experts, down.len()));
@@ -78,31 +78,31 @@ impl CudaExperts {
         if down_dims != (dims.1, dims.0 / 2) || !dims.0.is_multiple_of(2) {
             return Err(Error::shape("down of an expert", (dims.1, dims.0 / 2), down_dims));
         }
-        Ok(Some(Self { gate_up: up.upload(card)?, down: after.upload(card)?, experts }))
+        Ok(Some(Self { gate_up: up.upload(gpu)?, down: after.upload(gpu)?, experts }))
     }
 
     pub fn forward(
         &self,
-        card: &Cuda,
+        gpu: &Cuda,
         x: &CudaTensor,
         routes: &CudaRoutes,
         activation: Activation,
     ) -> Result<CudaTensor> {
-        let ((tokens, hidden), expected) = (card.shape(x), (routes.tokens, self.gate_up.dims.1));
+        let ((tokens, hidden), expected) = (gpu.shape(x), (routes.tokens, self.gate_up.dims.1));
         if (tokens, hidden) != expected {
             return Err(Error::shape("experts", expected, (tokens, hidden)));
         }
         if routes.of != self.experts {
             return Err(Error::shape("routes", format!("to {} experts", self.experts), routes.of));
         }
-        let y = card.new_tensor((tokens, hidden))?;
+        let y = gpu.new_tensor((tokens, hidden))?;
         let of_token =
-            routes.chosen * (self.gate_up.dims.0 + self.down.dims.1 + hidden) * card.dtype().size();
+            routes.per_token * (self.gate_up.dims.0 + self.down.dims.1 + hidden) * gpu.dtype().size();
         let together = (BETWEEN / of_token).max(FEW);
         for first in (0..tokens).step_by(together) {
             let rows = first..(first + together).min(tokens);
-            let part = card.rows(&y, rows.clone())?;
-            self.some(card, &part, &card.rows(x, rows)?, (routes, first), activation)?;
+            let part = gpu.rows(&y, rows.clone())?;
+            self.some(gpu, &part, &gpu.rows(x, rows)?, (routes, first), activation)?;
         }
         Ok(y)
     }
@@ -110,73 +110,73 @@ impl CudaExperts {
     /// What is made of some tokens, whose choices are those from token `first` on.
     fn some(
         &self,
-        card: &Cuda,
+        gpu: &Cuda,
         y: &CudaTensor,
         x: &CudaTensor,
         (routes, first): (&CudaRoutes, usize),
         activation: Activation,
     ) -> Result<()> {
-        let ((tokens, hidden), chosen) = (card.shape(x), routes.chosen);
-        let from = (4 * first * chosen) as u64;
-        let sorted = self.sort(card, card.arrived(&routes.experts)? + from, tokens * chosen)?;
-        let gates = self.gate_up.product(card, x, &sorted, chosen)?;
-        let products = card.gated(&gates, activation)?;
-        let parts = self.down.product(card, &products, &sorted, 1)?;
+        let ((tokens, hidden), per_token) = (gpu.shape(x), routes.per_token);
+        let from = (4 * first * per_token) as u64;
+        let sorted = self.sort(gpu, gpu.arrived(&routes.experts)? + from, tokens * per_token)?;
+        let gates = self.gate_up.product(gpu, x, &sorted, per_token)?;
+        let products = gpu.gated(&gates, activation)?;
+        let parts = self.down.product(gpu, &products, &sorted, 1)?;
         let args = [
-            Arg::Address(card.real(y)?),
-            Arg::Address(card.real(&parts)?),
-            Arg::Address(card.arrived(&routes.weights)? + from),
-            Arg::Int(chosen as i32),
+            Arg::Address(gpu.real(y)?),
+            Arg::Address(gpu.real(&parts)?),
+            Arg::Address(gpu.arrived(&routes.weights)? + from),
+            Arg::Int(per_token as i32),
             Arg::Int(hidden as i32),
         ];
-        card.launch("sum_experts", Launch::blocks(tokens, THREADS).early(), &args)
+        gpu.launch("sum_experts", Launch::blocks(tokens, THREADS).early(), &args)
     }
 
-    fn sort(&self, card: &Cuda, experts_of: u64, pairs: usize) -> Result<Sorted> {
-        let many = card.dtype() != Dtype::F32 && pairs > FEW * self.experts;
+    fn sort(&self, gpu: &Cuda, experts_of: u64, pairs: usize) -> Result<Sorted> {
+        let many = gpu.dtype() != Dtype::F32 && pairs > FEW * self.experts;
         let tile = if many { MANY } else { FEW };
         let most = pairs / tile + self.experts.min(pairs);
-        let sorted = Sorted { pairs: card.scratch(4 * pairs)?, tiles: card.scratch(16 * most)?, most, tile };
+        let sorted = Sorted { pairs: gpu.scratch(4 * pairs)?, tiles: gpu.scratch(16 * most)?, most, tile };
         let args = [
-            Arg::Address(card.arrived(&sorted.pairs)?),
-            Arg::Address(card.arrived(&sorted.tiles)?),
+            Arg::Address(gpu.arrived(&sorted.pairs)?),
+            Arg::Address(gpu.arrived(&sorted.tiles)?),
             Arg::Address(experts_of),
             Arg::Int(pairs as i32),
             Arg::Int(self.experts as i32),
             Arg::Int(tile as i32),
             Arg::Int(most as i32),
         ];
-        card.launch("expert_tiles", Launch::blocks(1, 1024).early(), &args)?;
+        gpu.launch("expert_tiles", Launch::blocks(1, 1024).early(), &args)?;
         Ok(sorted)
     }
 }
 
 impl Stack {
     /// A row for every pair, from row `pair / share` of x.
-    fn product(&self, card: &Cuda, x: &CudaTensor, sorted: &Sorted, share: usize) -> Result<CudaTensor> {
+    fn product(&self, gpu: &Cuda, x: &CudaTensor, sorted: &Sorted, share: usize) -> Result<CudaTensor> {
         let (n, k) = self.dims;
-        let y = card.new_tensor((card.shape(x).0 * share, n))?;
+        let y = gpu.new_tensor((gpu.shape(x).0 * share, n))?;
         let coded = self.coded.as_ref();
         let args = [
-            Arg::Address(card.real(&y)?),
-            Arg::Address(card.real(x)?),
-            Arg::Address(card.arrived(&self.values)?),
-            Arg::Address(coded.map_or(0, |coded| card.address(&coded.zeros))),
-            Arg::Address(coded.map_or(0, |coded| card.address(&coded.scales))),
-            Arg::Address(coded.map_or(0, |coded| card.address(&coded.group_of))),
-            Arg::Address(coded.and_then(|coded| coded.feature.as_ref()).map_or(0, |f| card.address(f))),
+            Arg::Address(gpu.real(&y)?),
+            Arg::Address(gpu.real(x)?),
+            Arg::Address(gpu.arrived(&self.values)?),
+            Arg::Address(coded.map_or(0, |coded| gpu.address(&coded.zeros))),
+            Arg::Address(coded.map_or(0, |coded| gpu.address(&coded.scales))),
+            Arg::Address(coded.map_or(0, |coded| gpu.address(&coded.group_of))),
+            Arg::Address(coded.and_then(|coded| coded.feature.as_ref()).map_or(0, |f| gpu.address(f))),
             Arg::Int(k as i32),
             Arg::Int(n as i32),
             Arg::Int(coded.map_or(0, |coded| coded.groups) as i32),
             Arg::Int(coded.map_or(0, |coded| coded.group_size) as i32),
             Arg::Int(coded.map_or(0, |coded| coded.zero_offset).into()),
             Arg::Int(coded.is_some_and(|coded| coded.wide_scales) as i32),
-            Arg::Address(card.arrived(&sorted.pairs)?),
-            Arg::Address(card.arrived(&sorted.tiles)?),
+            Arg::Address(gpu.arrived(&sorted.pairs)?),
+            Arg::Address(gpu.arrived(&sorted.tiles)?),
             Arg::Int(share as i32),
         ];
         let kernel = kernel(coded.map(|coded| coded.bits), sorted.tile == MANY);
-        card.launch(kernel, Launch::grid(sorted.most, n.div_ceil(OUTPUTS), 1, THREADS).early(), &args)?;
+        gpu.launch(kernel, Launch::grid(sorted.most, n.div_ceil(OUTPUTS), 1, THREADS).early(), &args)?;
         Ok(y)
     }
 }
@@ -238,12 +238,12 @@ impl<'a> Alike<'a> {
         }
     }
 
-    fn upload(&self, card: &Cuda) -> Result<Stack> {
+    fn upload(&self, gpu: &Cuda) -> Result<Stack> {
         let dims = self.dims();
         match self {
-            Self::Dense(parts, _) => Ok(Stack { values: card.upload_real(parts)?, coded: None, dims }),
+            Self::Dense(parts, _) => Ok(Stack { values: gpu.upload_real(parts)?, coded: None, dims }),
             Self::Quantized(packed) => {
-                let (coded, values) = Coded::upload(card, packed)?;
+                let (coded, values) = Coded::upload(gpu, packed)?;
                 Ok(Stack { values, coded: Some(coded), dims })
             }
         }
@@ -252,7 +252,7 @@ impl<'a> Alike<'a> {
 
 impl Coded {
     /// With the codes, whose groups lie in one run each.
-    fn upload(card: &Cuda, packed: &[&PackedLinear]) -> Result<(Self, Bytes)> {
+    fn upload(gpu: &Cuda, packed: &[&PackedLinear]) -> Result<(Self, Bytes)> {
         let (bits, _, k, groups, zero_offset, wide_scales) = format(packed[0]);
         let orders: Vec<Vec<u32>> = packed.iter().map(|linear| order_of(&linear.g_idx)).collect();
         let in_order =
@@ -266,21 +266,21 @@ impl Coded {
             group_of.chunks(k).all(|groups| groups.iter().enumerate().all(|(i, g)| *g as usize == i / size));
         let zeros: Vec<&[u32]> = packed.iter().map(|linear| &linear.qzeros[..]).collect();
         let scales: Vec<&[u8]> = packed.iter().map(|linear| linear.scales.bytes()).collect();
-        let feature = if in_order { None } else { Some(card.upload(&orders.concat())?) };
+        let feature = if in_order { None } else { Some(gpu.upload(&orders.concat())?) };
         let codes = match &feature {
             None => {
                 let pieces: Vec<_> = packed.iter().flat_map(|linear| linear.qweight_pieces()).collect();
                 let bytes: Vec<&[u8]> = pieces.iter().map(|piece| bytemuck::cast_slice(piece)).collect();
-                card.upload_bytes(&bytes)?
+                gpu.upload_bytes(&bytes)?
             }
-            Some(feature) => ordered_codes(card, packed, feature)?.into(),
+            Some(feature) => ordered_codes(gpu, packed, feature)?.into(),
         };
         let coded = Self {
             bits,
-            zeros: card.upload_parts(&zeros)?,
-            scales: card.upload_parts(&scales)?,
+            zeros: gpu.upload_parts(&zeros)?,
+            scales: gpu.upload_parts(&scales)?,
             wide_scales,
-            group_of: card.upload(&group_of)?,
+            group_of: gpu.upload(&group_of)?,
             feature,
             groups,
             group_size: if regular { size } else { 0 },
@@ -291,21 +291,21 @@ impl Coded {
 }
 
 /// Codes of every expert with its features in an order of its own.
-fn ordered_codes(card: &Cuda, packed: &[&PackedLinear], feature: &CudaSlice<u32>) -> Result<CudaSlice<u8>> {
+fn ordered_codes(gpu: &Cuda, packed: &[&PackedLinear], feature: &CudaSlice<u32>) -> Result<CudaSlice<u8>> {
     let (bits, n, k, ..) = format(packed[0]);
     let words = k * bits as usize / 32 * n;
-    let codes = card.alloc::<u8>(4 * words * packed.len())?;
+    let codes = gpu.alloc::<u8>(4 * words * packed.len())?;
     for (i, linear) in packed.iter().enumerate() {
-        let stored = card.upload_parts(&linear.qweight_pieces().collect::<Vec<_>>())?;
+        let stored = gpu.upload_parts(&linear.qweight_pieces().collect::<Vec<_>>())?;
         let args = [
-            Arg::Address(card.address(&codes) + (4 * words * i) as u64),
-            Arg::Address(card.address(&stored)),
-            Arg::Address(card.address(feature) + (4 * k * i) as u64),
+            Arg::Address(gpu.address(&codes) + (4 * words * i) as u64),
+            Arg::Address(gpu.address(&stored)),
+            Arg::Address(gpu.address(feature) + (4 * k * i) as u64),
             Arg::Int(k as i32),
             Arg::Int(n as i32),
             Arg::Int(bits as i32),
         ];
-        card.launch("order_codes", Launch::threads(words), &args)?;
+        gpu.launch("order_codes", Launch::threads(words), &args)?;
     }
     Ok(codes)
 }

@@ -37,11 +37,11 @@ __device__ __forceinline__ float best_two(const float* values, int count) {
 
 /// Experts of a token and their weights; one warp a token.
 extern "C" __global__ void __launch_bounds__(32) route(
-    u32* chosen_experts,   // [tokens, chosen]
-    float* weights,        // [tokens, chosen]
+    u32* chosen_experts,   // [tokens, per_token]
+    float* weights,        // [tokens, per_token]
     const float* scores,   // [tokens, experts]
     const float* bias,     // [experts] or null
-    int experts, int chosen, int sigmoid, int renormalise, float added, int groups, int groups_kept, float factor) {
+    int experts, int per_token, int sigmoid, int renormalise, float added, int groups, int groups_kept, float factor) {
     extern __shared__ float route_memory[];
     float* p = route_memory;                  // [experts]
     float* chooses = p + experts;             // [experts]
@@ -52,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(32) route(
     start_next_early();
     await_previous();
     const float* row = scores + (size_t)blockIdx.x * experts;
-    chosen_experts += (size_t)blockIdx.x * chosen, weights += (size_t)blockIdx.x * chosen;
+    chosen_experts += (size_t)blockIdx.x * per_token, weights += (size_t)blockIdx.x * per_token;
     float largest = -INFINITY_F, total = 0.f;
     for (int i = lane; i < experts; i += 32) largest = fmaxf(largest, row[i]);
     largest = warp_max(largest);
@@ -77,14 +77,14 @@ extern "C" __global__ void __launch_bounds__(32) route(
         __syncwarp();
     }
     float sum = 0.f;
-    for (int i = 0; i < chosen; i++) {
+    for (int i = 0; i < per_token; i++) {
         u32 expert = take_largest(chooses, taken, experts);
         sum += p[expert];
         if (lane == 0) chosen_experts[i] = expert, weights[i] = p[expert];
     }
     if (renormalise) factor /= sum + added;
     if (lane == 0)
-        for (int i = 0; i < chosen; i++) weights[i] *= factor;
+        for (int i = 0; i < per_token; i++) weights[i] *= factor;
 }
 
 /// y[rows[i]] += weights[i] part[i]; one block a row of `part`.

@@ -30,18 +30,18 @@ fn route_f64(scores: &[f32], bias: Option<&[f32]>, routing: &Routing) -> Vec<(us
         let dropped = (0..p.len()).filter(|i| !kept.contains(&(i / size)));
         dropped.for_each(|i| chooses[i] = f64::NEG_INFINITY);
     }
-    let chosen = best(&chooses, routing.chosen);
+    let chosen = best(&chooses, routing.per_token);
     let total: f64 = if routing.renormalise { chosen.iter().map(|e| p[*e]).sum() } else { 1.0 };
     chosen.into_iter().map(|e| (e, p[e] / total * f64::from(routing.factor))).collect()
 }
 
-fn routing(experts: usize, chosen: usize, scores: RouterScores) -> Routing {
-    Routing { experts, chosen, scores, renormalise: false, groups: 1, groups_kept: 1, factor: 1.0 }
+fn routing(experts: usize, per_token: usize, scores: RouterScores) -> Routing {
+    Routing { experts, per_token, scores, renormalise: false, groups: 1, groups_kept: 1, factor: 1.0 }
 }
 
 fn routes_conform(device: &impl Experts) {
-    let softmax = |experts, chosen| routing(experts, chosen, RouterScores::Softmax);
-    let sigmoid = |experts, chosen| routing(experts, chosen, RouterScores::Sigmoid);
+    let softmax = |experts, per_token| routing(experts, per_token, RouterScores::Softmax);
+    let sigmoid = |experts, per_token| routing(experts, per_token, RouterScores::Sigmoid);
     for (risk, tokens, step, biased, routing) in [
         ("the best two of eight", 40, 0.0, false, Routing { renormalise: true, ..softmax(8, 2) }),
         ("one token, weights as they are", 1, 0.0, false, softmax(60, 4)),
@@ -89,8 +89,8 @@ fn routes_conform(device: &impl Experts) {
         assert_close(risk, &weights, &expected, NMSE_F32);
         for wrong in [
             Routing { experts: experts + 1, ..routing },
-            Routing { chosen: experts + 1, ..routing },
-            Routing { chosen: 0, ..routing },
+            Routing { per_token: experts + 1, ..routing },
+            Routing { per_token: 0, ..routing },
             Routing { groups: experts + 1, ..routing },
             Routing { groups_kept: routing.groups + 1, ..routing },
         ] {
@@ -238,7 +238,7 @@ fn expert_by_expert<D: Experts>(
     device: &D,
     x: &D::Tensor,
     routes: &[Route],
-    chosen: usize,
+    per_token: usize,
     (gate_up, down): (&[HostExpert], &[HostExpert]),
     activation: Activation,
 ) -> D::Tensor {
@@ -253,7 +253,7 @@ fn expert_by_expert<D: Experts>(
     for (expert, (gate_up, down)) in gate_up.iter().zip(down).enumerate() {
         let mine = routes.iter().enumerate().filter(|(_, route)| route.expert as usize == expert);
         let (rows, weights): (Vec<u32>, Vec<f32>) =
-            mine.map(|(i, route)| ((i / chosen) as u32, route.weight)).unzip();
+            mine.map(|(i, route)| ((i / per_token) as u32, route.weight)).unzip();
         if rows.is_empty() {
             continue;
         }
@@ -281,7 +281,7 @@ struct Mixture {
 impl Mixture {
     fn new(
         tokens: usize,
-        (experts, chosen): (usize, usize),
+        (experts, per_token): (usize, usize),
         (hidden, middle): (usize, usize),
         kept: Kept,
     ) -> Self {
@@ -293,7 +293,7 @@ impl Mixture {
             down: weights(&[hidden], middle, 1000),
             hidden,
             middle,
-            routing: Routing { renormalise: true, ..routing(experts, chosen, RouterScores::Softmax) },
+            routing: Routing { renormalise: true, ..routing(experts, per_token, RouterScores::Softmax) },
             activation: Activation::Silu,
             scores: random(5, tokens * experts).iter().map(|x| 3.0 * x).collect(),
             x: random(6, tokens * hidden),
@@ -332,8 +332,8 @@ impl Mixture {
         match device.expert_weights(&gate_up, &down).unwrap() {
             Some(weights) => device.experts(&x, &routes, &weights, self.activation).unwrap(),
             None => {
-                let (routes, chosen) = (device.routes(&routes).unwrap(), self.routing.chosen);
-                expert_by_expert(device, &x, &routes, chosen, (&gate_up, &down), self.activation)
+                let (routes, per_token) = (device.routes(&routes).unwrap(), self.routing.per_token);
+                expert_by_expert(device, &x, &routes, per_token, (&gate_up, &down), self.activation)
             }
         }
     }
@@ -342,7 +342,7 @@ impl Mixture {
 fn mixtures_conform(device: &impl Experts, tolerance: f64) {
     let scattered = |bits, group| Kept::Quantized(bits, group, true, true);
     let in_order = |bits, group| Kept::Quantized(bits, group, false, true);
-    for (risk, tokens, experts, chosen, hidden, middle, kept) in [
+    for (risk, tokens, experts, per_token, hidden, middle, kept) in [
         ("one token", 1, 8, 2, 128, 96, in_order(4, 32)),
         ("one token, act-order", 1, 8, 3, 128, 192, scattered(4, 64)),
         ("several steps of features", 3, 4, 2, 640, 320, scattered(4, 128)),
@@ -366,7 +366,7 @@ fn mixtures_conform(device: &impl Experts, tolerance: f64) {
         ("scales that f16 does not hold", 12, 4, 2, 128, 64, Kept::Quantized(4, 64, true, false)),
         ("many tokens, in parts", 2100, 16, 4, 64, 32, in_order(4, 32)),
     ] {
-        let mixture = Mixture::new(tokens, (experts, chosen), (hidden, middle), kept);
+        let mixture = Mixture::new(tokens, (experts, per_token), (hidden, middle), kept);
         let got = device.to_vec(&mixture.on(device)).unwrap();
         assert_close(risk, &got, &mixture.expected(), tolerance);
     }
@@ -388,9 +388,9 @@ fn agrees_with_f64_on_the_cpu() {
 #[test]
 #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn agrees_with_f64_on_cuda() {
-    crate::testing::cards().iter().for_each(|card| {
-        routes_conform(card);
-        rows_conform(card, tolerance(card));
-        mixtures_conform(card, tolerance(card));
+    crate::testing::gpus().iter().for_each(|gpu| {
+        routes_conform(gpu);
+        rows_conform(gpu, tolerance(gpu));
+        mixtures_conform(gpu, tolerance(gpu));
     });
 }

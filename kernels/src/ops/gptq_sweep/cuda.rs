@@ -1,5 +1,6 @@
-//! The sweep on a card.
+//! The sweep on a GPU.
 
+mod pack;
 mod refine;
 mod search;
 mod target;
@@ -14,7 +15,7 @@ use crate::cuda::{Arg, Bytes, Cuda, Launch, Operand};
 use crate::ops::hessian::cuda::CudaMatrix;
 use crate::ops::matmul::cuda::CudaWeight;
 use crate::ops::quant_matmul::cuda::StoredWeight;
-use crate::packing::{PackedLinear, Scales, ZeroOffset, lane_words};
+use crate::packing::{PackedLinear, Scales, ZeroOffset};
 use crate::{Dtype, Error, HostTensor, Result};
 
 pub(crate) const SOURCE: &str = include_str!("gptq_sweep.cu");
@@ -24,7 +25,7 @@ pub(crate) const REFINE_SOURCE: &str = include_str!("refine.cu");
 /// Rows that one block of the sweep kernel takes, a warp each.
 const ROWS: usize = 8;
 
-/// Weights on the card as the checkpoint has them.
+/// Weights on the GPU as the checkpoint has them.
 pub struct CudaSource {
     parts: Vec<SourcePart>,
     in_features: usize,
@@ -37,13 +38,13 @@ struct SourcePart {
     rows: usize,
 }
 
-/// A solved matrix on the card.
+/// A solved matrix on the GPU.
 pub struct CudaPacked {
     weight: StoredWeight,
     g_idx: Vec<u32>,
 }
 
-/// One sweep on the card; matrices are `[rows, in]` in sweep order.
+/// One sweep on the GPU; matrices are `[rows, in]` in sweep order.
 pub struct CudaSweep {
     weights: CudaSlice<f32>,
     codes: CudaSlice<u8>,
@@ -300,52 +301,6 @@ impl Cuda {
         let shared = 4 * run.len() * (run.len() + ROWS);
         let launch = Launch::blocks(sweep.rows.div_ceil(ROWS), 32 * ROWS as u32).shared(shared);
         self.launch("sweep_block", launch, &args)
-    }
-
-    fn pack_codes(&self, sweep: &CudaSweep) -> Result<CudaSlice<u32>> {
-        let (k, rows, bits) = (sweep.grouping.order.len(), sweep.rows, sweep.spec.bits);
-        let words = lane_words(k, bits)?;
-        let codes = self.codes_in_file_order(sweep)?;
-        let qweight = self.alloc::<u32>(words * rows)?;
-        let args = [
-            Arg::Address(self.address(&qweight)),
-            Arg::Address(self.address(&codes)),
-            Arg::Int(rows as i32),
-            Arg::Int(k as i32),
-            Arg::Int(bits as i32),
-        ];
-        self.launch("pack_codes", Launch::grid(rows.div_ceil(256), words, 1, 256), &args)?;
-        Ok(qweight)
-    }
-
-    fn pack_zeros(&self, sweep: &CudaSweep, zero_offset: ZeroOffset) -> Result<CudaSlice<u32>> {
-        let (rows, groups, bits) = (sweep.rows, sweep.grouping.groups, sweep.spec.bits);
-        let words = lane_words(rows, bits)?;
-        let qzeros = self.alloc::<u32>(groups * words)?;
-        let args = [
-            Arg::Address(self.address(&qzeros)),
-            Arg::Address(self.address(&sweep.zeros)),
-            Arg::Int(words as i32),
-            Arg::Int(rows as i32),
-            Arg::Int(bits as i32),
-            Arg::Int(zero_offset as i32),
-        ];
-        self.launch("pack_zeros", Launch::grid(words.div_ceil(256), groups, 1, 256), &args)?;
-        Ok(qzeros)
-    }
-
-    /// `[rows, in]`, input features in the checkpoint's order.
-    fn codes_in_file_order(&self, sweep: &CudaSweep) -> Result<CudaSlice<u8>> {
-        let k = sweep.grouping.order.len();
-        let codes = self.alloc::<u8>(sweep.rows * k)?;
-        let args = [
-            Arg::Address(self.address(&codes)),
-            Arg::Address(self.address(&sweep.codes)),
-            Arg::Address(self.address(&sweep.order)),
-            Arg::Int(k as i32),
-        ];
-        self.launch("sweep_scatter", Launch::blocks(sweep.rows, 256), &args)?;
-        Ok(codes)
     }
 
     fn gather(&self, sweep: &CudaSweep, source: &CudaSource) -> Result<()> {

@@ -130,7 +130,7 @@ pub trait GptqSweep: InverseCholesky + MatMul {
     ) -> Result<()>;
 
     /// Of each row `E H E^T + 2 E P^T` with E = `weights` - the sweep's weights as they are: what the sweep's choice costs
-    /// at the output. H is symmetric, in sweep order; without a pull, P is zero. A card may take E and H to 11 bits.
+    /// at the output. H is symmetric, in sweep order; without a pull, P is zero. A GPU may take E and H to 11 bits.
     fn sweep_losses(
         &self,
         sweep: &Self::Sweep,

@@ -143,7 +143,7 @@ fn the_search_takes_the_scale_whose_own_sweep_costs_least() {
     }
 }
 
-/// `rough` is how near losses come, which a card computes with 11 bits.
+/// `rough` is how near losses come, which a GPU computes with 11 bits.
 fn the_target_solves_its_equation<B: Backend>(backend: &B, rough: f64) {
     let case = Case::new(19, 70);
     let grouping = case.grouping(70);
@@ -354,11 +354,11 @@ fn negative_scales_are_read_as_they_were_solved() {
 
 mod on_cuda {
     use super::*;
-    use crate::testing::{cards, tolerance};
+    use crate::testing::{gpus, tolerance};
     use crate::{Cuda, Dtype};
 
     /// The solver works in f32 whatever the compute type is; with this one its inputs are those of the CPU.
-    fn card() -> Cuda {
+    fn gpu() -> Cuda {
         Cuda::new(0, Dtype::F32, None).unwrap()
     }
 
@@ -368,27 +368,27 @@ mod on_cuda {
         for (bits, sym, group_size) in
             [(4, true, 32), (4, true, 128), (3, false, 64), (2, true, 40), (8, true, 300), (4, false, 130)]
         {
-            search_agrees(&card(), bits, sym, group_size);
+            search_agrees(&gpu(), bits, sym, group_size);
         }
     }
 
     #[test]
     #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn the_target_is_the_least_squares_solution() {
-        the_target_solves_its_equation(&card(), 1e-6);
+        the_target_solves_its_equation(&gpu(), 1e-6);
     }
 
     #[test]
     #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn refinement_lowers_every_loss_as_plain_loops_do() {
         for (group_size, scattered) in [(32, false), (96, false), (128, false), (256, false), (64, true)] {
-            refinement_agrees(&card(), group_size, scattered, 1e-3);
+            refinement_agrees(&gpu(), group_size, scattered, 1e-3);
         }
     }
 
     #[test]
     #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn negative_scales_are_read_as_they_were_solved() {
-        cards().iter().for_each(|card| negative_scales_are_read(card, tolerance(card)));
+        gpus().iter().for_each(|gpu| negative_scales_are_read(gpu, tolerance(gpu)));
     }
 }

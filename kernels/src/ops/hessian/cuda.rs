@@ -6,7 +6,7 @@ use crate::{Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("hessian.cu");
 
-/// An f32 matrix on the card, row-major.
+/// An f32 matrix on the GPU, row-major.
 pub struct CudaMatrix {
     pub(crate) values: CudaSlice<f32>,
     /// `(rows, columns)`

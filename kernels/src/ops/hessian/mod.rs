@@ -69,7 +69,7 @@ pub(crate) fn check_difference(a: (usize, usize), b: (usize, usize)) -> Result<(
 mod tests {
     use super::*;
     use crate::Cpu;
-    use crate::testing::{NMSE_F32, assert_close, cards, random, tolerance};
+    use crate::testing::{NMSE_F32, assert_close, gpus, random, tolerance};
 
     /// Odd sizes, and one of several panels.
     fn tiles_of_tokens_add_up(device: &impl Hessian, tolerance: f64) {
@@ -133,13 +133,13 @@ mod tests {
     #[test]
     #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn tiles_of_tokens_add_up_to_the_whole_on_cuda() {
-        cards().iter().for_each(|card| tiles_of_tokens_add_up(card, tolerance(card)));
+        gpus().iter().for_each(|gpu| tiles_of_tokens_add_up(gpu, tolerance(gpu)));
     }
 
     #[test]
     #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn differences_of_two_streams_add_up_on_cuda() {
         // The streams themselves are rounded to 16 bits here, by up to a tenth of what they differ by.
-        cards().iter().for_each(|card| small_differences_add_up(card, 300.0 * tolerance(card)));
+        gpus().iter().for_each(|gpu| small_differences_add_up(gpu, 300.0 * tolerance(gpu)));
     }
 }

@@ -32,7 +32,7 @@ pub(crate) fn check(size: usize, order: &[u32]) -> Result<()> {
 mod tests {
     use super::*;
     use crate::Cpu;
-    use crate::testing::{cards, random};
+    use crate::testing::{gpus, random};
 
     /// Second moments of random tokens, with the given features' values replaced.
     fn moments<D: Hessian>(device: &D, tokens: usize, size: usize, replace: &[(usize, f32)]) -> D::Matrix {
@@ -93,7 +93,7 @@ mod tests {
     #[test]
     #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn the_factor_undoes_the_permuted_hessian_on_cuda() {
-        cards().iter().for_each(undoes_the_permuted_hessian);
+        gpus().iter().for_each(undoes_the_permuted_hessian);
     }
 
     #[test]
@@ -104,6 +104,6 @@ mod tests {
     #[test]
     #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn singular_dead_and_damaged_hessians_are_told_apart_on_cuda() {
-        cards().iter().for_each(tells_failures_apart);
+        gpus().iter().for_each(tells_failures_apart);
     }
 }

@@ -5,7 +5,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::{MatMul, check, check_parts};
-use crate::cpu::{DenseRow, Isa, Panels, RowSource, View, linear};
+use crate::cpu::{DenseRow, GEMV_ROWS, Isa, Panels, RowSource, View, linear};
 use crate::{Cpu, Device, Dtype, Error, HostTensor, Result};
 
 /// A weight `[out, in]`, kept in the checkpoint's own type and widened row by row; or one that was quantized and stands
@@ -60,6 +60,14 @@ impl MatMul for Cpu {
             return Err(Error::shape("matmul bias", dims.0, bias.len()));
         }
         Ok(CpuWeight(Kind::Dense(Dense { values: Values::F32(values), dims, bias })))
+    }
+
+    fn matmul_kernel(&self, weight: &CpuWeight, rows: usize) -> &'static str {
+        match &weight.0 {
+            Kind::Dense(_) if rows <= GEMV_ROWS => "rows widened in registers",
+            Kind::Dense(_) => "faer",
+            Kind::Quantized(_) => Panels::kernel_name(Isa::best()),
+        }
     }
 
     fn matmul(&self, x: &Tensor, weight: &CpuWeight) -> Result<Tensor> {

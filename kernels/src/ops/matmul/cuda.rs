@@ -2,14 +2,14 @@ use super::{MatMul, check, check_parts};
 use crate::cuda::{Arg, Bytes, Cuda, CudaTensor, Launch, Operand};
 use crate::{Device, Dtype, Error, HostTensor, Result};
 
-pub(crate) const FEW_ROWS_SOURCE: &str = include_str!("few_rows.cu");
+pub(crate) const SMALL_M_SOURCE: &str = include_str!("small_m.cu");
 
-/// Threads of a block of the kernels for few rows, and the outputs that it makes.
-pub(crate) const FEW_ROWS_THREADS: u32 = 256;
-pub(crate) const FEW_ROWS_OUTPUTS: usize = 16;
+/// Threads of a block of the small-M kernels, and the outputs that it makes.
+pub(crate) const SMALL_M_THREADS: u32 = 256;
+pub(crate) const SMALL_M_OUTPUTS: usize = 16;
 
 /// Up to so many rows reading the weights once is all that counts, and cuBLAS is not made for it.
-const FEW_ROWS_DENSE: usize = 16;
+const SMALL_M: usize = 16;
 
 /// Features of a chunk of the dense kernel.
 const CHUNK: usize = 32;
@@ -64,11 +64,15 @@ impl MatMul for Cuda {
         Ok(CudaWeight::new(self.upload_bytes(&[&self.encode(&values)])?, dims, false, bias))
     }
 
+    fn matmul_kernel(&self, weight: &CudaWeight, rows: usize) -> &'static str {
+        if self.takes_small_m((rows, weight.dims.1), weight) { "small_m_dense" } else { "cuBLAS" }
+    }
+
     fn matmul(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
         check(self.shape(x), weight.dims)?;
         let y = self.new_tensor((self.shape(x).0, weight.dims.0))?;
-        if self.takes_few_rows(x, weight) {
-            self.few_rows_dense(x, weight, self.real(&y)?, false)?;
+        if self.takes_small_m(self.shape(x), weight) {
+            self.small_m_dense(x, weight, self.real(&y)?, false)?;
             return Ok(y);
         }
         let target = Operand::real(self.real(&y)?, weight.dims.0);
@@ -87,8 +91,8 @@ impl MatMul for Cuda {
     fn logits(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
         check(self.shape(x), weight.dims)?;
         let y = self.new_wide_tensor((self.shape(x).0, weight.dims.0))?;
-        if self.takes_few_rows(x, weight) && weight.bias.is_none() {
-            self.few_rows_dense(x, weight, self.wide(&y)?, true)?;
+        if self.takes_small_m(self.shape(x), weight) && weight.bias.is_none() {
+            self.small_m_dense(x, weight, self.wide(&y)?, true)?;
             return Ok(y);
         }
         self.product(x, weight, Operand::wide(self.wide(&y)?, weight.dims.0))?;
@@ -97,13 +101,12 @@ impl MatMul for Cuda {
 }
 
 impl Cuda {
-    fn takes_few_rows(&self, x: &CudaTensor, weight: &CudaWeight) -> bool {
-        let (rows, k) = self.shape(x);
+    fn takes_small_m(&self, (rows, k): (usize, usize), weight: &CudaWeight) -> bool {
         let aligned = !weight.turned && k.is_multiple_of(CHUNK);
-        self.dtype() != Dtype::F32 && aligned && (1..=FEW_ROWS_DENSE).contains(&rows)
+        self.dtype() != Dtype::F32 && aligned && (1..=SMALL_M).contains(&rows)
     }
 
-    fn few_rows_dense(&self, x: &CudaTensor, weight: &CudaWeight, y: u64, wide: bool) -> Result<()> {
+    fn small_m_dense(&self, x: &CudaTensor, weight: &CudaWeight, y: u64, wide: bool) -> Result<()> {
         let ((rows, k), n) = (self.shape(x), weight.dims.0);
         let args = [
             Arg::Address(y),
@@ -115,8 +118,8 @@ impl Cuda {
             Arg::Int(n as i32),
             Arg::Int(wide as i32),
         ];
-        let kernel = if rows <= 8 { "few_rows_dense_1" } else { "few_rows_dense_2" };
-        let launch = Launch::blocks(n.div_ceil(FEW_ROWS_OUTPUTS), FEW_ROWS_THREADS).early();
+        let kernel = if rows <= 8 { "small_m_dense_1" } else { "small_m_dense_2" };
+        let launch = Launch::blocks(n.div_ceil(SMALL_M_OUTPUTS), SMALL_M_THREADS).early();
         self.launch(kernel, launch, &args)
     }
 

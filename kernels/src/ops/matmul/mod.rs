@@ -22,6 +22,9 @@ pub trait MatMul: Device {
         bias: Option<Vec<f32>>,
     ) -> Result<Self::Weight>;
 
+    /// Name of the kernel that multiplies so many rows by this weight.
+    fn matmul_kernel(&self, weight: &Self::Weight, rows: usize) -> &'static str;
+
     fn matmul(&self, x: &Self::Tensor, weight: &Self::Weight) -> Result<Self::Tensor>;
 
     /// The same with an f32 result even where activations are narrower: the model's scores.
@@ -122,6 +125,6 @@ mod tests {
     #[test]
     #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn agrees_with_f64_on_cuda() {
-        crate::testing::cards().iter().for_each(|card| conforms(card, tolerance(card)));
+        crate::testing::gpus().iter().for_each(|gpu| conforms(gpu, tolerance(gpu)));
     }
 }

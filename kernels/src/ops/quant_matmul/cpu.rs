@@ -23,6 +23,10 @@ impl QuantMatMul for Cpu {
         self.tensor(weight.product(&x, x.rows, Isa::best()), (x.rows, n))
     }
 
+    fn quant_matmul_kernel(&self, _: &CpuQuantWeight, _: usize) -> &'static str {
+        Panels::kernel_name(Isa::best())
+    }
+
     fn dense_weight(&self, packed: &PackedLinear) -> Result<CpuWeight> {
         Ok(CpuWeight::quantized(Panels::pack(packed)?))
     }

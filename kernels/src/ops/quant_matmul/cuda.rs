@@ -1,6 +1,6 @@
 use cudarc::driver::CudaSlice;
 
-use super::fragments::{Around, Fragments, GATES, Gates};
+use super::fragments::{Around, DEQUANTIZED, Fragments, GATES, Gates};
 use super::{QuantMatMul, check};
 use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
 use crate::ops::matmul::cuda::CudaWeight;
@@ -12,7 +12,7 @@ pub(crate) const SOURCE: &str = include_str!("quant_matmul.cu");
 /// Features that one block of the dequantizing kernel takes.
 const TILE: usize = 32;
 
-/// The file's tensors on the card.
+/// The file's tensors on the GPU.
 pub(crate) struct StoredWeight {
     pub qweight: CudaSlice<u32>,
     pub qzeros: CudaSlice<u32>,
@@ -27,7 +27,7 @@ pub(crate) struct StoredWeight {
     pub bias: Option<Vec<f32>>,
 }
 
-/// A quantized weight on the card.
+/// A quantized weight on the GPU.
 pub struct CudaQuantWeight {
     form: Form,
     /// In which a product with gates comes.
@@ -50,6 +50,13 @@ impl QuantMatMul for Cuda {
 
     fn gated_weight(&self, packed: &PackedLinear, order: Option<&CudaOrder>) -> Result<CudaQuantWeight> {
         self.repacked(packed, Some(Gates { order }))
+    }
+
+    fn quant_matmul_kernel(&self, weight: &CudaQuantWeight, rows: usize) -> &'static str {
+        match &weight.form {
+            Form::Fragments(fragments) => fragments.kernel_name(rows),
+            Form::Stored(_) => DEQUANTIZED,
+        }
     }
 
     fn is_dequantized(&self, weight: &CudaQuantWeight) -> bool {

@@ -5,18 +5,21 @@ use std::sync::{Arc, OnceLock};
 use cudarc::driver::CudaSlice;
 
 use super::cuda::StoredWeight;
-use super::{check, hopper};
-use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch, Layout};
-use crate::ops::matmul::cuda::{CudaWeight, FEW_ROWS_OUTPUTS};
+use super::{check, hopper, medium_m, small_m};
+use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch, Layout, PANEL_ROWS};
+use crate::ops::matmul::cuda::{CudaWeight, SMALL_M_OUTPUTS};
 use crate::packing::PackedLinear;
 use crate::{Activation, Add, Device, Dtype, MatMul, Norm, Result};
 
 pub(crate) const SOURCE: &str = include_str!("fragments.cu");
 
 /// Outputs of a tile that are gates, each followed by as many that they gate.
-pub(super) const GATES: usize = FEW_ROWS_OUTPUTS / 2;
+pub(super) const GATES: usize = SMALL_M_OUTPUTS / 2;
 
-/// A weight repacked for few rows.
+/// Name of the product for more rows than the kernels take, and for weights that they do not take.
+pub(super) const DEQUANTIZED: &str = "dequantize + cuBLAS";
+
+/// A weight repacked for small-M GEMMs.
 pub(crate) struct Fragments {
     /// `[out / 16, chunks, 32 lanes, 4 words]`
     pub(super) codes: Arc<CudaSlice<u32>>,
@@ -34,8 +37,12 @@ pub(crate) struct Fragments {
     pub(super) gated: bool,
     pub(super) groups: usize,
     pub(super) group_size: usize,
-    /// Hopper's way through the groups, with rows in panels.
-    panels: Option<hopper::Plan>,
+    /// How each kernel goes through the groups: for up to eight rows, where there is such a way,
+    pub(super) small_m: Option<small_m::Tiling>,
+    /// for up to 64,
+    pub(super) medium_m: medium_m::Tiling,
+    /// and on Hopper for rows in panels.
+    panels: Option<hopper::Tiling>,
     /// The codes that are read after these.
     pub(super) next: OnceLock<Arc<CudaSlice<u32>>>,
 }
@@ -67,7 +74,7 @@ impl Fragments {
     /// Repacks what the file holds; `None` for shapes that the kernels do not take. `gates` says that the first half of the
     /// outputs are gates of the second.
     pub fn new(
-        card: &Cuda,
+        gpu: &Cuda,
         packed: &PackedLinear,
         stored: &StoredWeight,
         gates: Option<Gates>,
@@ -78,22 +85,21 @@ impl Fragments {
         let regular =
             |(place, feature): (usize, &u32)| packed.g_idx[*feature as usize] as usize == place / group_size;
         let fits = !stored.wide_scales
-            && n.is_multiple_of(2 * FEW_ROWS_OUTPUTS)
+            && n.is_multiple_of(2 * SMALL_M_OUTPUTS)
             && k.is_multiple_of(chunk(bits))
-            && super::few_rows::Plan::of(bits, k, groups, group_size).is_some()
-            && order.iter().enumerate().all(regular);
-        if !fits || card.dtype() == Dtype::F32 {
-            return Ok(None);
-        }
-        let features = card.upload(&order)?;
+            && order.iter().enumerate().all(regular)
+            && gpu.dtype() != Dtype::F32;
+        let medium_m = medium_m::Tiling::of(bits, k, groups, group_size).filter(|_| fits);
+        let Some(medium_m) = medium_m else { return Ok(None) };
+        let features = gpu.upload(&order)?;
         let result_features =
-            gates.and_then(|gates| gates.order).map_or(0, |order| order.features_of_rows(card));
+            gates.and_then(|gates| gates.order).map_or(0, |order| order.features_of_rows(gpu));
         let words = n * k * bits as usize / 32;
-        let (codes, grids) = (card.alloc::<u32>(words)?, card.alloc::<u32>(groups * n)?);
+        let (codes, grids) = (gpu.alloc::<u32>(words)?, gpu.alloc::<u32>(groups * n)?);
         let args = [
-            Arg::Address(card.address(&codes)),
-            Arg::Address(card.address(&stored.qweight)),
-            Arg::Address(card.address(&features)),
+            Arg::Address(gpu.address(&codes)),
+            Arg::Address(gpu.address(&stored.qweight)),
+            Arg::Address(gpu.address(&features)),
             Arg::Int(k as i32),
             Arg::Int(n as i32),
             Arg::Int(bits as i32),
@@ -101,11 +107,11 @@ impl Fragments {
             Arg::Int(gates.is_some() as i32),
             Arg::Address(result_features),
         ];
-        card.launch("repack_codes", Launch::threads(words), &args)?;
+        gpu.launch("repack_codes", Launch::threads(words), &args)?;
         let args = [
-            Arg::Address(card.address(&grids)),
-            Arg::Address(card.address(&stored.scales)),
-            Arg::Address(card.address(&stored.qzeros)),
+            Arg::Address(gpu.address(&grids)),
+            Arg::Address(gpu.address(&stored.scales)),
+            Arg::Address(gpu.address(&stored.qzeros)),
             Arg::Int(groups as i32),
             Arg::Int(n as i32),
             Arg::Int(stored.bits as i32),
@@ -113,8 +119,8 @@ impl Fragments {
             Arg::Int(gates.is_some() as i32),
             Arg::Address(result_features),
         ];
-        card.launch("repack_grids", Launch::threads(groups * n), &args)?;
-        let panels = hopper::Plan::of(card, bits, stored.dims, (groups, group_size))?;
+        gpu.launch("repack_grids", Launch::threads(groups * n), &args)?;
+        let panels = hopper::Tiling::of(gpu, bits, stored.dims, (groups, group_size))?;
         let bias = packed.bias.as_ref().map(|bias| match gates {
             Some(gates) => interleaved(bias, gates.order),
             None => bias.clone(),
@@ -122,57 +128,69 @@ impl Fragments {
         Ok(Some(Self {
             codes: Arc::new(codes),
             grids,
-            order: CudaOrder::new(card, order, panels.map(|_| bits))?,
-            bias: bias.map(|bias| card.tensor(bias, (1, n))).transpose()?,
+            order: CudaOrder::new(gpu, order, panels.map(|_| bits))?,
+            bias: bias.map(|bias| gpu.tensor(bias, (1, n))).transpose()?,
             bits,
             dims: (n, k),
             gated: gates.is_some(),
             groups,
             group_size,
+            small_m: small_m::Tiling::of(bits, k, groups, group_size),
+            medium_m,
             panels,
             next: OnceLock::new(),
         }))
     }
 
+    /// Name of the kernel for so many rows.
+    pub(super) fn kernel_name(&self, rows: usize) -> &'static str {
+        match rows {
+            ..=small_m::ROWS if self.small_m.is_some() => "small_m",
+            _ if self.panels.is_some() && PANEL_ROWS.contains(&rows) => "hopper",
+            ..=medium_m::ROWS => "medium_m",
+            _ => DEQUANTIZED,
+        }
+    }
+
     /// The product, as one kernel where there is one for so many rows.
-    pub(super) fn product(&self, card: &Cuda, x: &CudaTensor, around: Around) -> Result<CudaTensor> {
-        check(card.shape(x), self.dims.1)?;
-        if let Some(y) = self.stream(card, x, around)? {
+    pub(super) fn product(&self, gpu: &Cuda, x: &CudaTensor, around: Around) -> Result<CudaTensor> {
+        check(gpu.shape(x), self.dims.1)?;
+        if let Some(y) = self.small_m(gpu, x, around)? {
             return Ok(y);
         }
         let x = match around.norm {
-            Some(norm) => card.rms_norm_in_order(x, norm, self.order.as_ref())?,
-            None => card.in_order(x, self.order.as_ref())?,
+            Some(norm) => gpu.rms_norm_in_order(x, norm, self.order.as_ref())?,
+            None => gpu.in_order(x, self.order.as_ref())?,
         };
-        let in_panels = Layout::of(card, x.order(), card.shape(&x).0).panel_tokens > 0;
-        if let Some(plan) = self.panels.filter(|_| in_panels) {
-            return self.hopper(card, &x, around, plan);
+        let in_panels = Layout::of(gpu, x.order(), gpu.shape(&x).0).panel_tokens > 0;
+        if let Some(tiling) = self.panels.filter(|_| in_panels) {
+            return self.hopper(gpu, &x, around, tiling);
         }
-        let y = match self.few_rows(card, &x)? {
+        let y = match self.medium_m(gpu, &x)? {
             Some(y) => y,
-            None => card.matmul(&x.said_to_be_in(None), &self.dequantized(card)?)?,
+            None => gpu.matmul(&x.said_to_be_in(None), &self.dequantized(gpu)?)?,
         };
         let y = match around.activation {
-            Some(activation) => card.gated_in_order(&y, GATES, activation, around.order)?,
+            Some(activation) => gpu.gated_in_order(&y, GATES, activation, around.order)?,
             None => y,
         };
-        around.residual.map_or(Ok(y.clone()), |residual| card.add(residual, &y))
+        around.residual.map_or(Ok(y.clone()), |residual| gpu.add(residual, &y))
     }
 
     /// `[out, in]`, input features in the order of the groups, outputs in that of the tiles' rows.
-    fn dequantized(&self, card: &Cuda) -> Result<CudaWeight> {
+    fn dequantized(&self, gpu: &Cuda) -> Result<CudaWeight> {
         let (n, k) = self.dims;
-        let values = card.alloc::<u8>(n * k * card.dtype().size())?;
+        let values = gpu.alloc::<u8>(n * k * gpu.dtype().size())?;
         let args = [
-            Arg::Address(card.address(&values)),
-            Arg::Address(card.address(&self.codes)),
-            Arg::Address(card.address(&self.grids)),
+            Arg::Address(gpu.address(&values)),
+            Arg::Address(gpu.address(&self.codes)),
+            Arg::Address(gpu.address(&self.grids)),
             Arg::Int(k as i32),
             Arg::Int(n as i32),
             Arg::Int(self.bits as i32),
             Arg::Int(self.group_size as i32),
         ];
-        card.launch("dequantize_fragments", Launch::threads(n * k * self.bits as usize / 128), &args)?;
+        gpu.launch("dequantize_fragments", Launch::threads(n * k * self.bits as usize / 128), &args)?;
         Ok(CudaWeight::new(values.into(), self.dims, false, self.bias.clone()))
     }
 }

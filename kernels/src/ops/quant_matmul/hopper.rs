@@ -21,13 +21,13 @@ const MOST_TILES: usize = PANEL_ROWS.end().div_ceil(MOST_TOKENS);
 /// What aligning a block's shared memory may cost.
 const ALIGNMENT: usize = 1024;
 
-/// Most blocks of a cluster on every card of the kind, and the stages whose time a block's start and end take.
+/// Most blocks of a cluster on every GPU of the kind, and the stages whose time a block's start and end take.
 const MOST_SPLITS: usize = 8;
 const BESIDE: usize = 6;
 
 /// How the kernel goes through a weight.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Plan {
+pub(super) struct Tiling {
     /// Grids of a stage.
     grids: usize,
     /// Where a stage has one grid, `2^shift` stages share it.
@@ -36,18 +36,18 @@ pub(super) struct Plan {
     splits: [u8; MOST_TILES],
 }
 
-impl Plan {
-    /// `None` where the card has no such kernel, or the kernel no way through groups that
-    /// [`super::few_rows::Plan`] has one for.  dims: `(out, in)`
+impl Tiling {
+    /// `None` where the GPU has no such kernel, or the kernel no way through groups that
+    /// [`super::medium_m::Tiling`] has one for.  dims: `(out, in)`
     pub fn of(
-        card: &Cuda,
+        gpu: &Cuda,
         bits: u32,
         (n, k): (usize, usize),
         (groups, group_size): (usize, usize),
     ) -> Result<Option<Self>> {
         let per_group = group_size / chunk(bits);
         let (grids, shift) = match groups {
-            _ if !card.is_hopper() || !k.is_multiple_of(STAGE_CHUNKS * chunk(bits)) => return Ok(None),
+            _ if !gpu.is_hopper() || !k.is_multiple_of(STAGE_CHUNKS * chunk(bits)) => return Ok(None),
             1 => (1, 30),
             _ if per_group == 0 && bits != 4 => return Ok(None),
             _ if per_group == 0 => (4, 0),
@@ -57,7 +57,7 @@ impl Plan {
         let kernel = kernel(bits, MOST_TOKENS, grids);
         let mut at_once = [0; MOST_SPLITS];
         for (splits, at_once) in (1..).zip(&mut at_once) {
-            *at_once = card.clusters(kernel, &launch(bits, n, (MOST_TOKENS, 1), splits))?;
+            *at_once = gpu.clusters(kernel, &launch(bits, n, (MOST_TOKENS, 1), splits))?;
         }
         let splits =
             std::array::from_fn(|i| splits(n, i + 1, k / (STAGE_CHUNKS * chunk(bits)), at_once) as u8);
@@ -90,25 +90,25 @@ impl Fragments {
     /// x: in panels
     pub(super) fn hopper(
         &self,
-        card: &Cuda,
+        gpu: &Cuda,
         x: &CudaTensor,
         around: Around,
-        plan: Plan,
+        tiling: Tiling,
     ) -> Result<CudaTensor> {
-        let ((n, k), rows, gated) = (self.dims, card.shape(x).0, around.activation.is_some());
-        let room = Layout::of(card, x.order(), rows).panel_tokens;
+        let ((n, k), rows, gated) = (self.dims, gpu.shape(x).0, around.activation.is_some());
+        let room = Layout::of(gpu, x.order(), rows).panel_tokens;
         let (tokens, tiles) = (room.min(MOST_TOKENS), room.div_ceil(MOST_TOKENS));
-        let (y, result) = card.new_tensor_in((rows, if gated { n / 2 } else { n }), around.order)?;
+        let (y, result) = gpu.new_tensor_in((rows, if gated { n / 2 } else { n }), around.order)?;
         if let Some(residual) = around.residual {
-            add::check(card.shape(residual), card.shape(&y))?;
+            add::check(gpu.shape(residual), gpu.shape(&y))?;
         }
         let args = [
-            Arg::Address(card.values(&y)?),
-            Arg::Address(card.values(x)?),
-            Arg::Address(card.address(&self.codes)),
-            Arg::Address(card.address(&self.grids)),
-            Arg::Address(self.bias.as_ref().map_or(Ok(0), |bias| card.real(bias))?),
-            Arg::Address(around.residual.map_or(Ok(0), |residual| card.real(residual))?),
+            Arg::Address(gpu.values(&y)?),
+            Arg::Address(gpu.values(x)?),
+            Arg::Address(gpu.address(&self.codes)),
+            Arg::Address(gpu.address(&self.grids)),
+            Arg::Address(self.bias.as_ref().map_or(Ok(0), |bias| gpu.real(bias))?),
+            Arg::Address(around.residual.map_or(Ok(0), |residual| gpu.real(residual))?),
             Arg::Int(if gated { result.lane_shift as i32 } else { 0 }),
             Arg::Int(result.panel_tokens as i32),
             around.activation.unwrap_or_default().gate(),
@@ -117,10 +117,10 @@ impl Fragments {
             Arg::Int(k as i32),
             Arg::Int(n as i32),
             Arg::Int(self.groups as i32),
-            Arg::Int(plan.shift),
+            Arg::Int(tiling.shift),
         ];
-        let launch = launch(self.bits, n, (tokens, tiles), plan.splits[tiles - 1].into());
-        card.launch(kernel(self.bits, tokens, plan.grids), launch, &args)?;
+        let launch = launch(self.bits, n, (tokens, tiles), tiling.splits[tiles - 1].into());
+        gpu.launch(kernel(self.bits, tokens, tiling.grids), launch, &args)?;
         Ok(y)
     }
 }
@@ -164,6 +164,6 @@ mod tests {
         ] {
             assert_eq!(splits(n, 1, k / (STAGE_CHUNKS * chunk(4)), at_once), fastest, "{product}");
         }
-        assert_eq!(splits(4096, 4, 4096 / (STAGE_CHUNKS * chunk(4)), at_once), 1, "tiles fill the card");
+        assert_eq!(splits(4096, 4, 4096 / (STAGE_CHUNKS * chunk(4)), at_once), 1, "tiles fill the GPU");
     }
 }

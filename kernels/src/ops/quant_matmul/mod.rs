@@ -2,10 +2,10 @@
 
 mod cpu;
 pub(crate) mod cuda;
-pub(crate) mod few_rows;
 pub(crate) mod fragments;
 pub(crate) mod hopper;
-pub(crate) mod stream;
+pub(crate) mod medium_m;
+pub(crate) mod small_m;
 
 use crate::packing::PackedLinear;
 use crate::{Activation, Add, Error, Gated, MatMul, Norm, Result, RmsNorm};
@@ -25,6 +25,10 @@ pub trait QuantMatMul: MatMul + RmsNorm + Gated + Add {
     fn gated_weight(&self, packed: &PackedLinear, _order: Option<&Self::Order>) -> Result<Self::QuantWeight> {
         self.quant_weight(packed)
     }
+
+    /// Name of the kernel that multiplies so many rows by this weight, chosen from what the weight's shape and groups allow,
+    /// which was found when it was loaded.
+    fn quant_matmul_kernel(&self, weight: &Self::QuantWeight, rows: usize) -> &'static str;
 
     /// Whether every product dequantizes the weight first, where the device could do better with another one.
     fn is_dequantized(&self, _weight: &Self::QuantWeight) -> bool {
@@ -293,10 +297,10 @@ mod tests {
     #[test]
     #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn agrees_with_f64_on_cuda() {
-        crate::testing::cards().iter().for_each(|card| {
-            conforms(card, tolerance(card));
-            wide_scales_conform(card, tolerance(card));
-            surroundings_conform(card, tolerance(card));
+        crate::testing::gpus().iter().for_each(|gpu| {
+            conforms(gpu, tolerance(gpu));
+            wide_scales_conform(gpu, tolerance(gpu));
+            surroundings_conform(gpu, tolerance(gpu));
         });
     }
 }

@@ -31,7 +31,7 @@ impl Cuda {
         check(self, qkv, batch, shape)?;
         let rows = batch.rows();
         let q = self.new_tensor((rows, shape.heads * shape.head_dim))?;
-        let placed = self.placed(batch)?;
+        let metadata = self.metadata(batch)?;
         let (q_norm, k_norm, eps) = match &shape.norms {
             Some(norms) => (self.real(&norms.q)?, self.real(&norms.k)?, norms.eps),
             None => (0, 0, 0.0),
@@ -49,7 +49,7 @@ impl Cuda {
             Arg::Address(k),
             Arg::Address(v),
             Arg::Address(self.real(qkv)?),
-            placed.positions(self),
+            metadata.positions(self),
             slots,
             Arg::Address(self.wide(&shape.inv_freq)?),
             Arg::Address(tables.as_ref().map_or(0, |tables| self.address(tables))),

@@ -317,6 +317,6 @@ mod tests {
     #[test]
     #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn agrees_with_f64_on_cuda() {
-        crate::testing::cards().iter().for_each(|card| conforms(card, tolerance(card)));
+        crate::testing::gpus().iter().for_each(|gpu| conforms(gpu, tolerance(gpu)));
     }
 }

@@ -2,39 +2,39 @@ use std::borrow::Cow;
 
 use candle_core::Tensor;
 
-use super::{Draw, Drawn, FRACTION_BITS, ID_BITS, OCTAVES, SERIES, Sample, check};
+use super::{FRACTION_BITS, ID_BITS, OCTAVES, RowSampling, SERIES, Sample, SampledToken, check};
 use crate::cpu::{View, map};
 use crate::{Cpu, Device, Result};
 
 impl Sample for Cpu {
-    type Chosen = Vec<Option<Drawn>>;
+    type Sampled = Vec<Option<SampledToken>>;
 
-    fn sample(&self, logits: &Tensor, draws: &[Draw]) -> Result<Self::Chosen> {
-        check(self.shape(logits), draws)?;
+    fn sample(&self, logits: &Tensor, sampling: &[RowSampling]) -> Result<Self::Sampled> {
+        check(self.shape(logits), sampling)?;
         let logits = View::of(logits)?;
         let width = logits.columns;
-        Ok(map(draws.len(), |i| chosen(&logits[i * width..][..width], &draws[i])))
+        Ok(map(sampling.len(), |i| sampled_token(&logits[i * width..][..width], &sampling[i])))
     }
 
-    fn chosen(&self, chosen: &Self::Chosen) -> Result<Vec<Option<Drawn>>> {
-        Ok(chosen.clone())
+    fn sampled_tokens(&self, sampled: &Self::Sampled) -> Result<Vec<Option<SampledToken>>> {
+        Ok(sampled.clone())
     }
 }
 
-fn chosen(row: &[f32], draw: &Draw) -> Option<Drawn> {
+fn sampled_token(row: &[f32], params: &RowSampling) -> Option<SampledToken> {
     let largest = row[best(row)?];
     let mass: f64 = row.iter().filter(|x| x.is_finite()).map(|x| f64::from((x - largest).exp())).sum();
     let mut logits = Cow::Borrowed(row);
-    for change in &draw.changes {
+    for change in &params.changes {
         let logit = &mut logits.to_mut()[change.id as usize];
         *logit = change.of(*logit);
     }
     let likeliest = best(&logits)?;
-    let id = match draw.temperature {
+    let id = match params.temperature {
         0.0 => likeliest,
-        _ => drawn(&logits, logits[likeliest], draw) as usize,
+        _ => sampled(&logits, logits[likeliest], params) as usize,
     };
-    Some(Drawn { id: id as u32, logprob: row[id] - largest - mass.ln() as f32 })
+    Some(SampledToken { id: id as u32, logprob: row[id] - largest - mass.ln() as f32 })
 }
 
 /// The largest finite score, the first where several are.
@@ -63,29 +63,29 @@ impl Token {
     }
 }
 
-fn drawn(logits: &[f32], largest: f32, draw: &Draw) -> u32 {
-    let rate = draw.rate();
+fn sampled(logits: &[f32], largest: f32, params: &RowSampling) -> u32 {
+    let rate = params.rate();
     let token = |(id, logit): (u32, &f32)| {
         let shortfall = shortfall(largest, *logit, rate)?;
         Some(Token { order: 0, id, shortfall }.ordered(shortfall))
     };
     let mut tokens: Vec<Token> = (0..).zip(logits).filter_map(token).collect();
-    if (1..tokens.len()).contains(&draw.top_k) {
-        tokens.select_nth_unstable_by_key(draw.top_k, |token| token.order);
-        tokens.truncate(draw.top_k);
+    if (1..tokens.len()).contains(&params.top_k) {
+        tokens.select_nth_unstable_by_key(params.top_k, |token| token.order);
+        tokens.truncate(params.top_k);
     }
-    if draw.top_p < 1.0 {
-        keep_share(&mut tokens, draw.top_p);
+    if params.top_p < 1.0 {
+        keep_share(&mut tokens, params.top_p);
     }
-    let farthest = draw.farthest();
+    let farthest = params.farthest();
     tokens.retain(|token| token.shortfall <= farthest);
-    if draw.typical_p < 1.0 {
+    if params.typical_p < 1.0 {
         let expected = expected_shortfall(&tokens);
         tokens.iter_mut().for_each(|token| *token = token.ordered(token.shortfall.abs_diff(expected)));
-        keep_share(&mut tokens, draw.typical_p);
+        keep_share(&mut tokens, params.typical_p);
     }
     tokens.iter_mut().for_each(|token| *token = token.ordered(token.shortfall));
-    let place = (u128::from(draw.random) * u128::from(mass(&tokens))) >> 64;
+    let place = (u128::from(params.random) * u128::from(mass(&tokens))) >> 64;
     reach(&mut tokens, place as u64 + 1);
     tokens.last().map_or(0, |token| token.id)
 }
@@ -131,7 +131,7 @@ fn shortfall(largest: f32, logit: f32, rate: f32) -> Option<u32> {
     weighs.then_some((octaves * (1 << FRACTION_BITS) as f32) as u32)
 }
 
-/// `2^(40 - shortfall)`. In plain products and sums, rounded one by one, as the card's kernel has them.
+/// `2^(40 - shortfall)`. In plain products and sums, rounded one by one, as the GPU's kernel has them.
 fn weight(shortfall: u32) -> u64 {
     let (whole, fraction) = (shortfall >> FRACTION_BITS, shortfall & ((1 << FRACTION_BITS) - 1));
     let x = fraction as f32 / (1 << FRACTION_BITS) as f32 - 0.5;
@@ -152,6 +152,6 @@ mod tests {
             let error = (weight(shortfall) as f64 - expected).abs();
             assert!(error <= 2.5e-7 * expected + 1.0, "{shortfall}: {} for {expected}", weight(shortfall));
         }
-        assert_eq!(weight((OCTAVES << FRACTION_BITS) - 1), 1, "the least likely that is drawn at all");
+        assert_eq!(weight((OCTAVES << FRACTION_BITS) - 1), 1, "the least likely that is sampled at all");
     }
 }

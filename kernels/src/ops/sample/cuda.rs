@@ -1,4 +1,4 @@
-use super::{Change, Draw, Drawn, Sample, check};
+use super::{Change, RowSampling, Sample, SampledToken, check};
 use crate::cuda::{Answer, Arg, Bytes, Cuda, CudaTensor, Launch};
 use crate::{Device, Result};
 
@@ -14,33 +14,33 @@ const MOST_SHARES: usize = 8;
 /// Words of a row's `Found`.
 const FOUND: usize = 3;
 
-/// Tokens on the card and on their way to the host.
-pub struct CudaChosen {
+/// Tokens on the GPU and on their way to the host.
+pub struct CudaSampled {
     /// `[rows]` ids, then what was found in each row.
     words: Bytes,
     rows: usize,
     answer: Answer,
 }
 
-impl CudaChosen {
+impl CudaSampled {
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
     /// Where the ids lie, for what runs after.
-    pub(crate) fn ids(&self, card: &Cuda) -> Result<u64> {
-        card.arrived(&self.words)
+    pub(crate) fn ids(&self, gpu: &Cuda) -> Result<u64> {
+        gpu.arrived(&self.words)
     }
 }
 
 impl Sample for Cuda {
-    type Chosen = CudaChosen;
+    type Sampled = CudaSampled;
 
-    fn sample(&self, logits: &CudaTensor, draws: &[Draw]) -> Result<CudaChosen> {
+    fn sample(&self, logits: &CudaTensor, sampling: &[RowSampling]) -> Result<CudaSampled> {
         let (rows, vocab) = self.shape(logits);
-        check((rows, vocab), draws)?;
+        check((rows, vocab), sampling)?;
         let words = self.scratch(4 * rows * (1 + FOUND))?;
-        let (described, changes) = described(draws);
+        let (described, changes) = described(sampling);
         let described = if described.is_empty() { None } else { Some(self.upload(&described)?) };
         // What logits were before, one for each change.
         let before = self.scratch(4 * changes.len())?;
@@ -63,48 +63,48 @@ impl Sample for Cuda {
         let launch = Launch::grid(rows, shares, 1, THREADS).cluster(shares).early();
         self.launch("sample", launch, &args)?;
         let answer = self.answer(&self.view(&words, 0..4 * rows * (1 + FOUND))?)?;
-        Ok(CudaChosen { words, rows, answer })
+        Ok(CudaSampled { words, rows, answer })
     }
 
-    fn chosen(&self, chosen: &CudaChosen) -> Result<Vec<Option<Drawn>>> {
-        let words = chosen.answer.words()?;
-        let (ids, found) = words.split_at(chosen.rows);
-        let drawn = |(id, found): (&u32, &[u32])| {
+    fn sampled_tokens(&self, sampled: &CudaSampled) -> Result<Vec<Option<SampledToken>>> {
+        let words = sampled.answer.words()?;
+        let (ids, found) = words.split_at(sampled.rows);
+        let sampled = |(id, found): (&u32, &[u32])| {
             let [logit, largest, mass] = [0, 1, 2].map(|i| f32::from_bits(found[i]));
-            (*id != u32::MAX).then(|| Drawn { id: *id, logprob: logit - largest - mass.ln() })
+            (*id != u32::MAX).then(|| SampledToken { id: *id, logprob: logit - largest - mass.ln() })
         };
-        Ok(ids.iter().zip(found.chunks_exact(FOUND)).map(drawn).collect())
+        Ok(ids.iter().zip(found.chunks_exact(FOUND)).map(sampled).collect())
     }
 }
 
 /// Blocks that share a row: all together at most one for each multiprocessor.
-fn shares(card: &Cuda, rows: usize) -> usize {
-    let most = if card.is_hopper() { MOST_SHARES } else { 1 };
+fn shares(gpu: &Cuda, rows: usize) -> usize {
+    let most = if gpu.is_hopper() { MOST_SHARES } else { 1 };
     (1..=most)
         .rev()
-        .find(|shares| shares.is_power_of_two() && shares * rows <= card.multiprocessors())
+        .find(|shares| shares.is_power_of_two() && shares * rows <= gpu.multiprocessors())
         .unwrap_or(1)
 }
 
-/// `struct Draw` of every row, none where all rows take the likeliest token; and the changes of all rows.
-fn described(draws: &[Draw]) -> (Vec<u32>, Vec<Change>) {
+/// `struct RowSampling` of every row, none where all rows take the likeliest token; and the changes of all rows.
+fn described(sampling: &[RowSampling]) -> (Vec<u32>, Vec<Change>) {
     let (mut words, mut changes) = (Vec::new(), Vec::new());
-    if draws.iter().all(|draw| draw.temperature == 0.0 && draw.changes.is_empty()) {
+    if sampling.iter().all(|params| params.temperature == 0.0 && params.changes.is_empty()) {
         return (words, changes);
     }
-    for draw in draws {
+    for params in sampling {
         let first = changes.len();
-        changes.extend_from_slice(&draw.changes);
-        let top_k = u32::try_from(draw.top_k).unwrap_or(u32::MAX);
-        words.extend([draw.rate().to_bits(), top_k, draw.top_p.to_bits(), draw.typical_p.to_bits()]);
+        changes.extend_from_slice(&params.changes);
+        let top_k = u32::try_from(params.top_k).unwrap_or(u32::MAX);
+        words.extend([params.rate().to_bits(), top_k, params.top_p.to_bits(), params.typical_p.to_bits()]);
         words.extend([
-            draw.random as u32,
-            (draw.random >> 32) as u32,
+            params.random as u32,
+            (params.random >> 32) as u32,
             first as u32,
-            draw.changes.len() as u32,
+            params.changes.len() as u32,
         ]);
         // The last word fills up what a struct with a number of 64 bits takes.
-        words.extend([draw.farthest(), 0]);
+        words.extend([params.farthest(), 0]);
     }
     (words, changes)
 }

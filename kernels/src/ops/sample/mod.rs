@@ -3,7 +3,7 @@
 //!
 //! After the changes, scores become weights `2^-y`, y being how many octaves a token is less likely than the likeliest:
 //! `y = (largest - logit) * log2(e) / temperature`, in [`FRACTION_BITS`] bits after the point. Weights are integers,
-//! so that sums do not depend on their order: a card with its thousands of threads draws what a processor draws. Of
+//! so that sums do not depend on their order: a GPU with its thousands of threads draws what a processor draws. Of
 //! tokens that are equally likely in so many bits the smaller id counts as likelier. Tokens from [`OCTAVES`] on are
 //! never drawn.
 
@@ -29,9 +29,9 @@ pub(crate) const SERIES: [f32; 8] = [
     -3.924_733e-2, 0.169_865_79, -0.490_129_08, std::f32::consts::FRAC_1_SQRT_2,
 ];
 
-/// How the token after one row of scores is chosen.
+/// Sampling parameters of one row of scores.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Draw {
+pub struct RowSampling {
     /// 0 takes the likeliest token.
     pub temperature: f32,
     /// Keep this many of the likeliest; 0 keeps all.
@@ -59,27 +59,27 @@ pub struct Change {
     pub repeated: f32,
 }
 
-/// A chosen token.
+/// A sampled token.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Drawn {
+pub struct SampledToken {
     pub id: u32,
     /// Natural logarithm of the model's own probability, before changes and temperature.
     pub logprob: f32,
 }
 
-/// One token for each row.  logits: `[rows, vocab]` in f32, at most 2^20 tokens, draws: one a row
+/// One token for each row.  logits: `[rows, vocab]` in f32, at most 2^20 tokens, sampling: one a row
 pub trait Sample: Device {
-    /// Tokens that are being chosen.
-    type Chosen: Send;
+    /// Tokens that are being sampled on the device.
+    type Sampled: Send;
 
     /// Asks for tokens. Where the device works beside the host this returns at once.
-    fn sample(&self, logits: &Self::Tensor, draws: &[Draw]) -> Result<Self::Chosen>;
+    fn sample(&self, logits: &Self::Tensor, sampling: &[RowSampling]) -> Result<Self::Sampled>;
 
     /// Waits for the tokens that were asked for; none for a row without a finite score.
-    fn chosen(&self, chosen: &Self::Chosen) -> Result<Vec<Option<Drawn>>>;
+    fn sampled_tokens(&self, sampled: &Self::Sampled) -> Result<Vec<Option<SampledToken>>>;
 }
 
-impl Draw {
+impl RowSampling {
     /// The likeliest token of the scores as they are.
     pub const fn likeliest() -> Self {
         let changes = Vec::new();
@@ -111,22 +111,22 @@ impl Change {
     }
 }
 
-/// A draw for every row, of a vocabulary whose ids fit; parameters that mean something; changes to ids that there are.
-pub(crate) fn check((rows, vocab): (usize, usize), draws: &[Draw]) -> Result<()> {
-    if draws.len() != rows {
-        return Err(Error::shape("sample", format!("{rows} draws"), draws.len()));
+/// Parameters for every row, of a vocabulary whose ids fit; parameters that mean something; changes to ids that there are.
+pub(crate) fn check((rows, vocab): (usize, usize), sampling: &[RowSampling]) -> Result<()> {
+    if sampling.len() != rows {
+        return Err(Error::shape("sample", format!("parameters of {rows} rows"), sampling.len()));
     }
     if vocab == 0 || vocab > 1 << ID_BITS {
         return Err(Error::shape("sample", format!("1 to {} tokens", 1 << ID_BITS), vocab));
     }
     let share = |share: f32| share > 0.0 && share <= 1.0;
-    for draw in draws {
-        let means = draw.temperature >= 0.0 && draw.temperature.is_finite();
-        let shares = share(draw.top_p) && share(draw.typical_p) && (0.0..=1.0).contains(&draw.min_p);
+    for params in sampling {
+        let means = params.temperature >= 0.0 && params.temperature.is_finite();
+        let shares = share(params.top_p) && share(params.typical_p) && (0.0..=1.0).contains(&params.min_p);
         if !(means && shares) {
-            return Err(Error::shape("sample", "a temperature from 0 on and shares up to 1", draw));
+            return Err(Error::shape("sample", "a temperature from 0 on and shares up to 1", params));
         }
-        if let Some(change) = draw.changes.iter().find(|change| change.id as usize >= vocab) {
+        if let Some(change) = params.changes.iter().find(|change| change.id as usize >= vocab) {
             return Err(Error::shape("sample", format!("changes of ids below {vocab}"), change.id));
         }
     }

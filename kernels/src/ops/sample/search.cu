@@ -87,7 +87,7 @@ struct Tally {
 struct Few {
     u64 keys[FEW_TOKENS], weights[FEW_TOKENS];
     u64 own[FEW_TOKENS];  // those of this block
-    u32 own_count, chosen;
+    u32 own_count, sampled;
 };
 
 __device__ __forceinline__ bool is_finite(float x) { return fabsf(x) < INFINITY_F; }

@@ -80,6 +80,6 @@ mod tests {
     #[test]
     #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn the_best_come_first_on_cuda() {
-        crate::testing::cards().iter().for_each(conforms);
+        crate::testing::gpus().iter().for_each(conforms);
     }
 }

@@ -151,7 +151,7 @@ impl OnDevice for Compare<'_> {
 }
 
 impl Compare<'_> {
-    /// Who goes first changes from round to round, since a machine is not the same all the time.
+    /// Which of them goes first changes from round to round, since a machine is not the same all the time.
     fn round<B: Backend>(&self, model: &Model<B>, number: u32) -> Result<Round> {
         let straight = || self.measure(model, Way::Straight, self.limits);
         let over_http = || self.measure(model, Way::Http, self.limits);

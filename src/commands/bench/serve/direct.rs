@@ -11,6 +11,7 @@ use gptq_server::text::TextCodec;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::load::{Ask, Client, Outcome, Times};
+use crate::output;
 
 #[derive(Clone)]
 pub struct Direct {
@@ -77,12 +78,12 @@ impl Client for Direct {
     async fn stream(&mut self, ask: &Ask) -> Outcome {
         let prompt = match self.encode(&ask.text, true) {
             Ok(prompt) => prompt,
-            Err(error) => return Outcome::Broken(format!("{error:#}")),
+            Err(error) => return Outcome::Broken(output::chain(&error)),
         };
         match self.take(ask, Instant::now(), prompt).await {
             Ok(Some(times)) => Outcome::Whole(times),
             Ok(None) => Outcome::Left,
-            Err(error) => Outcome::Broken(format!("{error:#}")),
+            Err(error) => Outcome::Broken(output::chain(&error)),
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 
 use super::load::{Ask, Client, Outcome, Times};
 use crate::args::ServeBenchArgs;
+use crate::output;
 
 /// A server that is silent for so long has lost the request; keep-alive comments count.
 const SILENCE: Duration = Duration::from_secs(120);
@@ -96,7 +97,7 @@ impl Http {
         let outcome = match read(response.body_mut(), start, leaves).await {
             Ok(Some(times)) => return Outcome::Whole(times),
             Ok(None) => Outcome::Left,
-            Err(problem) => Outcome::Broken(format!("{problem:#}")),
+            Err(problem) => Outcome::Broken(output::chain(&problem)),
         };
         self.connection = None;
         outcome

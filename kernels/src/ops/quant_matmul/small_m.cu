@@ -127,15 +127,15 @@ __device__ __forceinline__ void multiply(float (&sum)[4], Codes<BITS>& codes, co
 /// two of the four lanes that share an output. PAIRED: up to four tokens, each as two, of which one has the features of
 /// two of these lanes and the other those of the others, so that every group has sums of its own.
 template <int BITS, int GROUPS, bool PAIRED>
-__device__ void stream_quant(real_t* y, Input input, const u8* fragments, const u8* grids, Finish finish, int rows, int in,
+__device__ void small_m_quant(real_t* y, Input input, const u8* fragments, const u8* grids, Finish finish, int rows, int in,
                              int out, int groups, int group_shift, int staged, Next next) {
     constexpr int CHUNK = CHUNK_FEATURES(BITS), FEATURES = LANE_FEATURES(BITS);
     constexpr bool TWO = GROUPS > PORTION, ON_WEIGHTS = TWO && !PAIRED;
     constexpr int SPAN = PORTION * CHUNK;
     constexpr int PARTS = TWO ? PORTION : GROUPS, CHUNKS = PORTION / PARTS, GRIDS = PAIRED ? 2 : 1;
     typedef Ring<GROUPS> Shares;
-    extern __shared__ __align__(128) u8 stream_memory[];
-    float* parts = (float*)(stream_memory + Shares::BYTES);             // [2][WAITING][warps][16]
+    extern __shared__ __align__(128) u8 small_m_memory[];
+    float* parts = (float*)(small_m_memory + Shares::BYTES);             // [2][WAITING][warps][16]
     real_t* here = (real_t*)(parts + 2 * WAITING * STREAM_WARPS * 16);  // rows of the input, where it is staged
     __shared__ u64 barriers[STREAM_WARPS * DEPTH];
     int warp = uniform_warp(), lane = threadIdx.x % 32;
@@ -145,7 +145,7 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
     start_next_early();
 
     // Portions are dealt to warps in turn, on through all tiles of the block.
-    Shares ring(stream_memory, barriers);
+    Shares ring(small_m_memory, barriers);
     int ask_tile = blockIdx.x, ask_portion = warp;
     const u8* codes_at = fragments + ((size_t)ask_tile * portions + ask_portion) * Shares::CODES;
     const u8* grids_at = grids + ((size_t)ask_tile * groups + (GROUPS > 1 ? ask_portion * GROUPS : 0)) * 64;
@@ -252,23 +252,23 @@ __device__ void stream_quant(real_t* y, Input input, const u8* fragments, const 
     }
 }
 
-#define STREAM_QUANT(NAME, BITS, GROUPS, PAIRED)                                                                   \
+#define SMALL_M_QUANT(NAME, BITS, GROUPS, PAIRED)                                                                   \
     extern "C" __global__ void __launch_bounds__(32 * STREAM_WARPS, 1) NAME(                                       \
         real_t* y, const real_t* x, const real_t* norm, const u32* norm_place, float eps, const u8* fragments,     \
         const u8* grids, const real_t* bias, const real_t* residual, int gated, Gate gate, int rows, int in, int out,         \
         int groups, int group_shift, int staged, const u8* next, u64 next_bytes) {                                 \
-        stream_quant<BITS, GROUPS, PAIRED>(y, Input{x, norm, norm_place, eps}, fragments, grids,                   \
+        small_m_quant<BITS, GROUPS, PAIRED>(y, Input{x, norm, norm_place, eps}, fragments, grids,                   \
                                            Finish{bias, residual, gated, gate}, rows, in, out, groups, group_shift,      \
                                            staged, Next{next, next_bytes});                                        \
     }
 
-STREAM_QUANT(stream_quant_4_1, 4, 1, false)
-STREAM_QUANT(stream_quant_4_2, 4, 2, false)
-STREAM_QUANT(stream_quant_4_4, 4, 4, false)
-STREAM_QUANT(stream_quant_4_8, 4, 8, false)
-STREAM_QUANT(stream_quant_4_8_paired, 4, 8, true)
-STREAM_QUANT(stream_quant_8_1, 8, 1, false)
-STREAM_QUANT(stream_quant_8_2, 8, 2, false)
-STREAM_QUANT(stream_quant_8_4, 8, 4, false)
+SMALL_M_QUANT(small_m_quant_4_1, 4, 1, false)
+SMALL_M_QUANT(small_m_quant_4_2, 4, 2, false)
+SMALL_M_QUANT(small_m_quant_4_4, 4, 4, false)
+SMALL_M_QUANT(small_m_quant_4_8, 4, 8, false)
+SMALL_M_QUANT(small_m_quant_4_8_paired, 4, 8, true)
+SMALL_M_QUANT(small_m_quant_8_1, 8, 1, false)
+SMALL_M_QUANT(small_m_quant_8_2, 8, 2, false)
+SMALL_M_QUANT(small_m_quant_8_4, 8, 4, false)
 
 #endif

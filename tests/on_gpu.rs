@@ -1,4 +1,4 @@
-//! The program on a GPU, held against itself on the CPU. Where the build saw no card these tests are
+//! The program on a GPU, held against itself on the CPU. Where the build saw no GPU these tests are
 //! ignored.
 
 use std::ops::ControlFlow;
@@ -50,9 +50,9 @@ fn perplexity_does_not_depend_on_the_device() {
     let options = "--samples 16 --seq-len 256";
     let by_cpu = artifact(&format!("{options} --device cpu"));
     let by_card = artifact(&format!("{options} --device cuda"));
-    let (on_cpu, on_card) = (perplexity(&by_cpu, "cpu"), perplexity(&by_cpu, "cuda"));
-    println!("the CPU's artifact: {on_cpu} on the CPU, {on_card} on the card");
-    assert!((on_card / on_cpu - 1.0).abs() <= 1e-3);
+    let (on_cpu, on_gpu) = (perplexity(&by_cpu, "cpu"), perplexity(&by_cpu, "cuda"));
+    println!("the CPU's artifact: {on_cpu} on the CPU, {on_gpu} on the GPU");
+    assert!((on_gpu / on_cpu - 1.0).abs() <= 1e-3);
     let mut command = gptq("eval");
     command
         .arg(&by_cpu)
@@ -64,7 +64,7 @@ fn perplexity_does_not_depend_on_the_device() {
     // As for every product in 16 bits.
     assert!(distance["logit_nmse"].as_f64().unwrap() <= 5e-4, "{distance}");
     let other = perplexity(&by_card, "cpu");
-    println!("the card's artifact: {other}");
+    println!("the GPU's artifact: {other}");
     // Two runs that drifted apart are two draws of the same quality.
     assert!((other / on_cpu - 1.0).abs() <= 1e-2);
 }
@@ -73,7 +73,7 @@ fn perplexity_does_not_depend_on_the_device() {
 #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn a_smaller_card_tiles_through_host_memory_and_writes_the_same_bytes() {
     let options = "--samples 96 --seq-len 512 --device cuda";
-    let dir = workplace("smaller-card");
+    let dir = workplace("smaller-gpu");
     let make = |name: &str, more: &str| -> (PathBuf, String) {
         let out = dir.join(name);
         let run = run(&mut quantize(&demo(), &out, &format!("{options}{more}")));
@@ -83,9 +83,9 @@ fn a_smaller_card_tiles_through_host_memory_and_writes_the_same_bytes() {
     };
     let (whole, said) = make("whole", "");
     assert!(said.contains("all on the GPU"), "{said}");
-    // CUDA's own gigabyte, what solving a layer of this model takes, and some tiles.
+    // CUDA's own gigabyte, what solving a layer of this model takes, and some chunks.
     let (tiled, said) = make("tiled", " --max-gpu-memory 1180MB");
-    assert!(said.contains("tiles through host memory"), "{said}");
+    assert!(said.contains("chunks through host memory"), "{said}");
     assert!(weights(&whole) == weights(&tiled), "the bytes differ");
     let refused = dir.join("refused");
     let mut command = quantize(&demo(), &refused, &format!("{options} --max-gpu-memory 1090MB"));
@@ -161,8 +161,8 @@ fn logits<B: Backend>(
 }
 
 /// The squares of the differences stay below this share of the CPU's.
-fn logits_agree(card: &Cuda, artifact: &Path, sizes: (usize, usize), kv_dtype: KvDtype, tolerance: f64) {
-    let got = logits(card.clone(), artifact, sizes, kv_dtype);
+fn logits_agree(gpu: &Cuda, artifact: &Path, sizes: (usize, usize), kv_dtype: KvDtype, tolerance: f64) {
+    let got = logits(gpu.clone(), artifact, sizes, kv_dtype);
     let expected = logits(Cpu::new(), artifact, sizes, kv_dtype);
     for (what, (got, expected)) in ["text", "step"].iter().zip(got.iter().zip(&expected)) {
         assert_eq!(got.len(), expected.len());
@@ -171,42 +171,42 @@ fn logits_agree(card: &Cuda, artifact: &Path, sizes: (usize, usize), kv_dtype: K
         let nmse = error / expected.iter().map(square).sum::<f64>();
         let (rows, sequences) = sizes;
         let case = format!("{}, {what}, {rows} rows, {sequences} sequences", artifact.display());
-        println!("{case}, {:?}, {kv_dtype:?} cache: nmse {nmse:.1e}", card.dtype());
-        assert!(nmse <= tolerance, "{case}, {:?}, {kv_dtype:?} cache: {nmse:.1e}", card.dtype());
+        println!("{case}, {:?}, {kv_dtype:?} cache: nmse {nmse:.1e}", gpu.dtype());
+        assert!(nmse <= tolerance, "{case}, {:?}, {kv_dtype:?} cache: {nmse:.1e}", gpu.dtype());
     }
 }
 
 /// Groups scattered over the inputs, as in published files.
 const ACT_ORDER: &str = "--order act-order";
 
-/// One number of rows for each way that a card has of multiplying, and one that fills up a recorded step.
+/// One number of rows for each way that a GPU has of multiplying, and one that fills up a captured step.
 const SIZES: [(usize, usize); 5] = [(5, 1), (12, 8), (40, 12), (128, 64), (200, 100)];
 
 #[test]
 #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn a_card_has_the_logits_of_the_cpu() {
-    let card = Cuda::new(0, Dtype::F16, None).unwrap();
+    let gpu = Cuda::new(0, Dtype::F16, None).unwrap();
     for options in
         [ACT_ORDER, "--group-size 32 --asym", "--order file", "--bits 8 --group-size -1", "--bits 3"]
     {
         // As for every product in 16 bits.
-        SIZES.iter().for_each(|sizes| logits_agree(&card, &artifact(options), *sizes, KvDtype::Auto, 5e-4));
+        SIZES.iter().for_each(|sizes| logits_agree(&gpu, &artifact(options), *sizes, KvDtype::Auto, 5e-4));
     }
 }
 
-/// A key that a card has a little differently may get the code beside the CPU's. Where it computes in f16 that is up to
+/// A key that a GPU has a little differently may get the code beside the CPU's. Where it computes in f16 that is up to
 /// one code in ten, with an error of a step where numbers are 40 steps large: 6e-5 of the square in every layer, beside
 /// what f16 costs anyhow; bf16 is eight times as coarse. In f32 it is one code in thousands. There keys and values are
-/// decoded before they are used, as on every card before Hopper, in steps that are recorded and replayed while contexts
+/// decoded before they are used, as on every GPU before Hopper, in steps that are captured and replayed while contexts
 /// grow.
 #[test]
 #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn with_an_int8_cache_a_card_has_the_logits_of_the_cpu() {
     for (dtype, tolerance) in [(Dtype::F16, 1e-3), (Dtype::BF16, 1e-2), (Dtype::F32, 1e-5)] {
-        let card = Cuda::new(0, dtype, None).unwrap();
+        let gpu = Cuda::new(0, dtype, None).unwrap();
         SIZES
             .iter()
-            .for_each(|sizes| logits_agree(&card, &artifact(ACT_ORDER), *sizes, KvDtype::Int8, tolerance));
+            .for_each(|sizes| logits_agree(&gpu, &artifact(ACT_ORDER), *sizes, KvDtype::Int8, tolerance));
     }
 }
 
@@ -227,7 +227,7 @@ fn a_card_writes_the_text_of_the_cpu() {
 /// ones: logits around 16 differ by 2^-11 of them, three times over.
 const CLEARLY: f32 = 0.025;
 
-/// The most likely tokens after a prompt. A step that is recorded once and replayed for every token must see the cache,
+/// The most likely tokens after a prompt. A step that is captured once and replayed for every token must see the cache,
 /// the position and the token of its own time.
 fn likeliest<B: Backend>(model: &Model<B>, prompt: &[u32], tokens: usize) -> Vec<u32> {
     let params = GenerateParams::new(tokens, Vec::new(), SamplingParams::greedy());
@@ -255,12 +255,12 @@ fn a_card_chooses_the_tokens_of_the_cpu_where_the_choice_is_clear() {
     for options in [ACT_ORDER, "--group-size 32 --order file", "--bits 8 --group-size -1"] {
         let files = ModelFiles::open(&artifact(options)).unwrap();
         let on_cpu = Model::load(Cpu::new(), &files).unwrap();
-        let on_card = Model::load(Cuda::new(0, Dtype::F16, None).unwrap(), &files).unwrap();
+        let on_gpu = Model::load(Cuda::new(0, Dtype::F16, None).unwrap(), &files).unwrap();
         let (mut text, mut close) = (vec![11, 402, 97], 0);
         let end = text.len() + 200;
         while text.len() < end {
             let expected = likeliest(&on_cpu, &text, end - text.len());
-            let got = likeliest(&on_card, &text, expected.len());
+            let got = likeliest(&on_gpu, &text, expected.len());
             let same = got.iter().zip(&expected).take_while(|(a, b)| a == b).count();
             let begin = text.len();
             text.extend(&expected[..(same + 1).min(expected.len())]);
@@ -357,15 +357,15 @@ fn an_engine_says_what_a_session_says_on_a_card() {
     engine_agrees_with_sessions(Cuda::new(0, Dtype::F16, None).unwrap());
 }
 
-/// A card that is lost, as by an address that does not exist: the engine tells waiting requests and ends. In a process of its
-/// own, since nothing in it can compute on that card again.
+/// A GPU that is lost, as by an address that does not exist: the engine tells waiting requests and ends. In a process of its
+/// own, since nothing in it can compute on that GPU again.
 #[test]
 #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn a_lost_card_ends_the_engine() {
     const INSIDE: &str = "GPTQ_TEST_LOSES_A_CARD";
     let Some(folder) = std::env::var_os(INSIDE) else {
         let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-        again.args(["--exact", "on_a_card::a_lost_card_ends_the_engine", "--include-ignored", "--nocapture"]);
+        again.args(["--exact", "on_gpu::a_lost_card_ends_the_engine", "--include-ignored", "--nocapture"]);
         assert!(again.env(INSIDE, artifact(ACT_ORDER)).status().unwrap().success());
         return;
     };
@@ -390,11 +390,11 @@ fn a_lost_card_ends_the_engine() {
         let (_, answers) = ask();
         assert!(matches!(last(answers), Some(Event::Token(token)) if token.finish.is_some()));
         let total = handle.stats.total_blocks.load(std::sync::atomic::Ordering::Relaxed);
-        assert_eq!(total, 4 * 128 / KV_BLOCK_ROWS, "what four sequences can use, not half a card");
+        assert_eq!(total, 4 * 128 / KV_BLOCK_ROWS, "what four sequences can use, not half a GPU");
         lose_the_card();
         assert!(model.backend().synchronize().is_err());
         let (_, answers) = ask();
-        assert!(matches!(last(answers), Some(Event::Failed(_))), "who waits is told");
+        assert!(matches!(last(answers), Some(Event::Failed(_))), "waiting requests are told");
         println!(
             "the engine ended: {:?}",
             engine.join().unwrap().map_err(|error| error.to_string()).unwrap_err()
@@ -402,11 +402,11 @@ fn a_lost_card_ends_the_engine() {
         assert!(!handle.stats.ready.load(std::sync::atomic::Ordering::Relaxed));
         assert!(!ask().0, "and takes nothing more");
     });
-    // Everything on the card is gone; freeing it would fail once more.
+    // Everything on the GPU is gone; freeing it would fail once more.
     std::process::exit(0);
 }
 
-/// Runs a kernel that stops, in the context that every user of the card in this process shares.
+/// Runs a kernel that stops, in the context that every user of the GPU in this process shares.
 #[expect(unsafe_code, reason = "a kernel of its own")]
 fn lose_the_card() {
     use cudarc::driver::{CudaContext, LaunchConfig};

@@ -2,13 +2,13 @@
 
 use super::fragments::{Fragments, chunk};
 use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
-use crate::ops::matmul::cuda::{FEW_ROWS_OUTPUTS, FEW_ROWS_THREADS};
+use crate::ops::matmul::cuda::{SMALL_M_OUTPUTS, SMALL_M_THREADS};
 use crate::{Device, Result};
 
-pub(crate) const SOURCE: &str = include_str!("few_rows.cu");
+pub(crate) const SOURCE: &str = include_str!("medium_m.cu");
 
 /// Up to so many rows the product is bound by reading the weights; beyond, dequantizing and cuBLAS win.
-const FEW_ROWS: usize = 64;
+pub(super) const ROWS: usize = 64;
 
 /// Tokens of one tile of the kernel.
 const TILE: usize = 8;
@@ -18,14 +18,14 @@ const LARGEST_UNIT: usize = 2;
 
 /// How the kernel goes through the groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(super) struct Tiling {
     /// Chunks of a unit; 0 where a chunk has two groups.
     unit: usize,
     /// A group is `2^shift` units.
     shift: i32,
 }
 
-impl Plan {
+impl Tiling {
     /// `None` where the kernel has no way through the groups of this matrix.
     pub fn of(bits: u32, k: usize, groups: usize, group_size: usize) -> Option<Self> {
         let chunks = k / chunk(bits);
@@ -46,33 +46,33 @@ impl Plan {
 
 impl Fragments {
     /// `None` for more rows than the kernel takes.  x: in the order of the groups
-    pub(super) fn few_rows(&self, card: &Cuda, x: &CudaTensor) -> Result<Option<CudaTensor>> {
-        let ((n, k), rows) = (self.dims, card.shape(x).0);
-        let Some(plan) = Plan::of(self.bits, k, self.groups, self.group_size).filter(|_| rows <= FEW_ROWS)
-        else {
+    pub(super) fn medium_m(&self, gpu: &Cuda, x: &CudaTensor) -> Result<Option<CudaTensor>> {
+        let ((n, k), rows) = (self.dims, gpu.shape(x).0);
+        if rows > ROWS {
             return Ok(None);
-        };
-        let y = card.new_tensor((rows, n))?;
+        }
+        let tiling = self.medium_m;
+        let y = gpu.new_tensor((rows, n))?;
         let args = [
-            Arg::Address(card.real(&y)?),
-            Arg::Address(card.values(x)?),
-            Arg::Address(card.address(&self.codes)),
-            Arg::Address(card.address(&self.grids)),
-            Arg::Address(self.bias.as_ref().map_or(Ok(0), |bias| card.real(bias))?),
+            Arg::Address(gpu.real(&y)?),
+            Arg::Address(gpu.values(x)?),
+            Arg::Address(gpu.address(&self.codes)),
+            Arg::Address(gpu.address(&self.grids)),
+            Arg::Address(self.bias.as_ref().map_or(Ok(0), |bias| gpu.real(bias))?),
             Arg::Int(rows as i32),
             Arg::Int(k as i32),
             Arg::Int(n as i32),
             Arg::Int(self.groups as i32),
-            Arg::Int(plan.shift),
+            Arg::Int(tiling.shift),
         ];
-        let (kernel, outputs) = self.kernel(plan, rows);
-        card.launch(kernel, Launch::blocks(n / outputs, FEW_ROWS_THREADS), &args)?;
+        let (kernel, outputs) = self.kernel(tiling, rows);
+        gpu.launch(kernel, Launch::blocks(n / outputs, SMALL_M_THREADS), &args)?;
         Ok(Some(y))
     }
 
     /// The kernel for so many rows, and the outputs of one of its blocks.
-    fn kernel(&self, plan: Plan, rows: usize) -> (&'static str, usize) {
-        let names: &[&'static str; 4] = match (self.bits, plan.unit) {
+    fn kernel(&self, tiling: Tiling, rows: usize) -> (&'static str, usize) {
+        let names: &[&'static str; 4] = match (self.bits, tiling.unit) {
             (4, 0) => &NAMES_4_0,
             (4, 1) => &NAMES_4_1,
             (4, _) => &NAMES_4_2,
@@ -80,10 +80,10 @@ impl Fragments {
             (_, _) => &NAMES_8_2,
         };
         match rows.div_ceil(TILE) {
-            0 | 1 => (names[0], FEW_ROWS_OUTPUTS),
-            2 => (names[1], FEW_ROWS_OUTPUTS),
-            3 | 4 => (names[2], 2 * FEW_ROWS_OUTPUTS),
-            _ => (names[3], 2 * FEW_ROWS_OUTPUTS),
+            0 | 1 => (names[0], SMALL_M_OUTPUTS),
+            2 => (names[1], SMALL_M_OUTPUTS),
+            3 | 4 => (names[2], 2 * SMALL_M_OUTPUTS),
+            _ => (names[3], 2 * SMALL_M_OUTPUTS),
         }
     }
 }
@@ -92,10 +92,10 @@ macro_rules! names {
     ($name:ident, $bits:literal, $unit:literal) => {
         /// Kernels by the tiles of tokens that they take: 1, 2, 4 and 8.
         const $name: [&str; 4] = [
-            concat!("few_rows_quant_", $bits, "_1_", $unit),
-            concat!("few_rows_quant_", $bits, "_2_", $unit),
-            concat!("few_rows_quant_", $bits, "_4_", $unit),
-            concat!("few_rows_quant_", $bits, "_8_", $unit),
+            concat!("medium_m_quant_", $bits, "_1_", $unit),
+            concat!("medium_m_quant_", $bits, "_2_", $unit),
+            concat!("medium_m_quant_", $bits, "_4_", $unit),
+            concat!("medium_m_quant_", $bits, "_8_", $unit),
         ];
     };
 }

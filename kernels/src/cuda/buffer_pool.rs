@@ -11,11 +11,11 @@ use crate::Result;
 /// Larger buffers go back to the pool, since they are few and memory is dear.
 const LARGEST: usize = 1 << 20;
 
-/// Free bytes that the common shelf holds at most: batches of ever new sizes would fill the card with them.
+/// Free bytes that the shared pool holds at most: batches of ever new sizes would fill the GPU with them.
 const CAPACITY: usize = 256 << 20;
 
 /// Free buffers by their size. Everything computes on one stream, so what was dropped may be written at once.
-pub(crate) struct Shelf {
+pub(crate) struct BufferPool {
     free: Mutex<Free>,
     largest: usize,
     capacity: usize,
@@ -27,12 +27,12 @@ struct Free {
     bytes: usize,
 }
 
-impl Shelf {
+impl BufferPool {
     pub fn common() -> Arc<Self> {
         Arc::new(Self { free: Mutex::default(), largest: LARGEST, capacity: CAPACITY })
     }
 
-    /// For a recording: every buffer comes back, whatever its size, and is handed out to no other use.
+    /// For a captured step: every buffer comes back, whatever its size, and is handed out to no other use.
     pub fn private() -> Arc<Self> {
         Arc::new(Self { free: Mutex::default(), largest: usize::MAX, capacity: usize::MAX })
     }
@@ -57,20 +57,20 @@ impl Shelf {
 impl Cuda {
     /// Memory for something that a kernel writes and that soon goes out of use.
     pub(crate) fn scratch(&self, size: usize) -> Result<Bytes> {
-        let shelf = self.inner.shelf.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let buffers = self.inner.buffers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let size = size.max(1);
-        if size > shelf.largest {
+        if size > buffers.largest {
             return Ok(self.alloc::<u8>(size)?.into());
         }
-        let slice = match shelf.take(size) {
+        let slice = match buffers.take(size) {
             Some(slice) => slice,
             None => self.alloc(size)?,
         };
-        Ok(Bytes::shelved(slice, shelf))
+        Ok(Bytes::pooled(slice, buffers))
     }
 
-    /// Takes buffers from another shelf from now on; returns the one before.
-    pub(super) fn use_shelf(&self, shelf: Arc<Shelf>) -> Arc<Shelf> {
-        std::mem::replace(&mut self.inner.shelf.lock().unwrap_or_else(PoisonError::into_inner), shelf)
+    /// Takes buffers from another pool from now on; returns the one before.
+    pub(super) fn use_buffers(&self, buffers: Arc<BufferPool>) -> Arc<BufferPool> {
+        std::mem::replace(&mut self.inner.buffers.lock().unwrap_or_else(PoisonError::into_inner), buffers)
     }
 }

@@ -7,8 +7,8 @@ use gptq_runtime::model::{self, ModelFiles};
 
 use crate::{Error, Result};
 
-/// Tokens of one tile, if sequences are shorter.
-const TILE_TOKENS: usize = 2048;
+/// Tokens of one chunk, if sequences are shorter.
+const CHUNK_TOKENS: usize = 2048;
 
 /// One sequence in so many is held out.
 const HELD_OUT: usize = 8;
@@ -16,14 +16,14 @@ const HELD_OUT: usize = 8;
 /// A tensor on the device or out of its way.
 pub(super) enum Held<B: Backend> {
     Here(B::Tensor),
-    Parked(B::Parked),
+    Offloaded(B::Offloaded),
 }
 
 impl<B: Backend> Clone for Held<B> {
     fn clone(&self) -> Self {
         match self {
             Self::Here(tensor) => Self::Here(tensor.clone()),
-            Self::Parked(parked) => Self::Parked(parked.clone()),
+            Self::Offloaded(offloaded) => Self::Offloaded(offloaded.clone()),
         }
     }
 }
@@ -32,20 +32,20 @@ impl<B: Backend> Held<B> {
     fn keep(backend: &B, tensor: B::Tensor, stays: bool) -> Result<Self> {
         Ok(match stays {
             true => Self::Here(tensor),
-            false => Self::Parked(backend.park(&tensor)?),
+            false => Self::Offloaded(backend.offload(&tensor)?),
         })
     }
 
     fn bring(&self, backend: &B) -> Result<B::Tensor> {
         Ok(match self {
             Self::Here(tensor) => tensor.clone(),
-            Self::Parked(parked) => backend.fetch(parked)?,
+            Self::Offloaded(offloaded) => backend.fetch(offloaded)?,
         })
     }
 }
 
 /// Several whole sequences that advance together.
-struct Tile<B: Backend> {
+struct Chunk<B: Backend> {
     batch: Batch,
     /// On the device, all the time.
     stays: bool,
@@ -55,7 +55,7 @@ struct Tile<B: Backend> {
     streams: Vec<Activations<B>>,
 }
 
-/// A tile's part of one stream: what one model has made of its tokens so far.
+/// A chunk's part of one stream: what one model has made of its tokens so far.
 struct Activations<B: Backend> {
     /// `[tokens, hidden]`, the residual stream.
     hidden: Held<B>,
@@ -63,7 +63,7 @@ struct Activations<B: Backend> {
     input: Held<B>,
 }
 
-impl<B: Backend> Clone for Tile<B> {
+impl<B: Backend> Clone for Chunk<B> {
     fn clone(&self) -> Self {
         let streams = self.streams.iter();
         let clone = |a: &Activations<B>| Activations { hidden: a.hidden.clone(), input: a.input.clone() };
@@ -71,52 +71,52 @@ impl<B: Backend> Clone for Tile<B> {
     }
 }
 
-/// All tiles of a calibration set. A clone shares the activations as long as neither moves on, which is how
+/// All chunks of a calibration set. A clone shares the activations as long as neither moves on, which is how
 /// several branches start from the same embedded tokens.
-pub struct Tiles<B: Backend> {
-    tiles: Vec<Tile<B>>,
+pub struct ActivationCache<B: Backend> {
+    chunks: Vec<Chunk<B>>,
     layout: Layout,
     placement: Placement,
 }
 
-impl<B: Backend> Clone for Tiles<B> {
+impl<B: Backend> Clone for ActivationCache<B> {
     fn clone(&self) -> Self {
-        Self { tiles: self.tiles.clone(), ..*self }
+        Self { chunks: self.chunks.clone(), ..*self }
     }
 }
 
-/// What a walk wants of its tiles.
+/// What a walk wants of its chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// The quantized stream, and perhaps the unquantized one after it.
     pub streams: usize,
-    /// Sequences to judge by, in tiles of their own after the others.
+    /// Sequences to judge by, in chunks of their own after the others.
     pub holds_out: bool,
 }
 
 /// Where the activations are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
-    pub tiles: usize,
-    /// Tiles that stay on the device; the others are in host memory between two uses.
+    pub chunks: usize,
+    /// ActivationCache that stay on the device; the others are in host memory between two uses.
     pub on_device: usize,
     /// Bytes of all activations.
     pub bytes: usize,
 }
 
-/// A tile's tensors of one stream on the device, as far as a pass reads or writes them.
+/// A chunk's tensors of one stream on the device, as far as a pass reads or writes them.
 pub(super) struct Parts<T> {
     pub hidden: Option<T>,
     pub input: Option<T>,
 }
 
-/// A tile on its way through a pass.
+/// A chunk on its way through a pass.
 pub(super) struct Passing<'a> {
     pub batch: &'a Batch,
     pub held_out: bool,
 }
 
-/// What happens to a tile: of each stream, what is read becomes what is written.
+/// What happens to a chunk: of each stream, what is read becomes what is written.
 type Step<'a, T> = dyn FnMut(Passing, Vec<Parts<T>>) -> Result<Vec<Parts<T>>> + 'a;
 
 /// What a pass does to the activations.
@@ -158,7 +158,7 @@ impl Layout {
     }
 }
 
-impl<B: Backend> Tiles<B> {
+impl<B: Backend> ActivationCache<B> {
     /// The embedded tokens, before layer 0.
     ///
     /// # Errors
@@ -170,7 +170,7 @@ impl<B: Backend> Tiles<B> {
             return Err(Error::Invalid { place: "calibration".into(), problem: problem.into() });
         }
         let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
-        let together = (TILE_TOKENS / longest.max(1)).max(1);
+        let together = (CHUNK_TOKENS / longest.max(1)).max(1);
         let parts = [false, true].map(|wanted| {
             let of = |(i, ids)| (layout.is_held_out(i, sequences.len()) == wanted).then_some(ids);
             (wanted, sequences.iter().enumerate().filter_map(of).collect::<Vec<&Vec<u32>>>())
@@ -183,7 +183,7 @@ impl<B: Backend> Tiles<B> {
         let size = backend.element_size();
         let placement =
             Placement::choose(backend.memory()?, &files.config, (groups.len(), rows), size, layout);
-        let mut tiles = Vec::with_capacity(groups.len());
+        let mut chunks = Vec::with_capacity(groups.len());
         if !groups.is_empty() {
             let embedding = model::embedding(backend, files)?;
             for (i, (held_out, group)) in groups.iter().enumerate() {
@@ -194,10 +194,10 @@ impl<B: Backend> Tiles<B> {
                 let one = || Activations { hidden: hidden.clone(), input: hidden.clone() };
                 let streams = (0..layout.streams).map(|_| one()).collect();
                 let batch = Batch::fresh(group.iter().map(|ids| ids.len()));
-                tiles.push(Tile { batch, stays, held_out: *held_out, streams });
+                chunks.push(Chunk { batch, stays, held_out: *held_out, streams });
             }
         }
-        Ok(Self { tiles, layout, placement })
+        Ok(Self { chunks, layout, placement })
     }
 
     pub fn layout(&self) -> Layout {
@@ -208,23 +208,23 @@ impl<B: Backend> Tiles<B> {
         self.placement
     }
 
-    /// Takes every tile through `step`; meanwhile the next one is on its way to the device.
+    /// Takes every chunk through `step`; meanwhile the next one is on its way to the device.
     pub(super) fn each(&mut self, backend: &B, pass: Pass, step: &mut Step<B::Tensor>) -> Result<()> {
-        let mut tiles: Vec<_> =
-            self.tiles.iter_mut().filter(|tile| tile.held_out || !pass.held_out_only).collect();
-        let mut coming = tiles.first().map(|tile| tile.bring(backend, pass.reads)).transpose()?;
-        for i in 0..tiles.len() {
+        let mut chunks: Vec<_> =
+            self.chunks.iter_mut().filter(|chunk| chunk.held_out || !pass.held_out_only).collect();
+        let mut coming = chunks.first().map(|chunk| chunk.bring(backend, pass.reads)).transpose()?;
+        for i in 0..chunks.len() {
             let Some(parts) = coming else { break };
-            coming = tiles.get(i + 1).map(|tile| tile.bring(backend, pass.reads)).transpose()?;
-            let passing = Passing { batch: &tiles[i].batch, held_out: tiles[i].held_out };
+            coming = chunks.get(i + 1).map(|chunk| chunk.bring(backend, pass.reads)).transpose()?;
+            let passing = Passing { batch: &chunks[i].batch, held_out: chunks[i].held_out };
             let written = step(passing, parts)?;
-            tiles[i].keep(backend, pass.writes, written)?;
+            chunks[i].keep(backend, pass.writes, written)?;
         }
         Ok(())
     }
 }
 
-impl<B: Backend> Tile<B> {
+impl<B: Backend> Chunk<B> {
     fn bring(&self, backend: &B, reads: Touched) -> Result<Vec<Parts<B::Tensor>>> {
         let wanted = |held: &Held<B>, wanted: bool| wanted.then(|| held.bring(backend)).transpose();
         let parts = |activations: &Activations<B>| {
@@ -251,23 +251,23 @@ impl<B: Backend> Tile<B> {
 }
 
 impl Placement {
-    /// Keeps as many of `tiles` tiles of `rows` tokens as fit beside what solving a layer needs.
+    /// Keeps as many of `chunks` chunks of `rows` tokens as fit beside what solving a layer needs.
     /// `size` is the bytes of one activation.
     fn choose(
         memory: Option<Memory>,
         config: &ModelConfig,
-        (tiles, rows): (usize, usize),
+        (chunks, rows): (usize, usize),
         size: usize,
         layout: Layout,
     ) -> Self {
         let widest = Sizes::of(config).widest_kept;
-        let tile = rows * size * (config.hidden_size + widest) * layout.streams;
-        let bytes = tiles * tile;
+        let chunk = rows * size * (config.hidden_size + widest) * layout.streams;
+        let bytes = chunks * chunk;
         let Some(memory) = memory else {
-            return Self { tiles, on_device: tiles, bytes };
+            return Self { chunks, on_device: chunks, bytes };
         };
         let left = memory.available.saturating_sub(memory.used + working_set(config, rows, size, layout));
-        Self { tiles, on_device: tiles.min(left / tile.max(1)), bytes }
+        Self { chunks, on_device: chunks.min(left / chunk.max(1)), bytes }
     }
 }
 
@@ -309,7 +309,7 @@ impl Sizes {
 /// Bytes that one layer needs while it is solved, beside the activations that wait: an upper bound.
 fn working_set(config: &ModelConfig, rows: usize, size: usize, layout: Layout) -> usize {
     let Sizes { largest, all, widest, widest_output, .. } = Sizes::of(config);
-    // The product and what follows it, with the tiles before and after, coming and leaving.
+    // The product and what follows it, with the chunks before and after, coming and leaving.
     let moving = rows * size * (2 * widest_output + 4 * (config.hidden_size + widest)) * layout.streams;
     let (apart, judged) = ((layout.streams - 1) * 4, layout.holds_out as usize * 4);
     // A Hessian, its reversal, the factor, and what inverting takes; the damped Hessian and one of the tokens held out, as

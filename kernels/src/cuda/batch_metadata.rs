@@ -1,4 +1,4 @@
-//! A batch's description on the card: made at its first use, kept while the layers of one pass ask for it.
+//! A batch's description on the GPU: made at its first use, kept while the layers of one pass ask for it.
 
 use std::sync::{Arc, PoisonError};
 
@@ -8,7 +8,7 @@ use super::{Arg, Cuda};
 use crate::{Batch, KV_BLOCK_ROWS, Result, SequenceRows};
 
 /// Everything in one array, in this order.
-pub(crate) struct Placed {
+pub(crate) struct BatchMetadata {
     numbers: CudaSlice<u32>,
     sequences: usize,
     rows: usize,
@@ -17,40 +17,40 @@ pub(crate) struct Placed {
 }
 
 impl Cuda {
-    pub(crate) fn placed(&self, batch: &Batch) -> Result<Arc<Placed>> {
-        let mut last = self.inner.placed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, placed)) = last.as_ref().filter(|(known, _)| known == batch) {
-            return Ok(placed.clone());
+    pub(crate) fn metadata(&self, batch: &Batch) -> Result<Arc<BatchMetadata>> {
+        let mut last = self.inner.metadata.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, metadata)) = last.as_ref().filter(|(known, _)| known == batch) {
+            return Ok(metadata.clone());
         }
-        let placed = Arc::new(Placed::new(self, batch)?);
-        *last = Some((batch.clone(), placed.clone()));
-        Ok(placed)
+        let metadata = Arc::new(BatchMetadata::new(self, batch)?);
+        *last = Some((batch.clone(), metadata.clone()));
+        Ok(metadata)
     }
 }
 
 impl Cuda {
-    /// The batch's description for a recording alone: the next batch gets another.
-    pub(super) fn forget_placed(&self, batch: &Batch) -> Result<Arc<Placed>> {
-        let placed = self.placed(batch)?;
-        *self.inner.placed.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        Ok(placed)
+    /// The batch's description for a captured step alone: the next batch gets another.
+    pub(super) fn take_metadata(&self, batch: &Batch) -> Result<Arc<BatchMetadata>> {
+        let metadata = self.metadata(batch)?;
+        *self.inner.metadata.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(metadata)
     }
 }
 
-impl Placed {
-    fn new(card: &Cuda, batch: &Batch) -> Result<Self> {
+impl BatchMetadata {
+    fn new(gpu: &Cuda, batch: &Batch) -> Result<Self> {
         let (numbers, paged) = Self::numbers(batch);
         let (sequences, rows) = (batch.sequences.len(), batch.rows());
-        Ok(Self { numbers: card.upload(&numbers)?, sequences, rows, paged })
+        Ok(Self { numbers: gpu.upload(&numbers)?, sequences, rows, paged })
     }
 
     /// Describes another batch in the same memory; false where it does not have the same shape.
-    pub fn rewrite(&self, card: &Cuda, batch: &Batch) -> Result<bool> {
+    pub fn rewrite(&self, gpu: &Cuda, batch: &Batch) -> Result<bool> {
         let (numbers, paged) = Self::numbers(batch);
         let same = (numbers.len(), batch.sequences.len(), batch.rows(), paged)
             == (self.numbers.len(), self.sequences, self.rows, self.paged);
         if same {
-            card.overwrite(&self.numbers, &numbers)?;
+            gpu.overwrite(&self.numbers, &numbers)?;
         }
         Ok(same)
     }
@@ -78,35 +78,35 @@ impl Placed {
         (numbers, paged)
     }
 
-    fn at(&self, card: &Cuda, place: usize) -> u64 {
-        card.address(&self.numbers) + 4 * place as u64
+    fn at(&self, gpu: &Cuda, place: usize) -> u64 {
+        gpu.address(&self.numbers) + 4 * place as u64
     }
 
     /// `struct Batch` of the attention kernels, from sequence `first` on.
-    pub fn batch(&self, card: &Cuda, first: usize, cached: bool) -> Arg {
+    pub fn batch(&self, gpu: &Cuda, first: usize, cached: bool) -> Arg {
         let n = self.sequences;
-        let table = self.at(card, 4 * n + self.rows + if self.paged { self.rows } else { 0 });
+        let table = self.at(gpu, 4 * n + self.rows + if self.paged { self.rows } else { 0 });
         Arg::Batch([
-            self.at(card, first),
-            self.at(card, n + first),
-            self.at(card, 2 * n + first),
+            self.at(gpu, first),
+            self.at(gpu, n + first),
+            self.at(gpu, 2 * n + first),
             if cached { table } else { 0 },
-            self.at(card, 3 * n + first),
+            self.at(gpu, 3 * n + first),
         ])
     }
 
     /// Position of every row in its own sequence.
-    pub fn positions(&self, card: &Cuda) -> Arg {
-        Arg::Address(self.at(card, 4 * self.sequences))
+    pub fn positions(&self, gpu: &Cuda) -> Arg {
+        Arg::Address(self.at(gpu, 4 * self.sequences))
     }
 
     /// Every row's place in the cache.
-    pub fn slots(&self, card: &Cuda) -> Arg {
-        Arg::Address(self.at(card, 4 * self.sequences + self.rows))
+    pub fn slots(&self, gpu: &Cuda) -> Arg {
+        Arg::Address(self.at(gpu, 4 * self.sequences + self.rows))
     }
 }
 
-/// A sequence's blocks take room for a multiple of so many: as it grows, a recorded step still fits.
+/// A sequence's blocks take room for a multiple of so many: as it grows, a captured step still fits.
 const TABLE: usize = 64;
 
 fn table_length(sequence: &SequenceRows) -> usize {

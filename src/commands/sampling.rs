@@ -16,17 +16,17 @@ use crate::args::SamplingArgs;
 /// Tokens where neither a flag nor the model names a number.
 const MAX_NEW_TOKENS: usize = 512;
 
-/// What the card's snippet draws with, but for its penalty: that is asked for by who wants it.
+/// What the card's snippet draws with, but for its penalty, which is off unless asked for.
 const CARD: SamplingParams =
     SamplingParams { temperature: 0.7, top_p: 0.95, top_k: 40, repetition_penalty: 1.0, seed: 0 };
 
 /// What a model's folder says.
-pub struct Wishes {
+pub struct GenerationDefaults {
     /// None where the model has no generation_config.json.
     config: Option<GenerationConfig>,
 }
 
-impl Wishes {
+impl GenerationDefaults {
     /// Warns of settings that would change answers and are not applied.
     pub fn read(dir: &Path) -> Result<Self> {
         let config = GenerationConfig::read(dir)?;
@@ -115,7 +115,7 @@ mod tests {
     };
 
     fn sampling(config: Option<&GenerationConfig>, args: &SamplingArgs) -> SamplingParams {
-        Wishes { config: config.cloned() }.params(args, None).unwrap().sampling
+        GenerationDefaults { config: config.cloned() }.params(args, None).unwrap().sampling
     }
 
     #[test]

@@ -86,7 +86,7 @@ struct Codes<8> {
 /// A block makes OUTS x 16 outputs. It goes through the features in units of UNIT chunks, which share a grid: a
 /// group is 2^group_shift units. UNIT 0 stands for chunks of two groups each.
 template <int BITS, int TILES, int OUTS, int UNIT>
-__device__ void few_rows_quant(real_t* y, const real_t* x, const uint4* fragments, const uint2* grids,
+__device__ void medium_m_quant(real_t* y, const real_t* x, const uint4* fragments, const uint2* grids,
                                const real_t* bias, int rows, int in, int out, int groups, int group_shift) {
     const int CHUNK = CHUNK_FEATURES(BITS), FEATURES = LANE_FEATURES(BITS), STEPS = FEATURES / 4;
     const int CHUNKS = UNIT > 0 ? UNIT : 1;
@@ -94,7 +94,7 @@ __device__ void few_rows_quant(real_t* y, const real_t* x, const uint4* fragment
     const bool ON_WEIGHTS = UNIT == 0 || TILES >= 4;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int chunks = in / CHUNK, units = chunks / CHUNKS;
-    int each = (units + FEW_WARPS - 1) / FEW_WARPS, begin = warp * each, end = min(begin + each, units);
+    int each = (units + SMALL_M_WARPS - 1) / SMALL_M_WARPS, begin = warp * each, end = min(begin + each, units);
     const uint4* codes_at = fragments + ((size_t)blockIdx.x * OUTS * chunks + begin * CHUNKS) * 32 + lane;
     const uint2* grids_at = grids + (size_t)blockIdx.x * OUTS * groups * 8 + lane / 4;
     Tokens<TILES> tokens(x, rows, in);
@@ -178,23 +178,23 @@ __device__ void few_rows_quant(real_t* y, const real_t* x, const uint4* fragment
     }
 }
 
-#define FEW_ROWS_QUANT(BITS, TILES, OUTS, UNIT)                                                               \
-    extern "C" __global__ void __launch_bounds__(32 * FEW_WARPS) few_rows_quant_##BITS##_##TILES##_##UNIT(    \
+#define MEDIUM_M_QUANT(BITS, TILES, OUTS, UNIT)                                                               \
+    extern "C" __global__ void __launch_bounds__(32 * SMALL_M_WARPS) medium_m_quant_##BITS##_##TILES##_##UNIT(    \
         real_t* y, const real_t* x, const uint4* fragments, const uint2* grids, const real_t* bias, int rows, \
         int in, int out, int groups, int group_shift) {                                                       \
-        few_rows_quant<BITS, TILES, OUTS, UNIT>(y, x, fragments, grids, bias, rows, in, out, groups,          \
+        medium_m_quant<BITS, TILES, OUTS, UNIT>(y, x, fragments, grids, bias, rows, in, out, groups,          \
                                                 group_shift);                                                 \
     }
-#define FEW_ROWS_QUANT_TILES(BITS, UNIT)                                                                      \
-    FEW_ROWS_QUANT(BITS, 1, 1, UNIT)                                                                          \
-    FEW_ROWS_QUANT(BITS, 2, 1, UNIT)                                                                          \
-    FEW_ROWS_QUANT(BITS, 4, 2, UNIT)                                                                          \
-    FEW_ROWS_QUANT(BITS, 8, 2, UNIT)
+#define MEDIUM_M_QUANT_TILES(BITS, UNIT)                                                                      \
+    MEDIUM_M_QUANT(BITS, 1, 1, UNIT)                                                                          \
+    MEDIUM_M_QUANT(BITS, 2, 1, UNIT)                                                                          \
+    MEDIUM_M_QUANT(BITS, 4, 2, UNIT)                                                                          \
+    MEDIUM_M_QUANT(BITS, 8, 2, UNIT)
 
-FEW_ROWS_QUANT_TILES(4, 0)
-FEW_ROWS_QUANT_TILES(4, 1)
-FEW_ROWS_QUANT_TILES(4, 2)
-FEW_ROWS_QUANT_TILES(8, 1)
-FEW_ROWS_QUANT_TILES(8, 2)
+MEDIUM_M_QUANT_TILES(4, 0)
+MEDIUM_M_QUANT_TILES(4, 1)
+MEDIUM_M_QUANT_TILES(4, 2)
+MEDIUM_M_QUANT_TILES(8, 1)
+MEDIUM_M_QUANT_TILES(8, 2)
 
 #endif

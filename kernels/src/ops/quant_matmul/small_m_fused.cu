@@ -1,4 +1,4 @@
-// What surrounds the product of `stream.cu` in a model: the norm on the way in, and on the way out the sums of all warps,
+// What surrounds the product of `small_m.cu` in a model: the norm on the way in, and on the way out the sums of all warps,
 // biases, residuals and gates.
 
 #if !F32

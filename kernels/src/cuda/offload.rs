@@ -13,7 +13,7 @@ const LEAVING: usize = 2;
 
 /// A tensor in pinned host memory. A clone shares it.
 #[derive(Clone)]
-pub struct CudaParked {
+pub struct CudaOffloaded {
     buffer: Arc<Buffer>,
     shape: (usize, usize),
 }
@@ -34,11 +34,11 @@ impl Drop for Buffer {
 
 impl Cuda {
     /// Copies a tensor to pinned host memory, beside the computing that follows.
-    pub(super) fn park_tensor(&self, x: &CudaTensor) -> Result<CudaParked> {
-        let failed = || Error::driver("copy from the card");
+    pub(super) fn park_tensor(&self, x: &CudaTensor) -> Result<CudaOffloaded> {
+        let failed = || Error::driver("copy from the GPU");
         x.check_order()?;
         let Data::Real(bytes) = &*x.data else {
-            return Err(Error::shape("park", "activations", "logits"));
+            return Err(Error::shape("offload", "activations", "logits"));
         };
         self.arrived(bytes)?;
         let Transfers { down, pinned, leaving, .. } = &self.inner.transfers;
@@ -63,22 +63,22 @@ impl Cuda {
         leaving.retain(|(event, _)| !event.is_complete());
         leaving.push((down.record_event(None).map_err(failed())?, x.clone()));
         let buffer = Buffer { memory: Some(memory), home: pinned.clone() };
-        Ok(CudaParked { buffer: Arc::new(buffer), shape: x.shape })
+        Ok(CudaOffloaded { buffer: Arc::new(buffer), shape: x.shape })
     }
 
-    /// Starts the copy of a parked tensor back to the card.
-    pub(super) fn fetch_tensor(&self, parked: &CudaParked) -> Result<CudaTensor> {
-        let failed = || Error::driver("copy to the card");
-        let size = parked.shape.0 * parked.shape.1 * self.dtype().size();
+    /// Starts the copy of a offloaded tensor back to the GPU.
+    pub(super) fn fetch_tensor(&self, offloaded: &CudaOffloaded) -> Result<CudaTensor> {
+        let failed = || Error::driver("copy to the GPU");
+        let size = offloaded.shape.0 * offloaded.shape.1 * self.dtype().size();
         let mut slice = self.alloc::<u8>(size)?;
         let Transfers { up, leaving, .. } = &self.inner.transfers;
         self.let_follow(up)?;
-        if let Some(memory) = &parked.buffer.memory {
+        if let Some(memory) = &offloaded.buffer.memory {
             up.memcpy_htod(memory, &mut slice).map_err(failed())?;
         }
         let event = up.record_event(None).map_err(failed())?;
         lock(leaving).retain(|(event, _)| !event.is_complete());
         let bytes = Bytes::arriving(slice, Some(event));
-        Ok(CudaTensor::new(Arc::new(Data::Real(bytes)), parked.shape))
+        Ok(CudaTensor::new(Arc::new(Data::Real(bytes)), offloaded.shape))
     }
 }

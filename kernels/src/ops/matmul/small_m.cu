@@ -5,7 +5,7 @@
 #if !F32
 
 /// Warps of a block; they share 16 outputs and divide the features among them.
-#define FEW_WARPS 8
+#define SMALL_M_WARPS 8
 /// Reads that a lane has under way.
 #define AHEAD 4
 
@@ -52,7 +52,7 @@ struct Tokens {
 /// Adds up what the warps found, and stores 16 outputs of every token.
 template <int TILES, typename Store>
 __device__ __forceinline__ void join_warps(const float (&sum)[TILES][4], int rows, Store store) {
-    __shared__ float parts[FEW_WARPS][TILES][8][17];
+    __shared__ float parts[SMALL_M_WARPS][TILES][8][17];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4 * 2;
     __syncthreads();
 #pragma unroll
@@ -68,14 +68,14 @@ __device__ __forceinline__ void join_warps(const float (&sum)[TILES][4], int row
         if (token >= rows) break;
         float total = 0.f;
 #pragma unroll
-        for (int w = 0; w < FEW_WARPS; w++) total += parts[w][token / 8][token % 8][n];
+        for (int w = 0; w < SMALL_M_WARPS; w++) total += parts[w][token / 8][token % 8][n];
         store(token, n, total);
     }
 }
 
 /// y = x w^T for dense weights; `wide` says that y is f32.
 template <int TILES>
-__device__ void few_rows_dense(void* y, const real_t* x, const real_t* w, const real_t* bias, int rows, int in, int out,
+__device__ void small_m_dense(void* y, const real_t* x, const real_t* w, const real_t* bias, int rows, int in, int out,
                                int wide) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * 16, g = lane / 4;
     float sum[TILES][4] = {};
@@ -87,17 +87,17 @@ __device__ void few_rows_dense(void* y, const real_t* x, const real_t* w, const 
     const uint4* lower = (const uint4*)(w + (size_t)min(first + g + 8, out - 1) * in);
     // A chunk is 32 features, eight of them a lane's.
     int chunks = in / 32;
-    for (int start = warp; start < chunks; start += FEW_WARPS * AHEAD) {
+    for (int start = warp; start < chunks; start += SMALL_M_WARPS * AHEAD) {
         uint4 a[AHEAD], b[AHEAD];
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            int place = min(start + i * FEW_WARPS, chunks - 1) * 4 + lane % 4;
+            int place = min(start + i * SMALL_M_WARPS, chunks - 1) * 4 + lane % 4;
             a[i] = read_once(upper + place);
             b[i] = read_once(lower + place);
         }
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            int chunk = start + i * FEW_WARPS;
+            int chunk = start + i * SMALL_M_WARPS;
             if (chunk >= chunks) break;
             u32 low[4] = {a[i].x, b[i].x, a[i].y, b[i].y}, high[4] = {a[i].z, b[i].z, a[i].w, b[i].w};
 #pragma unroll
@@ -118,13 +118,13 @@ __device__ void few_rows_dense(void* y, const real_t* x, const real_t* w, const 
     });
 }
 
-#define FEW_ROWS_DENSE(TILES)                                                                                 \
-    extern "C" __global__ void __launch_bounds__(32 * FEW_WARPS) few_rows_dense_##TILES(                      \
+#define SMALL_M_DENSE(TILES)                                                                                 \
+    extern "C" __global__ void __launch_bounds__(32 * SMALL_M_WARPS) small_m_dense_##TILES(                      \
         void* y, const real_t* x, const real_t* w, const real_t* bias, int rows, int in, int out, int wide) { \
-        few_rows_dense<TILES>(y, x, w, bias, rows, in, out, wide);                                            \
+        small_m_dense<TILES>(y, x, w, bias, rows, in, out, wide);                                            \
     }
 
-FEW_ROWS_DENSE(1)
-FEW_ROWS_DENSE(2)
+SMALL_M_DENSE(1)
+SMALL_M_DENSE(2)
 
 #endif

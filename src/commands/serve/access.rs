@@ -1,4 +1,4 @@
-//! Who the flags let in.
+//! Which requests the flags let in.
 
 use std::fs;
 use std::net::IpAddr;
@@ -20,7 +20,7 @@ pub fn gate(args: &ServeArgs) -> Result<Gate> {
     })
 }
 
-/// The names that the server goes by. Where only this machine can reach it, another name is one that somebody pointed
+/// The names that the server goes by. Where only this machine can reach it, another name is one that another site pointed
 /// here to let browsers take the server for a part of a site.
 pub fn with_hosts(gate: Gate, args: &ServeArgs, address: IpAddr) -> Result<Gate> {
     for host in args.allowed_hosts.iter().filter(|host| *host != "*") {

@@ -1,7 +1,7 @@
-//! A recorded step of a mixture of experts, with every factor that a model may put around it.
+//! A captured step of a mixture of experts, with every factor that a model may put around it.
 //!
 //! In a process of its own: a synchronisation of the whole GPU by another test, as dropping a cuBLAS handle causes, ends a
-//! recording.
+//! graph.
 
 use gptq_kernels::packing::PackedLinear;
 use gptq_kernels::{
@@ -42,7 +42,7 @@ fn a_step_with_experts_is_replayed_on_cuda() {
     let down: Vec<_> = down.iter().map(HostExpert::Quantized).collect();
     let routing = Routing {
         experts: EXPERTS,
-        chosen: 2,
+        per_token: 2,
         scores: RouterScores::Softmax,
         renormalise: true,
         groups: 1,
@@ -50,26 +50,26 @@ fn a_step_with_experts_is_replayed_on_cuda() {
         factor: 1.0,
     };
     for dtype in [Dtype::F16, Dtype::BF16, Dtype::F32] {
-        let card = Cuda::new(0, dtype, None).unwrap();
-        let weights = card.expert_weights(&gate_up, &down).unwrap().expect("a product of all experts");
+        let gpu = Cuda::new(0, dtype, None).unwrap();
+        let weights = gpu.expert_weights(&gate_up, &down).unwrap().expect("a product of all experts");
         let router = values(20, EXPERTS * HIDDEN);
-        let router = card.weight_from_f32(router, (EXPERTS, HIDDEN), None).unwrap();
-        let gate = card.weight_from_f32(values(21, HIDDEN), (1, HIDDEN), None).unwrap();
-        let x = card.tensor(values(22, TOKENS * HIDDEN), (TOKENS, HIDDEN)).unwrap();
+        let router = gpu.weight_from_f32(router, (EXPERTS, HIDDEN), None).unwrap();
+        let gate = gpu.weight_from_f32(values(21, HIDDEN), (1, HIDDEN), None).unwrap();
+        let x = gpu.tensor(values(22, TOKENS * HIDDEN), (TOKENS, HIDDEN)).unwrap();
         let mut step = || -> Result<_> {
-            let x = card.scale(&x, 0.5)?;
-            let scores = card.cap_scores(&card.logits(&x, &router)?, 2.0, Some(30.0))?;
-            let routes = card.route(&scores, None, &routing)?;
-            let y = card.experts(&x, &routes, &weights, Activation::Silu)?;
-            let y = card.add_gated(&y, &x, &card.logits(&x, &gate)?)?;
-            card.add(&card.add_scaled(&x, &y, 0.25)?, &x)
+            let x = gpu.scale(&x, 0.5)?;
+            let scores = gpu.cap_scores(&gpu.logits(&x, &router)?, 2.0, Some(30.0))?;
+            let routes = gpu.route(&scores, None, &routing)?;
+            let y = gpu.experts(&x, &routes, &weights, Activation::Silu)?;
+            let y = gpu.add_gated(&y, &x, &gpu.logits(&x, &gate)?)?;
+            gpu.add(&gpu.add_scaled(&x, &y, 0.25)?, &x)
         };
-        let expected = card.to_vec(&step().unwrap()).unwrap();
+        let expected = gpu.to_vec(&step().unwrap()).unwrap();
         let batch = Batch::fresh([TOKENS]);
-        let recording = card.record(&batch, &mut step).unwrap().expect("a recording");
+        let graph = gpu.capture(&batch, &mut step).unwrap().expect("a graph");
         for _ in 0..3 {
-            let y = card.replay(&recording, &batch).unwrap().expect("the shape that was recorded");
-            assert_eq!(card.to_vec(&y).unwrap(), expected, "{dtype:?}");
+            let y = gpu.replay(&graph, &batch).unwrap().expect("the shape that was captured");
+            assert_eq!(gpu.to_vec(&y).unwrap(), expected, "{dtype:?}");
         }
     }
 }
