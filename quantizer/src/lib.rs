@@ -28,6 +28,6 @@ pub mod table;
 
 /// Version of the arithmetic, to be raised by every change after which equal inputs may end in other bytes or figures. No
 /// run goes on with what another version began.
-pub const NUMERICS: u32 = 3;
+pub const NUMERICS: u32 = 4;
 
 pub use error::{Error, Result};

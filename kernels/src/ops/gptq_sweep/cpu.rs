@@ -110,9 +110,15 @@ impl GptqSweep for Cpu {
         target::pull(weights, order, shift, residual)
     }
 
-    fn sweep_toward(&self, sweep: &mut CpuSweep, pull: &Array2<f32>, factor: &Array2<f32>) -> Result<()> {
+    fn sweep_toward(
+        &self,
+        sweep: &mut CpuSweep,
+        pull: &Array2<f32>,
+        factor: &Array2<f32>,
+        share: f32,
+    ) -> Result<()> {
         let dims = sweep.dims();
-        target::move_toward(&mut sweep.rows, dims, pull, factor)
+        target::move_toward(&mut sweep.rows, dims, (pull, factor), share)
     }
 
     fn sweep_refine(

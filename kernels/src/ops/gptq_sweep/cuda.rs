@@ -161,8 +161,14 @@ impl GptqSweep for Cuda {
         self.pull(weights, order, shift, residual)
     }
 
-    fn sweep_toward(&self, sweep: &mut CudaSweep, pull: &CudaMatrix, factor: &CudaMatrix) -> Result<()> {
-        self.move_toward(sweep, pull, factor)
+    fn sweep_toward(
+        &self,
+        sweep: &mut CudaSweep,
+        pull: &CudaMatrix,
+        factor: &CudaMatrix,
+        share: f32,
+    ) -> Result<()> {
+        self.move_toward(sweep, pull, factor, share)
     }
 
     fn sweep_refine(

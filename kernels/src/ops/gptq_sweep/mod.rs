@@ -107,9 +107,15 @@ pub trait GptqSweep: InverseCholesky + MatMul {
         residual: Option<&Self::Matrix>,
     ) -> Result<Self::Matrix>;
 
-    /// `W += P (H + damp)^-1 = (P U^T) U`: the least `sum |W_0 x_f + h_f - W x - h|^2 + damp |W - W_0|^2`.
-    fn sweep_toward(&self, sweep: &mut Self::Sweep, pull: &Self::Matrix, factor: &Self::Matrix)
-    -> Result<()>;
+    /// `W += share P (H + damp)^-1 = share (P U^T) U`; all of it is the least
+    /// `sum |W_0 x_f + h_f - W x - h|^2 + damp |W - W_0|^2`.
+    fn sweep_toward(
+        &self,
+        sweep: &mut Self::Sweep,
+        pull: &Self::Matrix,
+        factor: &Self::Matrix,
+        share: f32,
+    ) -> Result<()>;
 
     /// Lowers `(W - Q) H (W - Q)^T` of a finished sweep for the target W, `rounds` times over. `hessian` is symmetric and
     /// positive definite, in sweep order. With `G = (W - Q) H`, a round takes window after window of at most

@@ -152,7 +152,7 @@ fn the_target_solves_its_equation<B: Backend>(backend: &B, rough: f64) {
         backend.inverse_cholesky(&h, &grouping.order, DAMP).unwrap(),
         backend.damped(&h, &grouping.order, DAMP).unwrap(),
     );
-    let mut sweep = case.start(backend, &grouping, &spec(4, true));
+    let sweep = case.start(backend, &grouping, &spec(4, true));
     let weights = backend.sweep_weights(&sweep).unwrap();
     let other = random(11, TOKENS * case.columns);
     let shifted: Vec<f32> = case.x.iter().zip(&other).map(|(x, d)| x + 0.1 * d).collect();
@@ -182,11 +182,22 @@ fn the_target_solves_its_equation<B: Backend>(backend: &B, rough: f64) {
         }
     }
     assert_close("pull", &backend.matrix_to_vec(&pull).unwrap(), &expected, 1e-9);
-    backend.sweep_toward(&mut sweep, &pull, &u).unwrap();
-    let change = difference(
-        &wide(backend.matrix_to_vec(&backend.sweep_weights(&sweep).unwrap()).unwrap()),
-        &wide(backend.matrix_to_vec(&weights).unwrap()),
-    );
+    let moved = |share: f32| {
+        let mut moved = backend.sweep_copy(&sweep).unwrap();
+        backend.sweep_toward(&mut moved, &pull, &u, share).unwrap();
+        moved
+    };
+    let change_of = |sweep: &B::Sweep| {
+        difference(
+            &wide(backend.matrix_to_vec(&backend.sweep_weights(sweep).unwrap()).unwrap()),
+            &wide(backend.matrix_to_vec(&weights).unwrap()),
+        )
+    };
+    let part: Vec<f32> = change_of(&moved(0.25)).iter().map(|change| *change as f32).collect();
+    let sweep = moved(1.0);
+    let change = change_of(&sweep);
+    let quarter: Vec<f64> = change.iter().map(|change| 0.25 * change).collect();
+    assert_close("a quarter of the way", &part, &quarter, 1e-8);
     let h = wide(backend.matrix_to_vec(&damped).unwrap());
     let back = |i: usize| -> f32 {
         let (n, j) = (i / case.columns, i % case.columns);

@@ -51,12 +51,12 @@ fn gathered(matrix: &Array2<f32>, rows: &[u32], columns: &[u32]) -> Array2<f32> 
     result
 }
 
-/// `W += (P U^T) U`
+/// `W += share (P U^T) U`
 pub(super) fn move_toward(
     rows: &mut [Row],
     dims: (usize, usize),
-    pull: &Array2<f32>,
-    factor: &Array2<f32>,
+    (pull, factor): (&Array2<f32>, &Array2<f32>),
+    share: f32,
 ) -> Result<()> {
     if pull.dim() != dims || factor.dim() != (dims.1, dims.1) {
         let got = (pull.dim(), factor.dim());
@@ -83,6 +83,6 @@ pub(super) fn move_toward(
     let half = product(pull, view(factor).transpose(), lower);
     let change = product(&half, view(factor), upper);
     let changes = change.as_slice().unwrap_or_default().par_chunks_exact(dims.1.max(1));
-    rows.par_iter_mut().zip(changes).for_each(|(row, change)| axpy(1.0, change, &mut row.weights));
+    rows.par_iter_mut().zip(changes).for_each(|(row, change)| axpy(share, change, &mut row.weights));
     Ok(())
 }

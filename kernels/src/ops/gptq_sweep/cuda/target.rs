@@ -63,12 +63,13 @@ impl Cuda {
         Ok(CudaMatrix { values, dims: weights.dims })
     }
 
-    /// `W += (P U^T) U`
+    /// `W += share (P U^T) U`
     pub(super) fn move_toward(
         &self,
         sweep: &mut CudaSweep,
         pull: &CudaMatrix,
         factor: &CudaMatrix,
+        share: f32,
     ) -> Result<()> {
         let (rows, k) = sweep.dims();
         if pull.dims != (rows, k) || factor.dims != (k, k) {
@@ -89,7 +90,7 @@ impl Cuda {
         }
         for Range { start, end } in panels() {
             let sizes = (end - start, rows, end);
-            self.gemm(sizes, (1.0, 1.0), at(u, 0, start), at(half, 0, 0), at(w, 0, start))?;
+            self.gemm(sizes, (share, 1.0), at(u, 0, start), at(half, 0, 0), at(w, 0, start))?;
         }
         Ok(())
     }
