@@ -1,7 +1,6 @@
 //! What clients get for what they ask.
 
 use std::fs::File;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
