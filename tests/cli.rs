@@ -296,7 +296,12 @@ fn branches_of_a_plan_are_made_measured_and_listed() {
             assert_eq!(row[key], predicted[key], "{key}");
         }
         assert_eq!(row["act_order"], row["branch"] != "everybody", "as its columns were solved: {row}");
-        assert!(row["perplexity"].as_f64().unwrap() > row["baseline_perplexity"].as_f64().unwrap(), "{row}");
+        // Eight bits may come out a little below what they stand for.
+        assert!(
+            row["perplexity"].as_f64().unwrap() > 0.999 * row["baseline_perplexity"].as_f64().unwrap(),
+            "{row}"
+        );
+        assert!(row["kl_divergence"].as_f64().unwrap() > 0.0, "{row}");
     }
     assert!(
         rows[1]["kl_divergence"].as_f64() < rows[0]["kl_divergence"].as_f64(),

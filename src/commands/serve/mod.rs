@@ -71,7 +71,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let served = catch_unwind(AssertUnwindSafe(|| common::on_device(args.device, &config, serve)))
         .unwrap_or_else(|_| Err(anyhow!("the engine stopped by an error in the program")));
     if let Err(error) = &served {
-        tracing::error!(error = output::chain(&error), "the engine ended");
+        tracing::error!(error = output::chain(error), "the engine ended");
         stop.now();
     }
     let ended = ending::wait(&runtime, listening, served.is_err());
