@@ -72,15 +72,15 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// Takes a tensor out of the device's memory, which is free once the copy is done and `x` is dropped.
     fn offload(&self, x: &Self::Tensor) -> Result<Self::Offloaded>;
 
-    /// Brings a offloaded tensor back. The copy runs beside what is computed meanwhile; the first use of the tensor
+    /// Brings an offloaded tensor back. The copy runs beside what is computed meanwhile; the first use of the tensor
     /// waits for it.
     fn fetch(&self, offloaded: &Self::Offloaded) -> Result<Self::Tensor>;
 
     /// The same values in memory of their own.
     fn copy(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// Runs a step over `batch` and captures it as a graph, for a device where asking for every operation anew costs more than
-    /// running it. `None` where there is nothing to gain, or where the step cannot be captured; it may have run.
+    /// Runs a step over `batch` and captures it as a graph, for a device where launching every operation anew costs more
+    /// than running it. `None` where there is nothing to gain, or where the step cannot be captured; it may have run.
     fn capture<E: From<Error>>(
         &self,
         batch: &Batch,

@@ -264,8 +264,8 @@ impl<E: Executor> Engine<E> {
         Ok(Some(StepInFlight { serials, sampled: self.executor.sample(&scores, &sampling)?, tops }))
     }
 
-    /// Asynchronous scheduling: the step after one whose tokens are being sampled. Results of sequences that turn out to have ended are discarded,
-    /// and their KV blocks are overwritten by the next owner.
+    /// Asynchronous scheduling: the step after one whose tokens are being sampled. Results of sequences that turn out to
+    /// have ended are discarded, and their KV blocks are overwritten by the next owner.
     fn schedule_ahead(&mut self, in_flight: &StepInFlight<E>) -> Result<Option<StepInFlight<E>>> {
         let Some(batch) = self.scheduler.schedule_ahead(&in_flight.serials) else { return Ok(None) };
         let scores = self.executor.step_ahead(&in_flight.sampled, &batch)?;

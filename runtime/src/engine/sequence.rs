@@ -96,12 +96,13 @@ pub(super) struct Sequence {
     pub serial: u64,
     /// Prompt and generated ids.
     pub ids: Vec<u32>,
-    /// How many tokens have their keys in the cache: of `ids`, and one that is still being chosen where a step was asked for
-    /// for ahead.
+    /// How many tokens have their keys in the cache: of `ids`, and one that is still being sampled where a step was
+    /// scheduled ahead.
     pub context: usize,
     pub blocks: Vec<u32>,
     pub prefix: CachedPrefix,
-    /// The prompt as far as its probabilities are known; `None` where the request does not want them, or they have been reported.
+    /// The prompt as far as its probabilities are known; `None` where the request does not want them, or they have been
+    /// reported.
     pub expected: Option<Vec<PromptToken>>,
     prompt: usize,
     started: bool,

@@ -75,7 +75,8 @@ pub trait Experts: QuantMatMul {
     /// The choices on the host, token by token.
     fn routes(&self, routes: &Self::Routes) -> Result<Vec<Route>>;
 
-    /// `y[rows[i]] += weights[i] part[i]`, in place, also for other tensors that share the memory of `y`. The rows are distinct.
+    /// `y[rows[i]] += weights[i] part[i]`, in place, also for other tensors that share the memory of `y`. The rows are
+    /// distinct.
     /// y: `[tokens, features]`, part: `[rows, features]`
     fn scatter_add(
         &self,
