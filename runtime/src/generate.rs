@@ -201,7 +201,7 @@ impl<'a, B: Backend> Sequence<'a, B> {
         self.model.decode(&[id], &batch, &mut self.caches, &mut self.decoder)
     }
 
-    /// Asks for the token at `place`, after one that is still being chosen.
+    /// Asks for the token at `place`, after one that is still being sampled.
     fn decode_sampled(
         &mut self,
         sampled: &B::Sampled,

@@ -207,12 +207,12 @@ impl Sequence {
         self.sampler.next_row(&self.ids, self.prompt)
     }
 
-    /// How the token after the one that is being chosen is drawn; for a sequence that [`Self::is_predictable`].
+    /// How the token after the one that is being sampled is drawn; for a sequence that [`Self::is_predictable`].
     pub fn sampling_ahead(&mut self) -> RowSampling {
         self.sampler.row_at(self.ids.len() + 1)
     }
 
-    /// Whether there is a token after the one that is being chosen, as far as can be known, and everything about it but
+    /// Whether there is a token after the one that is being sampled, as far as can be known, and everything about it but
     /// its scores is known.
     pub fn is_predictable(&self) -> bool {
         let more = self.ids.len() + 1 - self.prompt < self.request.task.max_new_tokens;

@@ -347,7 +347,7 @@ fn steps_that_were_asked_for_ahead_change_no_answer() {
             let (got, ahead) = said(&mut scheduling_ahead(&model, tokens), change);
             assert_eq!(got, expected, "{risk}, {what}");
             assert_eq!(never, 0, "a device that works at once");
-            assert!(ahead > 0 || !looks, "{risk}, {what}: nothing was asked for ahead");
+            assert!(ahead > 0 || !looks, "{risk}, {what}: nothing was scheduled ahead");
         }
     }
 }

@@ -196,7 +196,7 @@ impl<B: Backend> Model<B> {
         Ok(self.backend.rows(&logits, 0..count)?)
     }
 
-    /// The same for tokens that are still being chosen, one a sequence: where the step is captured, the host does not
+    /// The same for tokens that are still being sampled, one a sequence: where the step is captured, the host does not
     /// wait for them.
     pub fn decode_sampled(
         &self,

@@ -12,7 +12,7 @@ pub trait Embedding: MatMul + Sample {
     /// The same into a tensor that is there: the input of a captured step.
     fn embedding_into(&self, target: &Self::Tensor, table: &Self::Weight, ids: &[u32]) -> Result<()>;
 
-    /// The same for tokens that are still being chosen. Rows beyond them, and those without a token, get that of id 0.
+    /// The same for tokens that are still being sampled. Rows beyond them, and those without a token, get that of id 0.
     fn embedding_of_sampled(
         &self,
         target: &Self::Tensor,
