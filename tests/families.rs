@@ -143,8 +143,13 @@ fn every_family_is_quantized_and_run_on_a_gpu() {
                  unquantized model {:.4}",
                 result.perplexity, devices.baseline_perplexity, devices.kl_divergence, held_out.kl_divergence
             );
-            // Experts are chosen by scores that may be as good as equal: in 16 bits some tokens go to others.
-            let most = if dtype == Dtype::F32 { 1e-5 } else { 1e-2 };
+            // Experts are chosen by scores that may be as good as equal: then a token goes to another one, in f32 too, since
+            // the CPU multiplies codes by activations of 16 bits.
+            let most = match (on_gpu.config.experts.is_some(), dtype) {
+                (false, Dtype::F32) => 1e-5,
+                (true, Dtype::F32) => 1e-3,
+                _ => 1e-2,
+            };
             assert!(devices.kl_divergence < most && held_out.kl_divergence < 0.2, "{name}, {dtype:?}");
         }
     }
