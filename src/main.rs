@@ -95,7 +95,6 @@ fn start_logging(verbose: u8, json: bool) {
 
 /// A reader that closed its end, like `head`, is no failure of ours.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-    })
+    // Not the source of a library's error: that is of a file or a connection, and a failure.
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }

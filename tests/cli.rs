@@ -296,11 +296,10 @@ fn branches_of_a_plan_are_made_measured_and_listed() {
             assert_eq!(row[key], predicted[key], "{key}");
         }
         assert_eq!(row["act_order"], row["branch"] != "everybody", "as its columns were solved: {row}");
-        // Eight bits may come out a little below what they stand for.
-        assert!(
-            row["perplexity"].as_f64().unwrap() > 0.999 * row["baseline_perplexity"].as_f64().unwrap(),
-            "{row}"
-        );
+        // Eight bits are so near that perplexity may come out on either side.
+        let least = if row["bits"] == 8 { 0.999 } else { 1.0 };
+        let [got, baseline] = ["perplexity", "baseline_perplexity"].map(|key| row[key].as_f64().unwrap());
+        assert!(got > least * baseline, "{row}");
         assert!(row["kl_divergence"].as_f64().unwrap() > 0.0, "{row}");
     }
     assert!(
