@@ -55,12 +55,16 @@ __device__ void store_row(real_t* y, const real_t* row, const u32* order, int to
 
 /// Rows of x in another order; one block a row, which it keeps in shared memory meanwhile.
 extern "C" __global__ void order_columns(real_t* y, const real_t* x, const u32* order, int width, int panel_tokens) {
-    extern __shared__ real_t row[];
+    extern __shared__ __align__(16) real_t row[];
     start_next_early();
     prefetch_words(order, width);
     await_previous();
     const real_t* from = x + (size_t)blockIdx.x * width;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) row[i] = from[i];
+    const int EACH = 16 / sizeof(real_t);
+    if (width % EACH == 0)
+        for (int i = threadIdx.x; i < width / EACH; i += blockDim.x) ((uint4*)row)[i] = ((const uint4*)from)[i];
+    else
+        for (int i = threadIdx.x; i < width; i += blockDim.x) row[i] = from[i];
     __syncthreads();
     store_row(y, row, order, blockIdx.x, 0, width, panel_tokens);
 }

@@ -71,7 +71,7 @@ const EXPERTS: [(&str, &str); 4] = [
     ("experts/product.cu", ops::experts::product::SOURCE),
 ];
 
-const COMMON: [(&str, &str); 26] = [
+const COMMON: [(&str, &str); 27] = [
     ("prelude.cu", include_str!("prelude.cu")),
     ("columns.cu", include_str!("columns.cu")),
     ("add.cu", ops::add::cuda::SOURCE),
@@ -80,7 +80,8 @@ const COMMON: [(&str, &str); 26] = [
     ("gated.cu", ops::gated::cuda::SOURCE),
     ("attention.cu", ops::attention::cuda::SOURCE),
     ("decode.cu", ops::attention::cuda::DECODE_SOURCE),
-    ("hopper.cu", ops::attention::cuda::HOPPER_SOURCE),
+    ("hopper_copy.cu", ops::attention::hopper::COPY_SOURCE),
+    ("hopper.cu", ops::attention::hopper::SOURCE),
     ("kv_int8.cu", ops::attention::cuda_cache::SOURCE),
     ("rope.cu", ops::rope::cuda::SOURCE),
     ("step.cu", ops::attention::step::SOURCE),

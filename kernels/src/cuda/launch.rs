@@ -25,6 +25,8 @@ pub(crate) enum Arg {
     Gate([f32; 2]),
     /// `struct FewIds` of the embedding.
     Ids([u32; 16]),
+    /// `struct TensorMap` of the attention.
+    Map(Box<sys::CUtensorMap>),
 }
 
 impl Arg {
@@ -39,6 +41,7 @@ impl Arg {
             Self::Codes(values) => values.as_ptr() as *mut c_void,
             Self::Gate(values) => values.as_ptr() as *mut c_void,
             Self::Ids(values) => values.as_ptr() as *mut c_void,
+            Self::Map(map) => std::ptr::from_ref(map.as_ref()) as *mut c_void,
         }
     }
 }

@@ -12,6 +12,7 @@ mod memory;
 mod offload;
 mod order;
 mod tensor;
+mod tensor_map;
 mod transfer;
 
 use std::collections::HashMap;
@@ -38,6 +39,7 @@ pub use order::CudaOrder;
 pub(crate) use order::{Layout, PANEL_ROWS, PANEL_TILE};
 pub use tensor::CudaTensor;
 use tensor::Data;
+pub(crate) use tensor_map::Rows;
 pub(crate) use transfer::Bytes;
 use transfer::Transfers;
 

@@ -92,7 +92,7 @@ impl CpuKvCache {
 
 impl Kept {
     fn new(shape: &KvShape) -> Self {
-        let heads = shape.blocks * KV_BLOCK_ROWS * shape.kv_heads;
+        let heads = shape.rows() * shape.kv_heads;
         match shape.dtype {
             KvDtype::Auto => Self::Plain(vec![0.0; heads * shape.head_dim]),
             KvDtype::Int8 => Self::Codes(Codes {

@@ -7,7 +7,6 @@ use crate::{Batch, Device, Dtype, Error, Result, Rope, RopeShape, SequenceRows};
 
 pub(crate) const SOURCE: &str = include_str!("attention.cu");
 pub(crate) const DECODE_SOURCE: &str = include_str!("decode.cu");
-pub(crate) const HOPPER_SOURCE: &str = include_str!("hopper.cu");
 
 /// Of a kernel on the tensor cores: query rows of a block, rows in its shared memory, and threads.
 struct Tile {
@@ -23,14 +22,6 @@ const WIDE_TILE: Tile = Tile { queries: 64, rows: 64 + 4 * 32, threads: 128 };
 
 /// The padding of a row, as in the kernel.
 const PAD: usize = 8;
-
-/// The same of Hopper's kernel, which pays once a sequence has half a block of rows; and bytes of a tile's 64
-/// features, five tiles, and what aligning them may cost.
-const HOPPER_ROWS: usize = 128;
-const HOPPER_THREADS: u32 = 384;
-const HOPPER_PANEL: usize = 128 * 128;
-const HOPPER_TILES: usize = 5;
-const HOPPER_ALIGNMENT: usize = 1024;
 
 /// The plain kernel's query rows, a warp each; key rows of its tile; and the widest head that it takes.
 const PLAIN_ROWS: usize = 8;
@@ -59,12 +50,12 @@ impl Attention for Cuda {
         let dims = [self.shape(q), self.shape(k), self.shape(v)];
         check(dims, batch, shape, cache.as_ref().map(|cache| &cache.shape))?;
         let metadata = self.metadata(batch)?;
-        let cached = cache.is_some();
+        let cache_rows = cache.as_ref().map(|cache| cache.shape.rows());
         let [keys, values] = match cache {
             Some(cache) => self.append(cache, [k, v], (batch, &metadata), shape)?,
             None => [self.real(k)?, self.real(v)?],
         };
-        self.attend(q, [keys, values], (batch, &metadata), shape, cached)
+        self.attend(q, [keys, values], (batch, &metadata), shape, cache_rows)
     }
 
     fn rope_attention(
@@ -78,7 +69,7 @@ impl Attention for Cuda {
     ) -> Result<CudaTensor> {
         // Its blocks see one head each, and a norm of all heads together must see all.
         let cached = cache.as_ref().filter(|_| rope.whole_norms(self) == [false; 2]);
-        let kernel = cached.and_then(|cache| self.step_kernel(batch, shape, cache.shape.dtype));
+        let kernel = cached.and_then(|cache| self.step_kernel(batch, (rope, shape), cache.shape.dtype));
         let y = match (cache, kernel) {
             (Some(cache), Some(kernel)) => {
                 return self.attention_step(kernel, qkv, batch, (rope, shape), cache, order);
@@ -90,7 +81,7 @@ impl Attention for Cuda {
                 check(dims, batch, shape, Some(kept_shape))?;
                 let (metadata, kept) = (self.metadata(batch)?, kept.addresses(self));
                 let q = self.rope_into(qkv, batch, rope, kept, metadata.slots(self))?;
-                self.attend(&q, kept, (batch, &metadata), shape, true)?
+                self.attend(&q, kept, (batch, &metadata), shape, Some(kept_shape.rows()))?
             }
             (cache, _) => self.attention(&self.rope(qkv, batch, rope)?, batch, shape, cache)?,
         };
@@ -104,31 +95,24 @@ pub(crate) fn splits(sequences: &[SequenceRows]) -> usize {
 }
 
 /// What is attended to, and where the result goes.
-struct Call<'a> {
-    y: &'a CudaTensor,
-    q: &'a CudaTensor,
+pub(super) struct Call<'a> {
+    pub y: &'a CudaTensor,
+    pub q: &'a CudaTensor,
     /// Addresses of the cache's rows, or of the batch's own.
-    keys: u64,
-    values: u64,
-    batch: &'a Batch,
-    metadata: &'a BatchMetadata,
-    cached: bool,
-    shape: &'a AttentionShape,
+    pub keys: u64,
+    pub values: u64,
+    /// Rows of the cache, where there is one.
+    pub cache_rows: Option<usize>,
+    pub batch: &'a Batch,
+    pub metadata: &'a BatchMetadata,
+    pub shape: &'a AttentionShape,
 }
 
 /// Neighbouring sequences of a batch.
-struct Part {
-    sequences: Range<usize>,
+pub(super) struct Part {
+    pub sequences: Range<usize>,
     /// The first one's first row.
-    row: usize,
-}
-
-fn hopper_kernel(head_dim: usize) -> Option<&'static str> {
-    match head_dim {
-        64 => Some("attention_hopper_64"),
-        128 => Some("attention_hopper_128"),
-        _ => None,
-    }
+    pub row: usize,
 }
 
 impl Tile {
@@ -161,11 +145,12 @@ impl Cuda {
         [keys, values]: [u64; 2],
         (batch, metadata): (&Batch, &BatchMetadata),
         shape: &AttentionShape,
-        cached: bool,
+        cache_rows: Option<usize>,
     ) -> Result<CudaTensor> {
         let y = self.new_tensor(self.shape(q))?;
-        let call = Call { y: &y, q, keys, values, batch, metadata, cached, shape };
-        let single = cached && shape.head_dim <= DECODE_HEAD && shape.head_dim.is_multiple_of(8);
+        let call = Call { y: &y, q, keys, values, cache_rows, batch, metadata, shape };
+        let single =
+            cache_rows.is_some() && shape.head_dim <= DECODE_HEAD && shape.head_dim.is_multiple_of(8);
         let is_single = |s: &SequenceRows| single && s.rows == 1;
         // Prompts and sequences that go on can share a step: each have a kernel for their kind.
         let (mut sequence, mut row) = (0, 0);
@@ -221,13 +206,16 @@ impl Cuda {
 
     /// Any number of new tokens a sequence.
     fn attend_many(&self, call: &Call, part: Part) -> Result<()> {
+        if let Some(kernel) = self.hopper_kernel(call, &part) {
+            return self.attend_on_hopper(kernel, call, &part);
+        }
         let (shape, sequences) = (call.shape, &call.batch.sequences[part.sequences.clone()]);
         let mut args = vec![
             Arg::Address(self.real(call.y)?),
             Arg::Address(self.real(call.q)?),
             Arg::Address(call.keys),
             Arg::Address(call.values),
-            call.metadata.batch(self, part.sequences.start, call.cached),
+            call.metadata.batch(self, part.sequences.start, call.cache_rows.is_some()),
             Arg::Int(shape.heads as i32),
             Arg::Int(shape.kv_heads as i32),
             Arg::Int(shape.window.map_or(0, |window| window as i32)),
@@ -238,13 +226,6 @@ impl Cuda {
             Launch::grid(longest.div_ceil(rows), shape.heads, sequences.len(), threads)
         };
         let head = shape.head_dim;
-        // Hopper's own kernel knows no caps.
-        let hopper = hopper_kernel(head).filter(|_| self.is_hopper() && longest >= HOPPER_ROWS / 2);
-        let hopper = hopper.filter(|_| self.dtype() != Dtype::F32 && shape.soft_cap.is_none());
-        if let Some(kernel) = hopper {
-            let shared = HOPPER_ALIGNMENT + HOPPER_TILES * head / 64 * HOPPER_PANEL;
-            return self.launch(kernel, grid(HOPPER_ROWS, HOPPER_THREADS).shared(shared), &args);
-        }
         args.push(Arg::Float(shape.soft_cap.unwrap_or(0.0)));
         match self.tensor_core_kernel(head) {
             Some((kernel, tile)) => {

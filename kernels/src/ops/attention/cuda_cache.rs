@@ -7,7 +7,7 @@ use cudarc::driver::CudaSlice;
 use super::kv_cache::{KvDtype, KvShape};
 use super::{AttentionShape, step};
 use crate::cuda::{Arg, BatchMetadata, Cuda, CudaTensor, Launch};
-use crate::{Batch, Device, KV_BLOCK_ROWS, Result};
+use crate::{Batch, Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("kv_int8.cu");
 
@@ -51,7 +51,7 @@ impl Cuda {
     /// Beside the layers' own memory a cache of bytes takes that of one layer in the compute type.
     pub(super) fn new_caches(&self, layers: usize, shape: KvShape) -> Result<Vec<CudaKvCache>> {
         shape.check()?;
-        let places = shape.blocks * KV_BLOCK_ROWS * shape.kv_heads;
+        let places = shape.rows() * shape.kv_heads;
         let real = || -> Result<Real> {
             let length = places * shape.head_dim * self.dtype().size();
             Ok(Real { k: self.zeros(length)?, v: self.zeros(length)? })

@@ -1,6 +1,6 @@
 //! How a KV cache keeps keys and values.
 
-use crate::{Error, Result};
+use crate::{Error, KV_BLOCK_ROWS, Result};
 
 /// The type of a KV cache's numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl KvDtype {
 /// The KV cache of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
-    /// Of [`crate::KV_BLOCK_ROWS`] tokens each.
+    /// Of [`KV_BLOCK_ROWS`] tokens each.
     pub blocks: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
@@ -39,6 +39,11 @@ pub struct KvShape {
 const CODES_AT_ONCE: usize = 8;
 
 impl KvShape {
+    /// Tokens that have room.
+    pub(super) fn rows(&self) -> usize {
+        self.blocks * KV_BLOCK_ROWS
+    }
+
     /// Codes are kept of heads of a whole number of [`CODES_AT_ONCE`].
     pub(super) fn check(&self) -> Result<()> {
         match self.dtype {

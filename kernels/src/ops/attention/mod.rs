@@ -6,6 +6,7 @@ mod cpu_cache;
 mod cpu_step;
 pub(crate) mod cuda;
 pub(crate) mod cuda_cache;
+pub(crate) mod hopper;
 mod kv_cache;
 pub(crate) mod step;
 #[cfg(test)]

@@ -15,6 +15,15 @@ struct Shares {
     u32* arrived;  // [sequences, heads]: blocks that have; 0 between two kernels
 };
 
+/// How a family's attention may differ from Llama's.
+struct Variant {
+    int turned, neighbours;  // features of a head that are turned, and whether those of a pair are neighbours
+    float stretch;           // of sines and cosines
+    float beta;              // 0, or queries grow: see `query_growth`
+    u32 original;
+    float cap;               // 0, or what scores are held below
+};
+
 struct StepShape {
     const float* inv_freq;  // [head_dim / 2]
     const real_t* q_norm;   // [head_dim] or null
@@ -24,15 +33,11 @@ struct StepShape {
     float eps, scale;
     int panel_tokens;
     Shares shares;
-    int turned, neighbours;  // features of a head that are turned, and whether those of a pair are neighbours
-    float stretch;           // of sines and cosines
-    float beta;              // 0, or queries grow: see `query_growth`
-    u32 original;
-    float cap;               // 0, or what scores are held below
+    Variant variant;
 
     /// What scores of a query at this position are multiplied by.
     __device__ __forceinline__ float scale_at(int position) const {
-        return beta == 0.f ? scale : scale * query_growth(position, beta, original);
+        return variant.beta == 0.f ? scale : scale * query_growth(position, variant.beta, variant.original);
     }
 };
 
@@ -65,16 +70,16 @@ struct Rotation {
 #pragma unroll
         for (int p = 0; p < PAIRS; p++) {
             int i = 32 * p + threadIdx.x % 32;
-            bool turns = i < shape.turned / 2;
+            bool turns = i < shape.variant.turned / 2;
             sincosf(turns ? position * shape.inv_freq[i] : 0.f, &sine[p], &cosine[p]);
-            if (turns) sine[p] *= shape.stretch, cosine[p] *= shape.stretch;
+            if (turns) sine[p] *= shape.variant.stretch, cosine[p] *= shape.variant.stretch;
         }
     }
 
     /// The features of pair i: what is not turned is in pairs of neighbours.
     static __device__ __forceinline__ int2 pair(int i, const StepShape& shape) {
-        bool apart = !shape.neighbours && i < shape.turned / 2;
-        return apart ? make_int2(i, i + shape.turned / 2) : make_int2(2 * i, 2 * i + 1);
+        bool apart = !shape.variant.neighbours && i < shape.variant.turned / 2;
+        return apart ? make_int2(i, i + shape.variant.turned / 2) : make_int2(2 * i, 2 * i + 1);
     }
 };
 
@@ -262,7 +267,7 @@ __device__ void attention_step(
             for (int j = 0; j < 8; j++) dot += x[j] * q[j];
 #pragma unroll
             for (int offset = SHARE / 2; offset > 0; offset >>= 1) dot += __shfl_xor_sync(FULL_WARP, dot, offset);
-            if (shape.cap != 0.f) dot = SoftCap(shape.cap, 1.f).of(dot);
+            if (shape.variant.cap != 0.f) dot = SoftCap(shape.variant.cap, 1.f).of(dot);
             score[i] = key < to ? dot : -INFINITY_F;
             most = fmaxf(most, score[i]);
         }
@@ -290,8 +295,12 @@ __device__ void attention_step(
     join_step<HEAD, 8>(y, sum, largest, total, head, split, splits, sequence, shape);
 }
 
+/// Llama's: known to the compiler, which leaves out what it does not need.
+#define PLAIN(HEAD) Variant{HEAD, 0, 1.f, 0.f, 1, 0.f}
+#define GENERAL(HEAD) Variant{turned, neighbours, stretch, beta, original, cap}
+
 // With few blocks, two on a multiprocessor, each reads far ahead; many are themselves what hides the waiting.
-#define ATTENTION_STEP(NAME, HEAD, AHEAD, BLOCKS)                                                                  \
+#define ATTENTION_STEP(NAME, HEAD, AHEAD, BLOCKS, VARIANT)                                                         \
     extern "C" __global__ void __launch_bounds__(32 * STEP_WARPS, BLOCKS) NAME##_##HEAD(                           \
         real_t* y, const real_t* qkv, real_t* keys, real_t* values, Batch batch,                                   \
         const float* inv_freq, const real_t* q_norm, const real_t* k_norm, const u32* place, int heads,            \
@@ -299,12 +308,13 @@ __device__ void attention_step(
         int turned, int neighbours, float stretch, float beta, u32 original, float cap) {                          \
         attention_step<HEAD, AHEAD>(y, qkv, keys, values, batch,                                                   \
                                     StepShape{inv_freq, q_norm, k_norm, place, heads, kv_heads, window, eps,       \
-                                              scale, panel_tokens, {found, arrived}, turned, neighbours, stretch,  \
-                                              beta, original, cap});                                               \
+                                              scale, panel_tokens, {found, arrived}, VARIANT(HEAD)});              \
     }
-#define ATTENTION_STEPS(HEAD)                    \
-    ATTENTION_STEP(attention_step, HEAD, 4, 2)   \
-    ATTENTION_STEP(attention_steps, HEAD, 3, 4)
+#define ATTENTION_STEPS(HEAD)                                 \
+    ATTENTION_STEP(attention_step, HEAD, 4, 2, PLAIN)         \
+    ATTENTION_STEP(attention_steps, HEAD, 3, 4, PLAIN)        \
+    ATTENTION_STEP(attention_step_any, HEAD, 4, 2, GENERAL)   \
+    ATTENTION_STEP(attention_steps_any, HEAD, 3, 4, GENERAL)
 
 ATTENTION_STEPS(16)
 ATTENTION_STEPS(32)

@@ -21,19 +21,38 @@ pub(super) struct Shares {
     arrived: CudaSlice<u32>,
 }
 
-/// For few and for many blocks.
-fn kernels_for(head_dim: usize, dtype: KvDtype) -> Option<[&'static str; 2]> {
-    match (head_dim, dtype) {
-        (16, KvDtype::Auto) => Some(["attention_step_16", "attention_steps_16"]),
-        (16, KvDtype::Int8) => Some(["attention_step_int8_16", "attention_steps_int8_16"]),
-        (32, KvDtype::Auto) => Some(["attention_step_32", "attention_steps_32"]),
-        (32, KvDtype::Int8) => Some(["attention_step_int8_32", "attention_steps_int8_32"]),
-        (64, KvDtype::Auto) => Some(["attention_step_64", "attention_steps_64"]),
-        (64, KvDtype::Int8) => Some(["attention_step_int8_64", "attention_steps_int8_64"]),
-        (128, KvDtype::Auto) => Some(["attention_step_128", "attention_steps_128"]),
-        (128, KvDtype::Int8) => Some(["attention_step_int8_128", "attention_steps_int8_128"]),
-        _ => None,
-    }
+/// The kernels of one head size and cache, of Llama's attention and of any: for few and for many blocks.
+macro_rules! kernels {
+    ($suffix:literal) => {
+        [
+            [concat!("attention_step_", $suffix), concat!("attention_steps_", $suffix)],
+            [concat!("attention_step_any_", $suffix), concat!("attention_steps_any_", $suffix)],
+        ]
+    };
+}
+
+fn kernels_for(head_dim: usize, dtype: KvDtype, plain: bool) -> Option<[&'static str; 2]> {
+    let [of_llama, of_any] = match (head_dim, dtype) {
+        (16, KvDtype::Auto) => kernels!("16"),
+        (16, KvDtype::Int8) => kernels!("int8_16"),
+        (32, KvDtype::Auto) => kernels!("32"),
+        (32, KvDtype::Int8) => kernels!("int8_32"),
+        (64, KvDtype::Auto) => kernels!("64"),
+        (64, KvDtype::Int8) => kernels!("int8_64"),
+        (128, KvDtype::Auto) => kernels!("128"),
+        (128, KvDtype::Int8) => kernels!("int8_128"),
+        _ => return None,
+    };
+    Some(if plain { of_llama } else { of_any })
+}
+
+/// Whether this is Llama's attention, with nothing that other families add.
+fn is_plain<T>(rope: &RopeShape<T>, shape: &AttentionShape) -> bool {
+    rope.turned == rope.head_dim
+        && rope.pairing == Pairing::Halves
+        && rope.stretch == 1.0
+        && rope.query_growth.is_none()
+        && shape.soft_cap.is_none()
 }
 
 impl Cuda {
@@ -41,12 +60,13 @@ impl Cuda {
     pub(super) fn step_kernel(
         &self,
         batch: &Batch,
-        shape: &AttentionShape,
+        (rope, shape): (&RopeShape<CudaTensor>, &AttentionShape),
         dtype: KvDtype,
     ) -> Option<&'static str> {
         let possible = self.is_hopper() && self.dtype() != Dtype::F32;
         let one_each = batch.sequences.iter().all(|sequence| sequence.rows == 1);
-        let kernels = kernels_for(shape.head_dim, dtype).filter(|_| possible && one_each)?;
+        let kernels = kernels_for(shape.head_dim, dtype, is_plain(rope, shape));
+        let kernels = kernels.filter(|_| possible && one_each)?;
         Some(kernels[usize::from(self.many(batch, shape))])
     }
 

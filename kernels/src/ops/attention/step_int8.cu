@@ -131,7 +131,7 @@ __device__ void attention_step_int8(real_t* y, const real_t* qkv, CodedCache cac
             for (int offset = SHARE / 2; offset > 0; offset >>= 1) dot += __shfl_xor_sync(FULL_WARP, dot, offset);
             bool seen = key + i >= seen_from && key + i < to;
             float found = (float)dot * (unit * k_scale.of[i]);
-            if (shape.cap != 0.f) found = SoftCap(shape.cap, 0.693147181f).of(found);
+            if (shape.variant.cap != 0.f) found = SoftCap(shape.variant.cap, 0.693147181f).of(found);
             score[i] = seen ? found : -INFINITY_F;
             most = fmaxf(most, score[i]);
         }
@@ -176,7 +176,7 @@ __device__ void attention_step_int8(real_t* y, const real_t* qkv, CodedCache cac
 
 // As in step.cu, but for a lane having twice the features of fewer keys. Two blocks of the first kind are to fit on a
 // multiprocessor; with narrow heads, where a lane shares a key with few others, four of the second would spill.
-#define ATTENTION_STEP_INT8(NAME, HEAD, AHEAD, BLOCKS)                                                             \
+#define ATTENTION_STEP_INT8(NAME, HEAD, AHEAD, BLOCKS, VARIANT)                                                    \
     extern "C" __global__ void __launch_bounds__(32 * STEP_WARPS, BLOCKS) NAME##_int8_##HEAD(                      \
         real_t* y, const real_t* qkv, CodedCache cache, Batch batch, const float* inv_freq, const real_t* q_norm,  \
         const real_t* k_norm, const u32* place, int heads, int kv_heads, int window, float eps, float scale,       \
@@ -184,17 +184,17 @@ __device__ void attention_step_int8(real_t* y, const real_t* qkv, CodedCache cac
         u32 original, float cap) {                                                                                 \
         attention_step_int8<HEAD, AHEAD>(y, qkv, cache, batch,                                                     \
                                          StepShape{inv_freq, q_norm, k_norm, place, heads, kv_heads, window, eps,  \
-                                                   scale, panel_tokens, {found, arrived}, turned, neighbours,      \
-                                                   stretch, beta, original, cap});                                 \
+                                                   scale, panel_tokens, {found, arrived}, VARIANT(HEAD)});         \
     }
+#define ATTENTION_STEPS_INT8(HEAD, BLOCKS)                              \
+    ATTENTION_STEP_INT8(attention_step, HEAD, 4, 2, PLAIN)              \
+    ATTENTION_STEP_INT8(attention_steps, HEAD, 2, BLOCKS, PLAIN)        \
+    ATTENTION_STEP_INT8(attention_step_any, HEAD, 4, 2, GENERAL)        \
+    ATTENTION_STEP_INT8(attention_steps_any, HEAD, 2, BLOCKS, GENERAL)
 
-ATTENTION_STEP_INT8(attention_step, 16, 4, 2)
-ATTENTION_STEP_INT8(attention_step, 32, 4, 2)
-ATTENTION_STEP_INT8(attention_step, 64, 4, 2)
-ATTENTION_STEP_INT8(attention_step, 128, 4, 2)
-ATTENTION_STEP_INT8(attention_steps, 16, 2, 3)
-ATTENTION_STEP_INT8(attention_steps, 32, 2, 4)
-ATTENTION_STEP_INT8(attention_steps, 64, 2, 4)
-ATTENTION_STEP_INT8(attention_steps, 128, 2, 4)
+ATTENTION_STEPS_INT8(16, 3)
+ATTENTION_STEPS_INT8(32, 4)
+ATTENTION_STEPS_INT8(64, 4)
+ATTENTION_STEPS_INT8(128, 4)
 
 #endif

@@ -56,41 +56,31 @@ extern "C" __global__ void repack_grids(
     grids[index] = scales[(size_t)group * out + n] | zero << 16;
 }
 
-/// w[row, place] = (code - zero) * scale from fragments, features in their order; one thread a lane's 16 bytes.
+/// w[row, place] = (code - zero) * scale from fragments, features in their order. A thread takes eight features of two
+/// outputs, so that neighbours store side by side: half of a lane's 16 bytes with 4 bits, all of them with 8.
 extern "C" __global__ void dequantize_fragments(
     real_t* w,              // [out, in]
-    const uint4* fragments, // [out / 16, in / chunk, 32]
+    const uint2* fragments, // [out / 16, in / chunk, 32, 2]
     const u32* grids,       // [out / 16, groups, 8, 2]
     int in, int out, int bits, int group_size) {
     size_t index = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    int chunk_features = 256 / bits, chunks = in / chunk_features, groups = (in + group_size - 1) / group_size;
-    if (index >= (size_t)(out / 16) * chunks * 32) return;
-    int lane = index % 32, chunk = index / 32 % chunks, tile = index / 32 / chunks;
-    int features = 64 / bits, first = chunk * chunk_features + lane % 4 * features, g = lane / 4;
-    uint4 bytes = fragments[index];
-    u32 words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
+    int chunks = in / (256 / bits), groups = (in + group_size - 1) / group_size, parts = 8 / bits;
+    if (index >= (size_t)(out / 16) * chunks * 32 * parts) return;
+    int part = index % parts, lane = index / parts % 32, chunk = index / parts / 32 % chunks;
+    int tile = index / parts / 32 / chunks, g = lane / 4, first = ((chunk * 4 + lane % 4) * parts + part) * 8;
+    uint2 low = fragments[index * 2 / parts], high = bits == 8 ? fragments[index * 2 + 1] : low;
+    u32 words[4] = {low.x, low.y, high.x, high.y};
     const u32* grid = grids + ((size_t)tile * groups + first / group_size) * 16 + 2 * g;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        float scale = f16_to_float(grid[half] & 0xFFFF), zero = (float)(grid[half] >> 16);
-        real_t* row = w + (size_t)(tile * 16 + g + 8 * half) * in + first;
-        float values[8];
-        if (bits == 4) {
-            // Two words have eight features: of each four, pair i / 2 and its half i % 2.
+        float scale = f16_to_float(grid[half] & 0xFFFF), zero = (float)(grid[half] >> 16), values[8];
 #pragma unroll
-            for (int j = 0; j < 2; j++) {
-#pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    int nibble = i % 4 / 2 * 2 + half + i % 2 * 4;
-                    values[i] = ((float)(words[2 * j + i / 4] >> (4 * nibble) & 15) - zero) * scale;
-                }
-                store8(row + 8 * j, values);
-            }
-        } else {
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                values[i] = ((float)(words[i / 2] >> (8 * (2 * half + i % 2)) & 255) - zero) * scale;
-            store8(row, values);
+        for (int i = 0; i < 8; i++) {
+            // Of four features with 4 bits in a word: pair i / 2 and its half i % 2.
+            u32 code = bits == 4 ? words[i / 4] >> (4 * (i % 4 / 2 * 2 + half + i % 2 * 4)) & 15
+                                 : words[i / 2] >> (8 * (2 * half + i % 2)) & 255;
+            values[i] = ((float)code - zero) * scale;
         }
+        store8(w + (size_t)(tile * 16 + g + 8 * half) * in + first, values);
     }
 }

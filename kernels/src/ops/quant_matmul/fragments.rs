@@ -190,7 +190,8 @@ impl Fragments {
             Arg::Int(self.bits as i32),
             Arg::Int(self.group_size as i32),
         ];
-        gpu.launch("dequantize_fragments", Launch::threads(n * k * self.bits as usize / 128), &args)?;
+        // Eight features of two outputs each.
+        gpu.launch("dequantize_fragments", Launch::threads(n * k / 16), &args)?;
         Ok(CudaWeight::new(values.into(), self.dims, false, self.bias.clone()))
     }
 }

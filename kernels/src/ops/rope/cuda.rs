@@ -4,6 +4,9 @@ use crate::{Batch, Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("rope.cu");
 
+/// Features of a head whose sixteenths are a number of lanes that a warp is divided into.
+const HALVES: [usize; 5] = [32, 64, 128, 256, 512];
+
 impl Rope for Cuda {
     fn rope(
         &self,
@@ -44,7 +47,7 @@ impl Cuda {
             1 => None,
             _ => Some(self.upload(&frequency_rows(batch, several))?),
         };
-        let args = [
+        let mut args = vec![
             Arg::Address(self.real(&q)?),
             Arg::Address(k),
             Arg::Address(v),
@@ -59,15 +62,22 @@ impl Cuda {
             Arg::Int(shape.kv_heads as i32),
             Arg::Int(shape.head_dim as i32),
             Arg::Float(eps),
-            Arg::Int(q_whole as i32),
-            Arg::Int(k_whole as i32),
-            Arg::Int(shape.turned as i32),
-            Arg::Int((shape.pairing == Pairing::Neighbours) as i32),
-            Arg::Float(shape.stretch),
-            Arg::Float(growth.beta),
-            Arg::Int(growth.original as i32),
         ];
-        self.launch("rope", Launch::blocks(rows, 256).shared(4 * shape.head_dim), &args)?;
+        let in_halves = shape.turned == shape.head_dim && shape.pairing == Pairing::Halves;
+        let kernel = match in_halves && !q_whole && !k_whole && HALVES.contains(&shape.head_dim) {
+            true => "rope_halves",
+            false => {
+                args.extend([
+                    Arg::Int(q_whole as i32),
+                    Arg::Int(k_whole as i32),
+                    Arg::Int(shape.turned as i32),
+                    Arg::Int((shape.pairing == Pairing::Neighbours) as i32),
+                ]);
+                "rope"
+            }
+        };
+        args.extend([Arg::Float(shape.stretch), Arg::Float(growth.beta), Arg::Int(growth.original as i32)]);
+        self.launch(kernel, Launch::blocks(rows, 256).shared(4 * shape.head_dim), &args)?;
         Ok(q)
     }
 }

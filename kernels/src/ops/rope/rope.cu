@@ -83,6 +83,19 @@ __device__ __forceinline__ float query_growth(u32 position, float beta, u32 orig
     return beta != 0.f ? 1.f + beta * logf(1.f + (float)(position / original)) : 1.f;
 }
 
+/// Cosine and sine of each pair's angle at a position, by all threads of the block.
+__device__ __forceinline__ void find_turns(float2* turns, const float* inv_freq, u32 position, int half_dim, int turned,
+                                           float stretch) {
+    for (int i = threadIdx.x; i < half_dim; i += blockDim.x) {
+        float2 turn = make_float2(1.f, 0.f);
+        if (i < turned / 2) {
+            sincosf((float)position * inv_freq[i], &turn.y, &turn.x);
+            turn.x *= stretch, turn.y *= stretch;
+        }
+        turns[i] = turn;
+    }
+}
+
 /// Splits q|k|v, normalises q and k where weights are given, rotates them. One block a token, one warp a head at a time.
 extern "C" __global__ void rope(
     real_t* q,                // [tokens, heads * head_dim]
@@ -102,14 +115,7 @@ extern "C" __global__ void rope(
     size_t token = blockIdx.x, row = slots ? slots[token] : token;
     u32 place = positions[token];
     if (tables) inv_freq += (size_t)tables[token] * half_dim;
-    for (int i = threadIdx.x; i < half_dim; i += blockDim.x) {
-        float2 turn = make_float2(1.f, 0.f);
-        if (i < turned / 2) {
-            sincosf((float)place * inv_freq[i], &turn.y, &turn.x);
-            turn.x *= stretch, turn.y *= stretch;
-        }
-        turns[i] = turn;
-    }
+    find_turns(turns, inv_freq, place, half_dim, turned, stretch);
     qkv += token * (heads + 2 * kv_heads) * head_dim;
     float q_factor = q_whole ? norm_factor(qkv, heads * head_dim, eps) : 1.f;
     float k_factor = k_whole ? norm_factor(qkv + heads * head_dim, kv_heads * head_dim, eps) : 1.f;
@@ -129,5 +135,82 @@ extern "C" __global__ void rope(
         else if (is_v) copy_head<1>(y, x, head_dim);
         else if (turning.plain()) turn_head<2>(y, x, turning, norm, whole, factor, grown, eps);
         else turn_head<1>(y, x, turning, norm, whole, factor, grown, eps);
+    }
+}
+
+/// Pairs of eight features that a lane has on their way at once.
+#define ROPE_AHEAD (F32 ? 1 : 3)
+
+struct __align__(16) Eight {
+    real_t values[8];
+};
+
+/// The same where heads are turned whole, in halves, and each has a norm of its own: a lane takes eight features of both
+/// halves, so that head_dim / 16 neighbouring lanes share a head. One block a token.
+extern "C" __global__ void __launch_bounds__(256, 4) rope_halves(
+    real_t* q, real_t* k, real_t* v, const real_t* qkv, const u32* positions, const u32* slots, const float* inv_freq,
+    const u32* tables, const real_t* q_norm, const real_t* k_norm, int heads, int kv_heads, int head_dim, float eps,
+    float stretch, float beta, u32 original) {
+    extern __shared__ float2 turns[];  // [head_dim / 2]
+    int half_dim = head_dim / 2, lanes = head_dim / 16, part = threadIdx.x % lanes * 8;
+    int units = (heads + 2 * kv_heads) * lanes;
+    size_t token = blockIdx.x, row = slots ? slots[token] : token;
+    u32 place = positions[token];
+    if (tables) inv_freq += (size_t)tables[token] * half_dim;
+    qkv += token * (heads + 2 * kv_heads) * head_dim + part;
+    Eight x[ROPE_AHEAD][2] = {};
+    auto read = [&](int first) {
+#pragma unroll
+        for (int i = 0; i < ROPE_AHEAD; i++) {
+            int unit = first + i * blockDim.x;
+            if (unit >= units) continue;
+            x[i][0] = *(const Eight*)(qkv + unit / lanes * head_dim);
+            x[i][1] = *(const Eight*)(qkv + unit / lanes * head_dim + half_dim);
+        }
+    };
+    read(threadIdx.x);
+    find_turns(turns, inv_freq, place, half_dim, head_dim, stretch);
+    float growth = query_growth(place, beta, original);
+    __syncthreads();
+    // All lanes of a warp go through all of it, since those of a head add up.
+    for (int first = threadIdx.x; first - threadIdx.x % 32 < units; first += ROPE_AHEAD * blockDim.x) {
+#pragma unroll
+        for (int i = 0; i < ROPE_AHEAD; i++) {
+            int unit = first + i * blockDim.x, head = unit / lanes;
+            bool is_q = head < heads, is_v = head >= heads + kv_heads;
+            const real_t* norm = is_v ? 0 : is_q ? q_norm : k_norm;
+            float a[8], b[8];
+            load8(a, x[i][0].values);
+            load8(b, x[i][1].values);
+            if (q_norm || k_norm) {
+                float sum = 0.f;
+#pragma unroll
+                for (int j = 0; j < 8; j++) sum += a[j] * a[j] + b[j] * b[j];
+                for (int offset = lanes / 2; offset > 0; offset >>= 1) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
+                if (norm) {
+                    float weights[2][8], factor = rsqrtf(sum / head_dim + eps);
+                    load8(weights[0], norm + part);
+                    load8(weights[1], norm + part + half_dim);
+#pragma unroll
+                    for (int j = 0; j < 8; j++) a[j] *= factor * weights[0][j], b[j] *= factor * weights[1][j];
+                }
+            }
+            if (unit >= units) continue;
+            if (!is_v)
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    float2 turn = turns[part + j];
+                    float turned = a[j] * turn.x - b[j] * turn.y;
+                    b[j] = b[j] * turn.x + a[j] * turn.y;
+                    a[j] = turned;
+                    if (is_q) a[j] *= growth, b[j] *= growth;
+                }
+            real_t* y = is_q   ? q + (token * heads + head) * head_dim
+                        : is_v ? v + (row * kv_heads + head - heads - kv_heads) * head_dim
+                               : k + (row * kv_heads + head - heads) * head_dim;
+            store8(y + part, a);
+            store8(y + part + half_dim, b);
+        }
+        read(first + ROPE_AHEAD * blockDim.x);
     }
 }
