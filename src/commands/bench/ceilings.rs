@@ -80,6 +80,20 @@ impl Ceilings {
     }
 }
 
+/// The product of [`Ceilings::matmul`] again and again for a second, after another second of the same: a GPU at its power
+/// limit lowers its clock, and what takes longer than some products is to be compared with this.
+pub fn sustained_product<B: Backend>(device: &B, config: &ModelConfig, ceilings: &Ceilings) -> Result<Figure> {
+    let (rows, k, n) = (8192, config.hidden_size, config.intermediate_size);
+    let x = device.tensor(values(rows * k), (rows, k))?;
+    let w = device.weight_from_f32(values(n * k), (n, k), None)?;
+    let flops = 2.0 * (rows * k * n) as f64;
+    let count = (ceilings.matmul / flops).ceil() as usize;
+    let seconds = median(device, 1, || (0..count).try_for_each(|_| device.matmul(&x, &w).map(drop)))?;
+    let rate = count as f64 * flops / seconds;
+    Ok(Figure::new("ceiling: the same for a second", rate / 1e12, "TFLOP/s")
+        .share("the matrix product", rate / ceilings.matmul))
+}
+
 /// Bytes a second of copies inside a GPU's memory, and to the GPU and from it.
 fn copies<B: Backend>(device: &B, rows: usize) -> Result<(f64, [f64; 2])> {
     // Far larger than any cache, and than what asking for it costs.

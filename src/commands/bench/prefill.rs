@@ -7,7 +7,7 @@ use gptq_kernels::{Backend, Batch, KV_BLOCK_ROWS, SequenceRows};
 use gptq_runtime::layout;
 use gptq_runtime::model::{Model, ModelFiles};
 
-use super::ceilings::{Ceilings, attention_flops};
+use super::ceilings::{Ceilings, attention_flops, sustained_product};
 use super::{Figure, Rate, Workspace, median, print};
 use crate::args::{KvDtypeArg, PrefillBenchArgs};
 use crate::commands::common::{self, DeviceKind, OnDevice};
@@ -41,6 +41,10 @@ impl OnDevice for Measure<'_> {
         let model = common::load_model(&device, dir)?.with_kv_dtype(kv_dtype.into());
         let mut figures = ceilings.figures();
         figures.extend(measure(&model, files, &args.tokens, &ceilings)?);
+        if kind == DeviceKind::Gpu {
+            // Last, since it heats the GPU.
+            figures.push(sustained_product(&device, &files.config, &ceilings)?);
+        }
         Ok((format!("{}{}, on {}", args.model, kv_dtype.note(), device.name()), figures))
     }
 }
