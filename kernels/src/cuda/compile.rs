@@ -71,7 +71,7 @@ const EXPERTS: [(&str, &str); 4] = [
     ("experts/product.cu", ops::experts::product::SOURCE),
 ];
 
-const COMMON: [(&str, &str); 27] = [
+const COMMON: [(&str, &str); 28] = [
     ("prelude.cu", include_str!("prelude.cu")),
     ("columns.cu", include_str!("columns.cu")),
     ("add.cu", ops::add::cuda::SOURCE),
@@ -84,6 +84,7 @@ const COMMON: [(&str, &str); 27] = [
     ("hopper.cu", ops::attention::hopper::SOURCE),
     ("kv_int8.cu", ops::attention::cuda_cache::SOURCE),
     ("rope.cu", ops::rope::cuda::SOURCE),
+    ("step_parts.cu", ops::attention::step::PARTS_SOURCE),
     ("step.cu", ops::attention::step::SOURCE),
     ("step_int8.cu", ops::attention::step::INT8_SOURCE),
     ("embedding.cu", ops::embedding::cuda::SOURCE),

@@ -82,7 +82,11 @@ impl Ceilings {
 
 /// The product of [`Ceilings::matmul`] again and again for a second, after another second of the same: a GPU at its power
 /// limit lowers its clock, and what takes longer than some products is to be compared with this.
-pub fn sustained_product<B: Backend>(device: &B, config: &ModelConfig, ceilings: &Ceilings) -> Result<Figure> {
+pub fn sustained_product<B: Backend>(
+    device: &B,
+    config: &ModelConfig,
+    ceilings: &Ceilings,
+) -> Result<Figure> {
     let (rows, k, n) = (8192, config.hidden_size, config.intermediate_size);
     let x = device.tensor(values(rows * k), (rows, k))?;
     let w = device.weight_from_f32(values(n * k), (n, k), None)?;

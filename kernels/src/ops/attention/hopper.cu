@@ -61,7 +61,8 @@ __device__ __forceinline__ void multiply_tiles(const Memory& memory, const Atten
                   matrix(v_tile + s * 16 * 128, PANEL));
         wgmma_commit();
     };
-    // Values from `count` on are of other sequences or of none: zero times what is no number would be none either.
+    // Values from `count` on belong to other sequences or were never written: an infinity among them, times a weight of
+    // zero, would spoil the sum.
     auto clear_values = [&](int count) {
         constexpr int PIECES = D / 8;
         for (int i = threadIdx.x % 128 + count * PIECES; i < KEYS * PIECES; i += 128) {
@@ -71,7 +72,7 @@ __device__ __forceinline__ void multiply_tiles(const Memory& memory, const Atten
         publish();
         asm volatile("bar.sync %0, 128;" ::"r"(3 + group) : "memory");
     };
-    // Turns scores into weights; returns by how much what was summed before shrinks.
+    // Turns scores into weights; `keep` is what sums over the tiles before are multiplied by.
     auto soften = [&](int first, const int (&own)[2], int earliest) {
         int window = call.window;
         bool inside = first + KEYS - 1 <= earliest && (window <= 0 || first > earliest + 15 - window);
@@ -109,10 +110,8 @@ __device__ __forceinline__ void multiply_tiles(const Memory& memory, const Atten
         for (int i = 0; i < 32; i++) weights[i] = pack2(scores[2 * i], scores[2 * i + 1]);
     };
 
-
-
     for (;;) {
-        int item = hear_item(memory, item_place);
+        int item = next_item(memory, item_place);
         if (item >= all) break;
         QueryTile tile(call, item);
         if (tile.count == 0) continue;

@@ -1,8 +1,7 @@
 //! Attention of prompts on Hopper: blocks that go from one tile of queries to the next.
 
 use super::cuda::{Call, Part};
-use crate::cuda::{Arg, Cuda};
-use crate::cuda::{Launch, Rows};
+use crate::cuda::{Arg, Cuda, Launch, Rows};
 use crate::{Dtype, KV_BLOCK_ROWS, Result};
 
 pub(crate) const SOURCE: &str = include_str!("hopper.cu");

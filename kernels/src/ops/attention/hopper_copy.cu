@@ -102,8 +102,8 @@ struct Items {
     }
 };
 
-/// What every other warp hears of it.
-__device__ __forceinline__ int hear_item(const Memory& memory, RingPlace<2>& place) {
+/// The block's next item, for all warps but the one that takes it.
+__device__ __forceinline__ int next_item(const Memory& memory, RingPlace<2>& place) {
     barrier_wait(memory.item.full + 8 * place.index, place.parity);
     int item = memory.items[place.index];
     __syncwarp();
@@ -170,7 +170,7 @@ __device__ __forceinline__ void copy_values(const Memory& memory, const Attentio
     RingPlace<STAGES> place;
     RingPlace<2> item_place;
     for (;;) {
-        int item = hear_item(memory, item_place);
+        int item = next_item(memory, item_place);
         if (item >= all) break;
         copy_keys<D>(memory.v, memory.v_tiles, place, v, call, QueryTile(call, item));
     }

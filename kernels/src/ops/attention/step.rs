@@ -8,6 +8,7 @@ use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
 use crate::ops::rope;
 use crate::{Batch, Dtype, Pairing, Result, RopeShape};
 
+pub(crate) const PARTS_SOURCE: &str = include_str!("step_parts.cu");
 pub(crate) const SOURCE: &str = include_str!("step.cu");
 pub(crate) const INT8_SOURCE: &str = include_str!("step_int8.cu");
 
