@@ -19,7 +19,7 @@ pub(crate) use dense::DenseRow;
 pub(crate) use isa::Isa;
 pub(crate) use linear::{GEMV_ROWS, RowSource, linear};
 pub(crate) use panels::Panels;
-pub(crate) use parts::{Parts, each_row, map};
+pub(crate) use parts::{Parts, each_row, map, new_rows, zeroed};
 pub(crate) use product::{Wanted, multiply};
 pub(crate) use vector::{axpy, dot, exp_in_place, maximum, soft_cap, widen_codes};
 

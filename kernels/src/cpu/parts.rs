@@ -1,6 +1,9 @@
 //! A slice that several threads write, each its own part.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+
+use bytemuck::Zeroable;
 
 use super::team;
 
@@ -52,6 +55,26 @@ pub(crate) fn each_row<T: Send>(y: &mut [T], width: usize, work: impl Fn(usize, 
         let part = unsafe { parts.part(rows.start * width, rows.len() * width) };
         rows.zip(part.chunks_exact_mut(width)).for_each(|(row, y)| work(row, y));
     });
+}
+
+/// `rows` rows of `width` elements, made as [`each_row`] does of zeros.
+pub(crate) fn new_rows<T: Zeroable + Send>(
+    rows: usize,
+    width: usize,
+    work: impl Fn(usize, &mut [T]) + Sync,
+) -> Vec<T> {
+    let mut y = Vec::with_capacity(rows * width);
+    each_row(&mut y.spare_capacity_mut()[..rows * width], width, |row, y| work(row, zeroed(y)));
+    // SAFETY: `zeroed` was called for every row.
+    unsafe { y.set_len(rows * width) };
+    y
+}
+
+/// Fills new memory with zeros: in the thread that goes on with it, and not before in one for all.
+pub(crate) fn zeroed<T: Zeroable>(memory: &mut [MaybeUninit<T>]) -> &mut [T] {
+    memory.iter_mut().for_each(|element| *element = MaybeUninit::zeroed());
+    // SAFETY: zeros are a value of the type.
+    unsafe { &mut *(std::ptr::from_mut(memory) as *mut [T]) }
 }
 
 /// `work(i)` of every `i` below `count`, in their order; each is worth a thread.

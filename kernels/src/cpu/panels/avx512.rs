@@ -13,11 +13,11 @@ type Pair<T> = [T; 2];
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) unsafe fn multiply<const BITS: usize, const T: usize>(task: &Task, y: &mut [[f32; PANEL]]) {
     for (r, run) in task.runs.iter().enumerate() {
-        let zeros = zeros(&task.zeros, run.group);
+        // Loops over `0..T` alone are unrolled, so that sums stay in registers from here on.
+        let (totals, steps) = (&task.totals[r * T..][..T], &task.steps[r * T..][..T]);
         let mut sums = [[_mm512_setzero_si512(); 2]; T];
-        for (sums, total) in sums.iter_mut().zip(&task.totals[r * T..]) {
-            let total = _mm512_set1_epi32(-total);
-            *sums = zeros.map(|zeros| _mm512_mullo_epi32(zeros, total));
+        for t in 0..T {
+            sums[t] = times(-totals[t], &task.zeros, run.group);
         }
         let stride = pairs_in_word(BITS) * T;
         let x = task.x[run.at * stride..][..run.words * stride].chunks_exact(stride);
@@ -33,9 +33,9 @@ pub(super) unsafe fn multiply<const BITS: usize, const T: usize>(task: &Task, y:
                 }
             }
         }
-        let scales = scales(&task.scales, run.group);
+        let (scales, y) = (scales(&task.scales, run.group), &mut y[..T]);
         for t in 0..T {
-            let step = _mm512_set1_ps(task.steps[r * T + t]);
+            let step = _mm512_set1_ps(steps[t]);
             for half in 0..2 {
                 let place = y[t][16 * half..][..16].as_mut_ptr();
                 let scale = _mm512_mul_ps(scales[half], step);
@@ -85,17 +85,18 @@ fn field<const BITS: usize>(word: __m512i, i: usize) -> __m512i {
     _mm512_and_si512(shifted, _mm512_set1_epi32(mask(BITS) as i32))
 }
 
+/// The zero points of a group, times `factor`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn zeros(zeros: &Zeros, group: usize) -> Pair<__m512i> {
+fn times(factor: i32, zeros: &Zeros, group: usize) -> Pair<__m512i> {
     match zeros {
-        Zeros::Same(zero) => [_mm512_set1_epi32(i32::from(*zero)); 2],
+        Zeros::Same(zero) => [_mm512_set1_epi32(factor * i32::from(*zero)); 2],
         Zeros::Each(zeros) => {
             let place = zeros[group].as_ptr();
             // SAFETY: 32 values from `place` on.
             let halves =
                 unsafe { [_mm256_loadu_si256(place.cast()), _mm256_loadu_si256(place.add(16).cast())] };
-            halves.map(|half| _mm512_cvtepu16_epi32(half))
+            halves.map(|half| _mm512_mullo_epi32(_mm512_cvtepu16_epi32(half), _mm512_set1_epi32(factor)))
         }
     }
 }

@@ -4,22 +4,37 @@
 use multiversion::multiversion;
 
 use super::{DIRECT, Panels, Parts, RUN, Run, pairs_in_word, team};
+use crate::cpu::zeroed;
 
 /// Tokens of a block where there are many.
 pub(super) const BLOCK: usize = 12;
 
+/// All tokens, a block after the other, each as the kernels want it.
+pub(super) struct Blocks {
+    /// Of all together.
+    tokens: usize,
+    /// Of a block, but for the last.
+    together: usize,
+    /// `[blocks, words, pairs in a word, tokens]`
+    x: Vec<i32>,
+    /// `[blocks, runs, tokens]`
+    totals: Vec<i32>,
+    /// `[blocks, runs, tokens]`
+    steps: Vec<f32>,
+}
+
 /// Some tokens as the kernels want them.
-pub(super) struct Block {
+pub(super) struct Block<'a> {
     /// Row of the first.
     pub first: usize,
     /// How many, those included that fill up the block.
     pub tokens: usize,
     /// `[words, pairs in a word, tokens]`
-    pub x: Vec<i32>,
+    pub x: &'a [i32],
     /// `[runs, tokens]`
-    pub totals: Vec<i32>,
+    pub totals: &'a [i32],
     /// `[runs, tokens]`
-    pub steps: Vec<f32>,
+    pub steps: &'a [f32],
 }
 
 /// The numbers of tokens that there are kernels for: the least that holds `rows`.
@@ -32,72 +47,103 @@ fn tokens(rows: usize) -> usize {
     }
 }
 
-/// The rows of x, `[rows, in]`, as one block where they are few, else in blocks of [`BLOCK`].
-pub(super) fn fixed(weight: &Panels, x: &[f32], rows: usize) -> Vec<Block> {
-    let largest = if rows <= DIRECT { DIRECT } else { BLOCK };
-    let mut blocks: Vec<_> = (0..rows)
-        .step_by(largest)
-        .map(|first| Block::new(weight, first, tokens((rows - first).min(largest))))
-        .collect();
-    let k = weight.dims.1;
-    let fill = |block: &mut Block| {
-        let x = &x[block.first * k..rows.min(block.first + block.tokens) * k];
-        block.fill(weight, x);
-    };
-    match &mut blocks[..] {
-        [block] => fill(block),
-        blocks => {
-            let parts = Parts::of(blocks);
+impl Blocks {
+    /// The rows of x, `[rows, in]`, as one block where they are few, else in blocks of [`BLOCK`].
+    pub fn of(weight: &Panels, x: &[f32], rows: usize) -> Self {
+        let together = if rows <= DIRECT { tokens(rows) } else { BLOCK };
+        let whole = rows / together.max(1) * together;
+        let tokens = whole + tokens(rows - whole);
+        let (k, runs, pairs) = (weight.dims.1, weight.runs.len(), weight.words * pairs_in_word(weight.bits));
+        let mut all = Self {
+            tokens,
+            together,
+            x: Vec::with_capacity(pairs * tokens),
+            totals: Vec::with_capacity(runs * tokens),
+            steps: Vec::with_capacity(runs * tokens),
+        };
+        let parts = (
+            Parts::of(&mut all.x.spare_capacity_mut()[..pairs * tokens]),
+            Parts::of(&mut all.totals.spare_capacity_mut()[..runs * tokens]),
+            Parts::of(&mut all.steps.spare_capacity_mut()[..runs * tokens]),
+        );
+        team::for_each(tokens.div_ceil(together.max(1)), |i| {
+            let first = i * together;
+            let count = together.min(tokens - first);
             // SAFETY: every block is filled by one thread.
-            team::for_each(rows.div_ceil(largest), |i| unsafe { parts.part(i, 1) }.iter_mut().for_each(fill));
+            let (places, totals, steps) = unsafe {
+                (
+                    parts.0.part(first * pairs, count * pairs),
+                    parts.1.part(first * runs, count * runs),
+                    parts.2.part(first * runs, count * runs),
+                )
+            };
+            let x = &x[first * k..rows.min(first + count) * k];
+            fill(weight, x, count, (zeroed(places), zeroed(totals), zeroed(steps)));
+        });
+        // SAFETY: every block has been filled.
+        unsafe {
+            all.x.set_len(pairs * tokens);
+            all.totals.set_len(runs * tokens);
+            all.steps.set_len(runs * tokens);
         }
+        all
     }
-    blocks
+
+    pub fn iter(&self) -> impl Iterator<Item = Block<'_>> {
+        let per = |length: usize| length / self.tokens.max(1);
+        let (pairs, runs) = (per(self.x.len()), per(self.totals.len()));
+        (0..self.tokens).step_by(self.together.max(1)).map(move |first| {
+            let tokens = self.together.min(self.tokens - first);
+            Block {
+                first,
+                tokens,
+                x: &self.x[first * pairs..][..tokens * pairs],
+                totals: &self.totals[first * runs..][..tokens * runs],
+                steps: &self.steps[first * runs..][..tokens * runs],
+            }
+        })
+    }
 }
 
-impl Block {
-    fn new(weight: &Panels, first: usize, tokens: usize) -> Self {
-        let runs = weight.runs.len();
-        let x = vec![0; weight.words * pairs_in_word(weight.bits) * tokens];
-        Self { first, tokens, x, totals: vec![0; runs * tokens], steps: vec![0.0; runs * tokens] }
+/// Writes a block, which is all zeros, for the rows of `x`.
+fn fill(
+    weight: &Panels,
+    x: &[f32],
+    tokens: usize,
+    (places, totals, steps): (&mut [i32], &mut [i32], &mut [f32]),
+) {
+    let (k, pairs) = (weight.dims.1, weight.words * pairs_in_word(weight.bits));
+    let mut rows = vec![0; if tokens == 1 { 0 } else { tokens * pairs }];
+    for (t, x) in x.chunks_exact(k.max(1)).enumerate() {
+        let row = if tokens == 1 { &mut *places } else { &mut rows[t * pairs..][..pairs] };
+        integers(weight, x, row, |r, (step, total)| {
+            (steps[r * tokens + t], totals[r * tokens + t]) = (step, total);
+        });
     }
-
-    fn fill(&mut self, weight: &Panels, x: &[f32]) {
-        let (k, tokens, pairs) = (weight.dims.1, self.tokens, weight.words * pairs_in_word(weight.bits));
-        if tokens == 1 {
-            (self.steps, self.totals) = integers(weight, x, &mut self.x);
-            return;
-        }
-        let mut rows = vec![0; tokens * pairs];
-        for (t, (x, row)) in x.chunks_exact(k).zip(rows.chunks_exact_mut(pairs)).enumerate() {
-            let (steps, totals) = integers(weight, x, row);
-            for (r, (step, total)) in steps.into_iter().zip(totals).enumerate() {
-                (self.steps[r * tokens + t], self.totals[r * tokens + t]) = (step, total);
-            }
-        }
-        for (i, x) in self.x.chunks_exact_mut(tokens).enumerate() {
+    if tokens > 1 {
+        for (i, x) in places.chunks_exact_mut(tokens).enumerate() {
             x.iter_mut().enumerate().for_each(|(t, x)| *x = rows[t * pairs + i]);
         }
     }
 }
 
-/// One token's integers, two to a pair, with the steps and the sums of its runs. Pairs beyond a run's columns stay as
-/// they are.
-fn integers(weight: &Panels, x: &[f32], pairs: &mut [i32]) -> (Vec<f32>, Vec<i32>) {
+/// One token's integers, two to a pair; `note` gets the step and the sum of each of its runs. Pairs beyond a run's columns
+/// stay as they are.
+fn integers(weight: &Panels, x: &[f32], pairs: &mut [i32], mut note: impl FnMut(usize, (f32, i32))) {
     let mut values = [0.0; RUN];
-    let one = |run: &Run| {
-        let values = &mut values[..run.columns.len()];
+    for (r, run) in weight.runs.iter().enumerate() {
+        let Run { columns, at, .. } = run;
+        let values = &mut values[..columns.len()];
         match &weight.order {
             Some(order) => {
-                let order = &order[run.columns.clone()];
+                let order = &order[columns.clone()];
                 values.iter_mut().zip(order).for_each(|(value, i)| *value = x[*i as usize]);
             }
-            None => values.copy_from_slice(&x[run.columns.clone()]),
+            None => values.copy_from_slice(&x[columns.clone()]),
         }
-        let halves = bytemuck::cast_slice_mut(&mut pairs[run.at * pairs_in_word(weight.bits)..]);
-        round(values, halves)
-    };
-    weight.runs.iter().map(one).unzip()
+        let halves = bytemuck::cast_slice_mut(&mut pairs[at * pairs_in_word(weight.bits)..]);
+        note(r, round(values, halves));
+    }
 }
 
 /// Writes the multiples of a step that come nearest to `values`; returns the step and their sum. Where a value is

@@ -27,7 +27,7 @@ use half::f16;
 
 use super::team;
 use super::{Isa, Parts};
-use fixed::{Block, fixed};
+use fixed::{Block, Blocks};
 use kernels::Kernels;
 
 /// Output rows of a panel.
@@ -196,22 +196,25 @@ impl Panels {
     /// `x W^T + bias`; x: `[rows, in]`, result: `[rows, out]`
     pub fn product(&self, x: &[f32], rows: usize, isa: Isa) -> Vec<f32> {
         let n = self.dims.0;
-        let mut y = vec![0.0; rows * n];
+        let mut y = Vec::with_capacity(rows * n);
         let panels = n.div_ceil(PANEL);
-        let blocks = fixed(self, x, rows);
-        let parts = Parts::of(&mut y);
+        let blocks = Blocks::of(self, x, rows);
+        let blocks: Vec<_> = blocks.iter().collect();
+        let parts = Parts::of(&mut y.spare_capacity_mut()[..rows * n]);
         let store = |panel: usize, first: usize, tile: &[[f32; PANEL]]| {
             let columns = panel * PANEL..((panel + 1) * PANEL).min(n);
             for (row, values) in (first..rows).zip(tile) {
                 // SAFETY: every panel has columns of its own, and every tile rows of its own.
                 let y = unsafe { parts.part(row * n + columns.start, columns.len()) };
                 match &self.bias {
-                    Some(bias) => y
-                        .iter_mut()
-                        .zip(values)
-                        .zip(&bias[columns.clone()])
-                        .for_each(|((y, x), b)| *y = x + b),
-                    None => y.copy_from_slice(&values[..y.len()]),
+                    Some(bias) => {
+                        y.iter_mut().zip(values).zip(&bias[columns.clone()]).for_each(|((y, x), b)| {
+                            y.write(x + b);
+                        })
+                    }
+                    None => y.iter_mut().zip(values).for_each(|(y, x)| {
+                        y.write(*x);
+                    }),
                 }
             }
         };
@@ -233,6 +236,8 @@ impl Panels {
                 });
             }
         }
+        // SAFETY: every row of every panel has been stored.
+        unsafe { y.set_len(rows * n) };
         y
     }
 
@@ -242,9 +247,9 @@ impl Panels {
             codes: &self.codes[panel * self.words..][..self.words],
             scales: self.scales.of_panel(panel, self.groups),
             zeros: self.zeros.of_panel(panel, self.groups),
-            x: &block.x,
-            totals: &block.totals,
-            steps: &block.steps,
+            x: block.x,
+            totals: block.totals,
+            steps: block.steps,
         }
     }
 

@@ -1,14 +1,14 @@
+use std::cell::RefCell;
 use std::ops::Range;
 
 use candle_core::Tensor;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
-use rayon::prelude::*;
 
 use super::cpu_cache::{CpuKvCache, Part, Rows, Run, parts, runs};
 use super::cpu_step::{self, MOST_ROWS, Token};
 use super::{Attention, AttentionShape, KvShape, check};
-use crate::cpu::{View, exp_in_place, maximum, soft_cap};
+use crate::cpu::{Parts, View, exp_in_place, maximum, soft_cap, team};
 use crate::{Batch, Cpu, Device, Result};
 
 /// Query rows that share one score tile: long enough for the blocked product, short enough for the cache.
@@ -42,86 +42,93 @@ impl Attention for Cpu {
     }
 }
 
-/// One tile of a sequence's queries: its rows in q and the position of the first.
+thread_local! {
+    /// Scores of a tile: memory that a thread uses again and again.
+    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// One tile of a sequence's queries: its rows in q and y, and the position of the first.
 struct Tile<'a> {
-    q: &'a [f32],
+    first: usize,
+    rows: usize,
     position: usize,
     runs: &'a [Run],
 }
 
 fn attend(q: &[f32], kv: [Rows; 2], batch: &Batch, shape: &AttentionShape, paged: bool) -> Vec<f32> {
-    let width = shape.heads * shape.head_dim;
     let starts = batch.sequences.iter().scan(0, |next, s| Some(std::mem::replace(next, *next + s.rows)));
     let keys: Vec<_> =
         batch.sequences.iter().zip(starts.clone()).map(|(s, row)| runs(s, row, paged)).collect();
-    let mut tiles = Vec::new();
-    let mut y = vec![0.0; q.len()];
-    let mut rest = &mut y[..];
-    let mut tokens = Vec::new();
+    let (mut tiles, mut tokens) = (Vec::new(), Vec::new());
     for ((sequence, start), runs) in batch.sequences.iter().zip(starts).zip(&keys) {
+        let context = sequence.context;
         if sequence.rows <= MOST_ROWS {
-            let token = |i| Token { row: start + i, position: sequence.context + i, runs };
-            tokens.extend((0..sequence.rows).map(token));
-            rest = &mut rest[sequence.rows * width..];
+            tokens.extend((0..sequence.rows).map(|i| Token { row: start + i, position: context + i, runs }));
             continue;
         }
-        for row in (0..sequence.rows).step_by(TILE_ROWS) {
+        tiles.extend((0..sequence.rows).step_by(TILE_ROWS).map(|row| {
             let rows = TILE_ROWS.min(sequence.rows - row);
-            let q = &q[(start + row) * width..][..rows * width];
-            let (out, after) = rest.split_at_mut(rows * width);
-            rest = after;
-            tiles.push((Tile { q, position: sequence.context + row, runs }, out));
-        }
+            Tile { first: start + row, rows, position: context + row, runs }
+        }));
     }
     // Codes are unpacked once for all heads that share them.
     let together = match kv[0] {
         Rows::Plain(_) => 1,
         Rows::Codes(_) => shape.heads / shape.kv_heads,
     };
-    tiles.into_par_iter().for_each(|(tile, out)| {
-        let tasks = (0..shape.heads / together).into_par_iter();
-        let of = |task| tile.heads(kv, shape, task * together..(task + 1) * together);
-        let heads: Vec<_> = tasks.flat_map_iter(of).collect();
-        for (head, values) in heads.iter().enumerate() {
-            let columns = head * shape.head_dim..(head + 1) * shape.head_dim;
-            for (row, values) in out.chunks_exact_mut(width).zip(values.chunks_exact(shape.head_dim)) {
-                row[columns.clone()].copy_from_slice(values);
-            }
-        }
+    let mut y = vec![0.0; q.len()];
+    let (groups, parts) = (shape.heads / together, Parts::of(&mut y));
+    team::for_each(tiles.len() * groups, |i| {
+        let first = i % groups * together;
+        tiles[i / groups].heads(q, kv, shape, first..first + together, &parts);
     });
     cpu_step::attend(q, kv, &tokens, shape, &mut y);
     y
 }
 
 impl Tile<'_> {
-    /// Outputs of heads that share their keys, `[rows, head_dim]` each.
-    fn heads(&self, [k, v]: [Rows; 2], shape: &AttentionShape, heads: Range<usize>) -> Vec<Vec<f32>> {
-        let rows = self.q.len() / (shape.heads * shape.head_dim);
+    /// Outputs of heads that share their keys.
+    fn heads(
+        &self,
+        q: &[f32],
+        [k, v]: [Rows; 2],
+        shape: &AttentionShape,
+        heads: Range<usize>,
+        y: &Parts<f32>,
+    ) {
+        let (d, width) = (shape.head_dim, shape.heads * shape.head_dim);
         let kv_head = heads.start / (shape.heads / shape.kv_heads);
-        let seen = self.first_seen(0, shape.window)..self.position + rows;
-        let place = (kv_head, shape.kv_heads, shape.head_dim);
+        let seen = self.first_seen(0, shape.window)..self.position + self.rows;
+        let place = (kv_head, shape.kv_heads, d);
         let (mut unpacked_k, mut unpacked_v) = (Vec::new(), Vec::new());
         let keys = parts(k, self.runs, &seen, place, &mut unpacked_k);
         let values = parts(v, self.runs, &seen, place, &mut unpacked_v);
-        heads.into_par_iter().map(|head| self.head(&keys, &values, shape, head, &seen)).collect()
+        let q = MatRef::from_row_major_slice(&q[self.first * width..][..self.rows * width], self.rows, width);
+        SCORES.with_borrow_mut(|scores| {
+            let needed = self.rows * seen.len();
+            scores.resize(needed.max(scores.len()), 0.0);
+            for head in heads {
+                let first = y.place(self.first * width + head * d, (self.rows - 1) * width + d);
+                // SAFETY: every tile has rows of its own in y, and every head columns.
+                let y = unsafe { MatMut::from_raw_parts_mut(first, self.rows, d, width as isize, 1) };
+                self.head(q.subcols(head * d, d), [&keys, &values], shape, &seen, &mut scores[..needed], y);
+            }
+        });
     }
 
-    /// Output of one head, `[rows, head_dim]`.
+    /// Adds the output of one head, `[rows, head_dim]`.
     fn head(
         &self,
-        keys: &[Part],
-        values: &[Part],
+        q: MatRef<f32>,
+        [keys, values]: [&[Part]; 2],
         shape: &AttentionShape,
-        head: usize,
         seen: &Range<usize>,
-    ) -> Vec<f32> {
-        let (d, length) = (shape.head_dim, seen.len());
-        let width = shape.heads * d;
-        let rows = self.q.len() / width;
-        let q = MatRef::from_row_major_slice(self.q, rows, width).subcols(head * d, d);
-        let mut scores = vec![0.0; rows * length];
+        scores: &mut [f32],
+        mut y: MatMut<f32>,
+    ) {
+        let length = seen.len();
         for keys in keys {
-            let scores = MatMut::from_row_major_slice_mut(&mut scores, rows, length);
+            let scores = MatMut::from_row_major_slice_mut(scores, self.rows, length);
             let scores = scores.subcols_mut(keys.before, keys.rows);
             matmul(scores, Accum::Replace, q, keys.matrix().transpose(), shape.scale, Par::Seq);
         }
@@ -132,14 +139,11 @@ impl Tile<'_> {
             }
             softmax(row, own);
         }
-        let mut y = vec![0.0; rows * d];
         for values in values {
-            let scores = MatRef::from_row_major_slice(&scores, rows, length);
+            let scores = MatRef::from_row_major_slice(scores, self.rows, length);
             let scores = scores.subcols(values.before, values.rows);
-            let y = MatMut::from_row_major_slice_mut(&mut y, rows, d);
-            matmul(y, Accum::Add, scores, values.matrix(), 1.0, Par::Seq);
+            matmul(y.as_mut(), Accum::Add, scores, values.matrix(), 1.0, Par::Seq);
         }
-        y
     }
 
     /// The first token that row `row` of the tile sees.

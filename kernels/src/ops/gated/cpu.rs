@@ -2,15 +2,14 @@ use candle_core::Tensor;
 use candle_core::cpu::erf::erf_f64;
 
 use super::{Activation, CUBIC, Gated, LINEAR, check};
-use crate::cpu::{View, each_row, exp_in_place};
+use crate::cpu::{View, exp_in_place, new_rows};
 use crate::{Cpu, Device, Result};
 
 impl Gated for Cpu {
     fn gated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         let n = check(self.shape(x))?;
         let x = View::of(x)?;
-        let mut y = vec![0.0; x.rows * n];
-        each_row(&mut y, n, |row, y| {
+        let y = new_rows(x.rows, n, |row, y| {
             let (gate, up) = x[2 * row * n..][..2 * n].split_at(n);
             activate(gate, y, activation);
             y.iter_mut().zip(up).for_each(|(y, up)| *y *= up);

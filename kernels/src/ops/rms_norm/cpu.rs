@@ -1,15 +1,17 @@
 use candle_core::Tensor;
 
 use super::{RmsNorm, check};
-use crate::cpu::{View, dot, each_row};
+use crate::cpu::{View, dot, new_rows};
 use crate::{Cpu, Device, Result};
 
 impl RmsNorm for Cpu {
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
         check(self.shape(x), self.shape(weight))?;
         let (x, weight) = (View::of(x)?, View::of(weight)?);
-        let mut y = x.to_vec();
-        each_row(&mut y, x.columns, |_, row| normalise(row, &weight, eps));
+        let y = new_rows(x.rows, x.columns, |row, y| {
+            y.copy_from_slice(&x[row * x.columns..][..x.columns]);
+            normalise(y, &weight, eps);
+        });
         self.tensor(y, (x.rows, x.columns))
     }
 }
