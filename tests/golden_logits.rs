@@ -147,8 +147,9 @@ fn a_card_gives_the_logits_of_transformers() {
             model.forward(&ids[..40], &batch(40, 0), Some(&mut caches)).unwrap();
             let vocab = model.config.vocab_size;
             for place in 40..48 {
-                let logits =
-                    model.decode(&ids[place..=place], &batch(1, place), &mut caches, &mut decoder).unwrap();
+                let logits = model
+                    .decode(&ids[place..=place], &batch(1, place), None, &mut caches, &mut decoder)
+                    .unwrap();
                 let got = model.backend().to_vec(&logits).unwrap();
                 near("token by token", &got, &expected[place * vocab..][..vocab]);
             }

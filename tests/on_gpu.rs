@@ -155,7 +155,7 @@ fn logits<B: Backend>(
     for new in 0..STEPS {
         let step = Batch { sequences: (0..sequences).map(|i| sequence(i, 1, 1 + i % 9 + new)).collect() };
         let ids = ids(3 + new as u32, sequences);
-        next = device.to_vec(&model.decode(&ids, &step, &mut caches, &mut decoder).unwrap()).unwrap();
+        next = device.to_vec(&model.decode(&ids, &step, None, &mut caches, &mut decoder).unwrap()).unwrap();
     }
     [text, next]
 }

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use gptq_kernels::{Backend, Batch, KV_BLOCK_ROWS, SequenceRows};
+use gptq_kernels::{Backend, Batch, KV_BLOCK_ROWS, RowSampling, SequenceRows};
 
 use crate::model::{Decoder, KvCaches, Model};
 use crate::sampling::{Adjustments, Sampler, SamplingParams};
@@ -187,8 +187,8 @@ impl<'a, B: Backend> Sequence<'a, B> {
             sampled = match next {
                 Some(next) => next,
                 None => {
-                    let logits = self.decode(id)?;
-                    backend.sample(&logits, &[sampler.next_row(&seen, prompt.len())])?
+                    let row = [sampler.next_row(&seen, prompt.len())];
+                    backend.sample(&self.decode(id, &row)?, &row)?
                 }
             };
         }
@@ -196,9 +196,9 @@ impl<'a, B: Backend> Sequence<'a, B> {
     }
 
     /// The scores after the last token of `ids`, which is not in the cache yet.
-    fn decode(&mut self, id: u32) -> Result<B::Tensor> {
+    fn decode(&mut self, id: u32, sampling: &[RowSampling]) -> Result<B::Tensor> {
         let batch = self.batch(self.ids.len() - 1, 1);
-        self.model.decode(&[id], &batch, &mut self.caches, &mut self.decoder)
+        self.model.decode(&[id], &batch, Some(sampling), &mut self.caches, &mut self.decoder)
     }
 
     /// Asks for the token at `place`, after one that is still being sampled.
@@ -208,9 +208,10 @@ impl<'a, B: Backend> Sequence<'a, B> {
         sampler: &mut Sampler,
         place: usize,
     ) -> Result<B::Sampled> {
-        let batch = self.batch(place - 1, 1);
-        let logits = self.model.decode_sampled(sampled, &batch, &mut self.caches, &mut self.decoder)?;
-        Ok(self.model.backend().sample(&logits, &[sampler.row_at(place)])?)
+        let (batch, row) = (self.batch(place - 1, 1), [sampler.row_at(place)]);
+        let (caches, decoder) = (&mut self.caches, &mut self.decoder);
+        let logits = self.model.decode_sampled(sampled, &batch, Some(&row), caches, decoder)?;
+        Ok(self.model.backend().sample(&logits, &row)?)
     }
 
     /// Appends tokens and returns the logits after the last one.

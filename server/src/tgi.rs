@@ -107,7 +107,9 @@ pub async fn respond(call: &Call, asked: Asked, root: bool) -> Result<Response, 
     if root && asked.stream {
         return stream(call, asked);
     }
-    let Asked { plan, best_of, echo, seed, details: detailed, .. } = asked;
+    let Asked { mut plan, best_of, echo, seed, details: detailed, .. } = asked;
+    // Which answer is the best is found by them too.
+    plan.task.logprobs = detailed || best_of > 1;
     let top = plan.task.top_n > 0;
     let collected = generation::collect(generation::start(call, &[plan], best_of)?).await?;
     let seeds = (0..best_of as u64).map(|i| seed.map(|seed| seed.wrapping_add(i)));

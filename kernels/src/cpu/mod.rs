@@ -6,6 +6,7 @@ mod linear;
 mod panels;
 mod parts;
 mod product;
+mod sketch;
 pub(crate) mod team;
 mod vector;
 
@@ -21,6 +22,7 @@ pub(crate) use linear::{GEMV_ROWS, RowSource, linear};
 pub(crate) use panels::Panels;
 pub(crate) use parts::{Parts, each_row, map, new_rows, zeroed};
 pub(crate) use product::{Wanted, multiply};
+pub(crate) use sketch::Sketch;
 pub(crate) use vector::{axpy, dot, exp_in_place, maximum, soft_cap, widen_codes};
 
 use crate::{Batch, Device, Error, Result};

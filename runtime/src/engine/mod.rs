@@ -247,9 +247,10 @@ impl<E: Executor> Engine<E> {
         if step.ids.is_empty() {
             return Ok(None);
         }
-        let StepOutput { scores, expected } = self.executor.step(&step)?;
-        self.stats.steps.fetch_add(1, Relaxed);
         let running = &mut self.scheduler.running;
+        let sampling: Vec<_> = step.ready.iter().map(|i| running[*i].next_sampling()).collect();
+        let StepOutput { scores, expected } = self.executor.step(&step, &sampling)?;
+        self.stats.steps.fetch_add(1, Relaxed);
         for ((i, _), tokens) in step.continued.iter().zip(expected) {
             if let Some(prompt) = &mut running[*i].expected {
                 prompt.extend(tokens);
@@ -259,7 +260,6 @@ impl<E: Executor> Engine<E> {
         let count = step.ready.iter().map(|i| running[*i].top_n()).max().unwrap_or(0);
         let mut tops = self.executor.top_tokens(&scores, count)?;
         tops.iter_mut().zip(&step.ready).for_each(|(top, i)| top.truncate(running[*i].top_n()));
-        let sampling: Vec<_> = step.ready.iter().map(|i| running[*i].next_sampling()).collect();
         let serials = step.ready.iter().map(|i| running[*i].serial).collect();
         Ok(Some(StepInFlight { serials, sampled: self.executor.sample(&scores, &sampling)?, tops }))
     }
@@ -268,9 +268,9 @@ impl<E: Executor> Engine<E> {
     /// have ended are discarded, and their KV blocks are overwritten by the next owner.
     fn schedule_ahead(&mut self, in_flight: &StepInFlight<E>) -> Result<Option<StepInFlight<E>>> {
         let Some(batch) = self.scheduler.schedule_ahead(&in_flight.serials) else { return Ok(None) };
-        let scores = self.executor.step_ahead(&in_flight.sampled, &batch)?;
-        self.stats.steps.fetch_add(1, Relaxed);
         let sampling: Vec<_> = self.scheduler.running.iter_mut().map(Sequence::sampling_ahead).collect();
+        let scores = self.executor.step_ahead(&in_flight.sampled, &batch, &sampling)?;
+        self.stats.steps.fetch_add(1, Relaxed);
         let (serials, tops) = (in_flight.serials.clone(), vec![Vec::new(); sampling.len()]);
         Ok(Some(StepInFlight { serials, sampled: self.executor.sample(&scores, &sampling)?, tops }))
     }

@@ -23,6 +23,8 @@ pub struct Task {
     pub eos_token_ids: Vec<u32>,
     pub sampling: SamplingParams,
     pub adjustments: Adjustments,
+    /// Tokens are reported with their log-probabilities.
+    pub logprobs: bool,
     /// Alternatives reported with each token.
     pub top_n: usize,
     /// The prompt's tokens are reported too, which the prefix cache then cannot serve.
@@ -30,7 +32,7 @@ pub struct Task {
 }
 
 impl Task {
-    /// Without ends, adjustments and anything reported beside the tokens.
+    /// Without ends, adjustments and anything reported beside the tokens and their log-probabilities.
     pub fn new(prompt: Vec<u32>, max_new_tokens: usize, sampling: SamplingParams) -> Self {
         Self {
             prompt,
@@ -39,6 +41,7 @@ impl Task {
             eos_token_ids: Vec::new(),
             sampling,
             adjustments: Adjustments::default(),
+            logprobs: true,
             top_n: 0,
             prompt_logprobs: false,
         }
@@ -77,7 +80,8 @@ pub struct PromptToken {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Token {
     pub id: u32,
-    /// Natural logarithm of the model's own probability, before any sampling parameter.
+    /// Natural logarithm of the model's own probability, before any sampling parameter; of no meaning where the task does
+    /// not want it.
     pub logprob: f32,
     /// The likeliest ids, likeliest first.
     pub top: Vec<TokenProbability>,
@@ -204,12 +208,19 @@ impl Sequence {
 
     /// How the next token is drawn.
     pub fn next_sampling(&mut self) -> RowSampling {
-        self.sampler.next_row(&self.ids, self.prompt)
+        let row = self.sampler.next_row(&self.ids, self.prompt);
+        RowSampling { logprob: self.wants_logprob(), ..row }
     }
 
     /// How the token after the one that is being sampled is drawn; for a sequence that [`Self::is_predictable`].
     pub fn sampling_ahead(&mut self) -> RowSampling {
-        self.sampler.row_at(self.ids.len() + 1)
+        let row = self.sampler.row_at(self.ids.len() + 1);
+        RowSampling { logprob: self.wants_logprob(), ..row }
+    }
+
+    /// Whether more is reported of a token than its id.
+    fn wants_logprob(&self) -> bool {
+        self.request.task.logprobs || self.top_n() > 0
     }
 
     /// Whether there is a token after the one that is being sampled, as far as can be known, and everything about it but

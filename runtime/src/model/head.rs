@@ -29,6 +29,11 @@ impl Scores {
         Self { factor: (1.0 / config.logit_divisor) as f32, cap: config.logit_cap.map(|cap| cap as f32) }
     }
 
+    /// A cap would make a number of what is left out.
+    pub fn keeps_infinity(self) -> bool {
+        self.cap.is_none()
+    }
+
     pub fn of_vocabulary<B: Backend>(self, backend: &B, logits: B::Tensor) -> Result<B::Tensor> {
         match self {
             Self { factor: 1.0, cap: None } => Ok(logits),

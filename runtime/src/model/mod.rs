@@ -18,7 +18,7 @@ pub use layer::{Layer, State};
 pub use mixture::{Mixture, Tokens};
 pub use projection::{HostProjection, Projection, dense_parts};
 
-use gptq_kernels::{Backend, Batch, KvDtype, KvShape, SequenceRows};
+use gptq_kernels::{Backend, Batch, KvDtype, KvShape, RowSampling, SequenceRows};
 use head::Scores;
 
 use rayon::prelude::*;
@@ -153,20 +153,22 @@ impl<B: Backend> Model<B> {
         Ok(self.backend.rms_norm(&hidden, &self.norm, self.config.rms_norm_eps as f32)?)
     }
 
-    /// Scores after one new token a sequence, `[sequences, vocab]`, valid until the next call.
+    /// Scores after one new token a sequence, `[sequences, vocab]`, valid until the next call. Where it is said how tokens
+    /// are drawn, those that cannot decide it may be missing, as in [`Self::scores`].
     pub fn decode(
         &self,
         ids: &[u32],
         batch: &Batch,
+        sampling: Option<&[RowSampling]>,
         caches: &mut KvCaches<B>,
         decoder: &mut Decoder<B>,
     ) -> Result<B::Tensor> {
         let count = ids.len();
         if decoder.plain || count > MOST_CAPTURED || self.rotation_varies(batch) {
             let hidden = self.forward(ids, batch, Some(caches))?;
-            return self.logits(&hidden, 0..count);
+            return self.scores(&hidden, sampling);
         }
-        let (mut ids, batch) = (ids.to_vec(), filled(batch, caches));
+        let (asked, (mut ids, batch)) = ((ids, batch), (ids.to_vec(), filled(batch, caches)));
         ids.resize(batch.sequences.len(), 0);
         let replay = |decoder: &Decoder<B>| {
             self.replay(&batch, decoder, |input| self.backend.embedding_into(input, &self.embedding, &ids))
@@ -189,11 +191,10 @@ impl<B: Backend> Model<B> {
                 "decoding steps could not be captured: every kernel is launched by itself, which is slower"
             );
         }
-        let logits = match replay(decoder)? {
-            Some(logits) => logits,
-            None => step()?,
-        };
-        Ok(self.backend.rows(&logits, 0..count)?)
+        match replay(decoder)? {
+            Some(logits) => Ok(self.backend.rows(&logits, 0..count)?),
+            None => self.decode(asked.0, asked.1, sampling, caches, decoder),
+        }
     }
 
     /// The same for tokens that are still being sampled, one a sequence: where the step is captured, the host does not
@@ -202,6 +203,7 @@ impl<B: Backend> Model<B> {
         &self,
         sampled: &B::Sampled,
         batch: &Batch,
+        sampling: Option<&[RowSampling]>,
         caches: &mut KvCaches<B>,
         decoder: &mut Decoder<B>,
     ) -> Result<B::Tensor> {
@@ -217,7 +219,7 @@ impl<B: Backend> Model<B> {
         }
         let ids =
             self.backend.sampled_tokens(sampled)?.into_iter().map(|token| token.map_or(0, |token| token.id));
-        self.decode(&ids.collect::<Vec<_>>(), batch, caches, decoder)
+        self.decode(&ids.collect::<Vec<_>>(), batch, sampling, caches, decoder)
     }
 
     /// Runs a captured step on what `embed` writes into its input; `None` where there is no step for such a batch.
@@ -259,9 +261,24 @@ impl<B: Backend> Model<B> {
 
     /// Scores of every vocabulary entry for the given rows, `[rows, vocab]`.
     pub fn logits(&self, hidden: &B::Tensor, rows: Range<usize>) -> Result<B::Tensor> {
-        let hidden = self.backend.rows(hidden, rows)?;
-        let logits = self.backend.logits(&hidden, self.lm_head.as_ref().unwrap_or(&self.embedding))?;
-        self.scores.of_vocabulary(&self.backend, logits)
+        self.scores(&self.backend.rows(hidden, rows)?, None)
+    }
+
+    /// How much of the head's memory [`Self::scores`] reads at least.
+    pub fn head_share(&self, sampling: &[RowSampling]) -> f64 {
+        let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
+        if self.scores.keeps_infinity() { self.backend.share_read(head, sampling) } else { 1.0 }
+    }
+
+    /// Scores of every vocabulary entry, `[rows, vocab]`; where it is said how a token is drawn for each row, those that
+    /// cannot decide it may be minus infinity.
+    pub fn scores(&self, hidden: &B::Tensor, sampling: Option<&[RowSampling]>) -> Result<B::Tensor> {
+        let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
+        let scores = match sampling {
+            Some(sampling) if self.scores.keeps_infinity() => self.backend.scores(hidden, head, sampling)?,
+            _ => self.backend.logits(hidden, head)?,
+        };
+        self.scores.of_vocabulary(&self.backend, scores)
     }
 }
 

@@ -83,12 +83,13 @@ impl Sampler {
         self.row_at(ids.len())
     }
 
-    /// How the token at a place is drawn, whatever came before it where [`Self::remembers`] is false.
+    /// How the token at a place is drawn, without its log-probability, whatever came before it where [`Self::remembers`] is
+    /// false.
     pub fn row_at(&mut self, place: usize) -> RowSampling {
         let SamplingParams { temperature, top_k, top_p, .. } = self.params;
         let Adjustments { min_p, typical_p, .. } = self.adjustments;
         let (random, changes) = (self.random(place), self.changes_at(place));
-        RowSampling { temperature, top_k, top_p, min_p, typical_p, random, changes }
+        RowSampling { temperature, top_k, top_p, min_p, typical_p, random, changes, logprob: false }
     }
 
     fn changes_at(&self, place: usize) -> Vec<Change> {

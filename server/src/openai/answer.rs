@@ -29,7 +29,7 @@ pub struct Frame {
     id: String,
     created: u64,
     pub prompt_tokens: usize,
-    logprobs: bool,
+    pub logprobs: bool,
     /// How the answer may call functions.
     pub calls: Option<ToolFormat>,
     /// Choices of each prompt.

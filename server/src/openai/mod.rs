@@ -94,8 +94,10 @@ fn decode(call: &Call, ids: &[u32]) -> Result<String, ApiError> {
 
 /// Answers what was asked, in a stream or whole.
 pub async fn respond(call: &Call, asked: Asked) -> Result<Response, ApiError> {
-    let Asked { plans, common, mut frame } = asked;
+    let Asked { mut plans, common, mut frame } = asked;
     let (n, best_of) = common.samples(call)?;
+    // Which answers are the best is found by them too.
+    plans.iter_mut().for_each(|plan| plan.task.logprobs = frame.logprobs || best_of > n);
     frame.prompt_tokens = plans.iter().map(|plan| plan.task.prompt.len()).sum();
     (frame.n, frame.include_usage) = (n, common.include_usage());
     let generations = generation::start(call, &plans, best_of)?;

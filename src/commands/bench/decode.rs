@@ -61,7 +61,9 @@ pub(super) fn measure<B: Backend>(
 ) -> Result<Vec<Figure>> {
     let one = |batch: &usize| {
         let seconds = seconds_a_step(model, *batch, params, contexts.clone())?;
-        let read = bytes_a_step(model, files, *batch, (contexts.start + contexts.end) / 2);
+        let row = Sampler::new(params.clone())?.row_at(0);
+        let context = (contexts.start + contexts.end) / 2;
+        let read = bytes_a_step(model, files, (*batch, context), model.head_share(&[row]));
         let what = format!("decoding, {batch} at once{}", KvDtypeArg::from(model.kv_dtype()).note());
         let figure = Figure::new(what, *batch as f64 / seconds, "tokens/s");
         let step = Rate { value: 1e3 * seconds, unit: "ms a step" };
@@ -89,12 +91,13 @@ fn seconds_a_step<B: Backend>(
     let mut step = |context: usize, before: Option<&B::Sampled>| -> Result<B::Sampled> {
         let sequence = |i| SequenceRows { rows: 1, context, blocks: of(i).collect() };
         let described = Batch { sequences: (0..batch).map(sequence).collect() };
-        let logits = match before {
-            Some(sampled) => model.decode_sampled(sampled, &described, &mut caches, &mut decoder)?,
-            None => model.decode(&vec![1; batch], &described, &mut caches, &mut decoder)?,
-        };
         let sampling: Vec<RowSampling> =
             samplers.iter_mut().map(|sampler| sampler.row_at(context + 1)).collect();
+        let drawn = Some(&sampling[..]);
+        let logits = match before {
+            Some(sampled) => model.decode_sampled(sampled, &described, drawn, &mut caches, &mut decoder)?,
+            None => model.decode(&vec![1; batch], &described, drawn, &mut caches, &mut decoder)?,
+        };
         Ok(backend.sample(&logits, &sampling)?)
     };
     // The first step is captured.
@@ -110,8 +113,13 @@ fn seconds_a_step<B: Backend>(
     Ok(start.elapsed().as_secs_f64() / steps as f64)
 }
 
-/// What a step cannot do without: every weight once, and the keys and values of all contexts.
-fn bytes_a_step<B: Backend>(model: &Model<B>, files: &ModelFiles, batch: usize, context: usize) -> f64 {
+/// What a step cannot do without: every weight once, of the head a share, and the keys and values of all contexts.
+fn bytes_a_step<B: Backend>(
+    model: &Model<B>,
+    files: &ModelFiles,
+    (batch, context): (usize, usize),
+    head_share: f64,
+) -> f64 {
     let config = &files.config;
     let tensors = match &files.quant {
         Some(quant) => layout::artifact_tensors(config, quant, false),
@@ -125,5 +133,5 @@ fn bytes_a_step<B: Backend>(model: &Model<B>, files: &ModelFiles, batch: usize, 
     let layers = tensor_bytes(&tensors, "model.layers.");
     let unread = layout::weights_read(config, usize::MAX) - layout::weights_read(config, batch);
     let layers = layers * (1.0 - unread / layout::weights_read(config, usize::MAX));
-    layers + tensor_bytes(&tensors, head) + (batch * context * token) as f64
+    layers + head_share * tensor_bytes(&tensors, head) + (batch * context * token) as f64
 }

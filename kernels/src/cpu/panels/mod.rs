@@ -18,6 +18,7 @@ mod fixed;
 mod kernels;
 mod pack;
 mod portable;
+mod rounded;
 #[cfg(test)]
 mod tests;
 
@@ -29,12 +30,13 @@ use super::team;
 use super::{Isa, Parts};
 use fixed::{Block, Blocks};
 use kernels::Kernels;
+pub(super) use rounded::Rounded;
 
 /// Output rows of a panel.
 const PANEL: usize = 32;
 
 /// Most input features of a run: with codes of 8 bits and activations of 16, sums stay within 32 bits.
-const RUN: usize = 128;
+pub(super) const RUN: usize = 128;
 
 /// Up to so many tokens codes go straight from words to products; beyond, a run is unpacked once for all tokens.
 const DIRECT: usize = 8;

@@ -48,7 +48,7 @@ impl Panels {
 }
 
 /// Groups cut into runs; a word holds `codes_in_word`.
-fn runs(g_idx: &[u32], groups: usize, codes_in_word: usize) -> Vec<Run> {
+pub(super) fn runs(g_idx: &[u32], groups: usize, codes_in_word: usize) -> Vec<Run> {
     let mut sizes = vec![0; groups];
     g_idx.iter().for_each(|g| sizes[*g as usize] += 1);
     let (mut runs, mut start, mut at) = (Vec::new(), 0, 0);

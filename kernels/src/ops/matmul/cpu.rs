@@ -1,12 +1,14 @@
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use candle_core::Tensor;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::{MatMul, check, check_parts};
-use crate::cpu::{DenseRow, GEMV_ROWS, Isa, Panels, RowSource, View, linear};
-use crate::{Cpu, Device, Dtype, Error, HostTensor, Result};
+use crate::cpu::{DenseRow, GEMV_ROWS, Isa, Panels, RowSource, Sketch, View, linear};
+use crate::ops::sample;
+use crate::{Cpu, Device, Dtype, Error, HostTensor, Result, RowSampling};
 
 /// A weight `[out, in]`, kept in the checkpoint's own type and widened row by row; or one that was quantized and stands
 /// for its values.
@@ -21,6 +23,8 @@ struct Dense {
     values: Values,
     dims: (usize, usize),
     bias: Option<Vec<f32>>,
+    /// Of a head, made when it is first asked for the scores that decide a draw.
+    sketch: OnceLock<Sketch>,
 }
 
 enum Values {
@@ -44,7 +48,7 @@ impl MatMul for Cpu {
             _ => Values::F32(parts.iter().flat_map(HostTensor::to_f32).collect()),
         };
         let bias = (!biases.is_empty()).then(|| biases.iter().flat_map(HostTensor::to_f32).collect());
-        Ok(CpuWeight(Kind::Dense(Dense { values, dims, bias })))
+        Ok(CpuWeight::dense(values, dims, bias))
     }
 
     fn weight_from_f32(
@@ -59,7 +63,7 @@ impl MatMul for Cpu {
         if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != dims.0) {
             return Err(Error::shape("matmul bias", dims.0, bias.len()));
         }
-        Ok(CpuWeight(Kind::Dense(Dense { values: Values::F32(values), dims, bias })))
+        Ok(CpuWeight::dense(Values::F32(values), dims, bias))
     }
 
     fn matmul_kernel(&self, weight: &CpuWeight, rows: usize) -> &'static str {
@@ -80,11 +84,46 @@ impl MatMul for Cpu {
         };
         self.tensor(y, (x.rows, dims.0))
     }
+
+    fn scores(&self, x: &Tensor, weight: &CpuWeight, sampling: &[RowSampling]) -> Result<Tensor> {
+        check(self.shape(x), weight.dims())?;
+        sample::check((self.shape(x).0, weight.dims().0), sampling)?;
+        let Some(dense) = weight.sketched(sampling) else { return self.logits(x, weight) };
+        let x = View::of(x)?;
+        let sketch = dense.sketch.get_or_init(|| Sketch::of(dense));
+        self.tensor(sketch.scores(&x, dense, sampling), (x.rows, dense.dims.0))
+    }
+
+    fn share_read(&self, weight: &CpuWeight, sampling: &[RowSampling]) -> f64 {
+        weight.sketched(sampling).map_or(1.0, |dense| 1.0 / dense.values.element_size() as f64)
+    }
+}
+
+impl Values {
+    fn element_size(&self) -> usize {
+        match self {
+            Self::F16(_) | Self::BF16(_) => 2,
+            Self::F32(_) => 4,
+        }
+    }
 }
 
 impl CpuWeight {
+    fn dense(values: Values, dims: (usize, usize), bias: Option<Vec<f32>>) -> Self {
+        Self(Kind::Dense(Dense { values, dims, bias, sketch: OnceLock::new() }))
+    }
+
     pub(crate) fn quantized(panels: Panels) -> Self {
         Self(Kind::Quantized(panels))
+    }
+
+    /// The weight, where its sketch is enough for all tokens that are drawn.
+    fn sketched(&self, sampling: &[RowSampling]) -> Option<&Dense> {
+        let enough = sampling.iter().all(|row| row.deciding().is_some());
+        match &self.0 {
+            Kind::Dense(dense @ Dense { bias: None, .. }) if enough => Some(dense),
+            _ => None,
+        }
     }
 
     /// `(out, in)`

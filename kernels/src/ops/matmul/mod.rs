@@ -3,7 +3,7 @@
 pub(crate) mod cpu;
 pub(crate) mod cuda;
 
-use crate::{Device, Error, HostTensor, Result};
+use crate::{Device, Error, HostTensor, Result, RowSampling};
 
 /// `y[t, n] = sum_k x[t, k] * weight[n, k] + bias[n]`.
 /// x: `[tokens, in]`, weight: `[out, in]` in the checkpoint's type, result: `[tokens, out]`
@@ -30,6 +30,24 @@ pub trait MatMul: Device {
     /// The same with an f32 result even where activations are narrower: the model's scores.
     fn logits(&self, x: &Self::Tensor, weight: &Self::Weight) -> Result<Self::Tensor> {
         self.matmul(x, weight)
+    }
+
+    /// The scores that tokens are drawn from, in the way that `sampling` says for each row: those that cannot decide which
+    /// token it is may be minus infinity.
+    fn scores(
+        &self,
+        x: &Self::Tensor,
+        weight: &Self::Weight,
+        sampling: &[RowSampling],
+    ) -> Result<Self::Tensor> {
+        let _ = sampling;
+        self.logits(x, weight)
+    }
+
+    /// How much of the weight's memory [`Self::scores`] reads at least.
+    fn share_read(&self, weight: &Self::Weight, sampling: &[RowSampling]) -> f64 {
+        let _ = (weight, sampling);
+        1.0
     }
 }
 

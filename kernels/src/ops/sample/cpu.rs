@@ -22,8 +22,6 @@ impl Sample for Cpu {
 }
 
 fn sampled_token(row: &[f32], params: &RowSampling) -> Option<SampledToken> {
-    let largest = row[best(row)?];
-    let mass: f64 = row.iter().filter(|x| x.is_finite()).map(|x| f64::from((x - largest).exp())).sum();
     let mut logits = Cow::Borrowed(row);
     for change in &params.changes {
         let logit = &mut logits.to_mut()[change.id as usize];
@@ -34,7 +32,14 @@ fn sampled_token(row: &[f32], params: &RowSampling) -> Option<SampledToken> {
         0.0 => likeliest,
         _ => sampled(&logits, logits[likeliest], params) as usize,
     };
-    Some(SampledToken { id: id as u32, logprob: row[id] - largest - mass.ln() as f32 })
+    let logprob = if params.logprob { logprob(row, id)? } else { f32::NAN };
+    Some(SampledToken { id: id as u32, logprob })
+}
+
+fn logprob(row: &[f32], id: usize) -> Option<f32> {
+    let largest = row[best(row)?];
+    let mass: f64 = row.iter().filter(|x| x.is_finite()).map(|x| f64::from((x - largest).exp())).sum();
+    Some(row[id] - largest - mass.ln() as f32)
 }
 
 /// The largest finite score, the first where several are.

@@ -47,6 +47,8 @@ pub struct RowSampling {
     pub random: u64,
     /// Every id at most once.
     pub changes: Vec<Change>,
+    /// Whether the token's log-probability is wanted too, which takes the scores of all tokens.
+    pub logprob: bool,
 }
 
 /// What is done to a token's logit first.
@@ -63,7 +65,8 @@ pub struct Change {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SampledToken {
     pub id: u32,
-    /// Natural logarithm of the model's own probability, before changes and temperature.
+    /// Natural logarithm of the model's own probability, before changes and temperature; of no meaning where
+    /// [`RowSampling::logprob`] is false.
     pub logprob: f32,
 }
 
@@ -82,8 +85,25 @@ pub trait Sample: Device {
 impl RowSampling {
     /// The likeliest token of the scores as they are.
     pub const fn likeliest() -> Self {
-        let changes = Vec::new();
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, typical_p: 1.0, random: 0, changes }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            typical_p: 1.0,
+            random: 0,
+            changes: Vec::new(),
+            logprob: true,
+        }
+    }
+
+    /// How many of the largest scores decide which token it is; none where all do.
+    pub(crate) fn deciding(&self) -> Option<usize> {
+        match self.temperature {
+            _ if self.logprob => None,
+            0.0 => Some(1),
+            _ => Some(self.top_k).filter(|k| *k > 0),
+        }
     }
 
     /// Octaves for each unit of a logit, and 0 where the likeliest token is wanted.

@@ -71,11 +71,12 @@ impl<B: Backend> Executor for LocalExecutor<'_, B> {
         Ok(())
     }
 
-    fn step(&mut self, step: &Step) -> Result<StepOutput<B::Tensor>> {
+    fn step(&mut self, step: &Step, sampling: &[RowSampling]) -> Result<StepOutput<B::Tensor>> {
         let Step { ids, batch, rows, continued, .. } = step;
         let decodes = batch.sequences.iter().all(|sequence| sequence.rows == 1) && rows.len() == ids.len();
         if decodes {
-            let scores = self.model.decode(ids, batch, &mut self.caches, &mut self.decoder)?;
+            let scores =
+                self.model.decode(ids, batch, Some(sampling), &mut self.caches, &mut self.decoder)?;
             return Ok(StepOutput { scores: Some(scores), expected: vec![] });
         }
         let hidden = self.model.forward(ids, batch, Some(&mut self.caches))?;
@@ -85,11 +86,16 @@ impl<B: Backend> Executor for LocalExecutor<'_, B> {
             return Ok(StepOutput { scores: None, expected });
         }
         let hidden = self.model.backend().gather_rows(&hidden, rows)?;
-        Ok(StepOutput { scores: Some(self.model.logits(&hidden, 0..rows.len())?), expected })
+        Ok(StepOutput { scores: Some(self.model.scores(&hidden, Some(sampling))?), expected })
     }
 
-    fn step_ahead(&mut self, sampled: &B::Sampled, batch: &Batch) -> Result<B::Tensor> {
-        self.model.decode_sampled(sampled, batch, &mut self.caches, &mut self.decoder)
+    fn step_ahead(
+        &mut self,
+        sampled: &B::Sampled,
+        batch: &Batch,
+        sampling: &[RowSampling],
+    ) -> Result<B::Tensor> {
+        self.model.decode_sampled(sampled, batch, Some(sampling), &mut self.caches, &mut self.decoder)
     }
 
     fn sample(&self, scores: &B::Tensor, sampling: &[RowSampling]) -> Result<B::Sampled> {

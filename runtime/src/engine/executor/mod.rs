@@ -37,11 +37,17 @@ pub trait Executor {
     /// Frees the cache there is and makes one of `blocks` blocks.
     fn allocate_cache(&mut self, blocks: usize) -> Result<()>;
 
-    /// One forward pass.
-    fn step(&mut self, step: &Step) -> Result<StepOutput<Self::Scores>>;
+    /// One forward pass, after which a token is drawn for each of the step's `rows`: scores that cannot decide which may
+    /// be missing.
+    fn step(&mut self, step: &Step, sampling: &[RowSampling]) -> Result<StepOutput<Self::Scores>>;
 
-    /// One token for each sequence of `batch` after those that are being sampled, in the same order.
-    fn step_ahead(&mut self, sampled: &Self::Sampled, batch: &Batch) -> Result<Self::Scores>;
+    /// The same of one token for each sequence of `batch` after those that are being sampled, in the same order.
+    fn step_ahead(
+        &mut self,
+        sampled: &Self::Sampled,
+        batch: &Batch,
+        sampling: &[RowSampling],
+    ) -> Result<Self::Scores>;
 
     /// Samples a token for every row of scores; returns at once where the device is asynchronous.
     fn sample(&self, scores: &Self::Scores, sampling: &[RowSampling]) -> Result<Self::Sampled>;
