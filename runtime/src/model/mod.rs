@@ -193,7 +193,10 @@ impl<B: Backend> Model<B> {
         }
         match replay(decoder)? {
             Some(logits) => Ok(self.backend.rows(&logits, 0..count)?),
-            None => self.decode(asked.0, asked.1, sampling, caches, decoder),
+            None => {
+                let hidden = self.forward(asked.0, asked.1, Some(caches))?;
+                self.scores(&hidden, sampling)
+            }
         }
     }
 
