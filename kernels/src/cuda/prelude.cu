@@ -185,7 +185,7 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
         "@!done bra again;\n}" ::"r"(barrier), "r"(parity) : "memory");
 }
 
-/// What cp.async wrote becomes visible to the tensor cores' own path to shared memory.
+/// What this thread wrote to shared memory becomes visible to the tensor cores' and the copy engine's own path to it.
 __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 /// Announces bytes that copies will bring, and arrives.

@@ -62,6 +62,12 @@ fn cases() -> Vec<Case> {
         Case { risk: "few rows over several tiles", shape: shape(2, 1, 128, None), lengths: [180, 151] },
         Case { risk: "several tiles of narrow heads", shape: shape(2, 1, 64, None), lengths: [513, 257] },
         Case { risk: "a window over tiles", shape: shape(2, 2, 128, Some(150)), lengths: [650, 130] },
+        Case {
+            risk: "more tiles than a GPU has multiprocessors",
+            shape: shape(40, 8, 128, None),
+            lengths: [260, 70],
+        },
+        Case { risk: "the same, narrow heads", shape: shape(48, 8, 64, None), lengths: [260, 130] },
         Case { risk: "sliding window", shape: shape(4, 4, 16, Some(7)), lengths: [150, 6] },
         Case { risk: "heads of 256", shape: shape(4, 2, 256, None), lengths: [300, 65] },
         Case { risk: "heads of 256, a window", shape: shape(2, 1, 256, Some(40)), lengths: [200, 33] },
