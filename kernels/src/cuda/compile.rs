@@ -71,8 +71,9 @@ const EXPERTS: [(&str, &str); 4] = [
     ("experts/product.cu", ops::experts::product::SOURCE),
 ];
 
-const COMMON: [(&str, &str); 28] = [
+const COMMON: [(&str, &str); 30] = [
     ("prelude.cu", include_str!("prelude.cu")),
+    ("tensor_map.cu", include_str!("tensor_map.cu")),
     ("columns.cu", include_str!("columns.cu")),
     ("add.cu", ops::add::cuda::SOURCE),
     ("scale.cu", ops::scale::cuda::SOURCE),
@@ -92,6 +93,7 @@ const COMMON: [(&str, &str); 28] = [
     ("loop_search.cu", ops::gptq_sweep::cuda::SEARCH_SOURCE),
     ("refine.cu", ops::gptq_sweep::cuda::REFINE_SOURCE),
     ("hessian.cu", ops::hessian::cuda::SOURCE),
+    ("hessian/hopper.cu", ops::hessian::hopper::SOURCE),
     ("inverse_cholesky.cu", ops::inverse_cholesky::cuda::SOURCE),
     ("quant_matmul.cu", ops::quant_matmul::cuda::SOURCE),
     ("matmul/small_m.cu", ops::matmul::cuda::SMALL_M_SOURCE),

@@ -25,7 +25,7 @@ pub(crate) enum Arg {
     Gate([f32; 2]),
     /// `struct FewIds` of the embedding.
     Ids([u32; 16]),
-    /// `struct TensorMap` of the attention.
+    /// `struct TensorMap` of the copy engine.
     Map(Box<sys::CUtensorMap>),
 }
 

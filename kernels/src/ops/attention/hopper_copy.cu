@@ -14,16 +14,6 @@
 /// Rows that one instruction copies.
 #define BOX KV_BLOCK_ROWS
 
-/// How the driver describes `[rows, heads, D]` values in boxes of `[BOX, 1, 64]`.
-struct __align__(64) TensorMap {
-    u64 words[16];
-};
-
-__device__ __forceinline__ void copy_box(u32 target, const TensorMap& map, int feature, int head, int row, u32 barrier) {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];"
-                 ::"r"(target), "l"((u64)&map), "r"(feature), "r"(head), "r"(row), "r"(barrier) : "memory");
-}
-
 struct AttentionCall {
     Batch batch;
     int heads, kv_heads, window, tiles, sequences, together;
@@ -52,17 +42,6 @@ struct QueryTile {
     /// The first key of the tile that comes as number `n`: the last tile first, which has the diagonal, so that all rows see
     /// something in it.
     __device__ __forceinline__ int first_key(int n) const { return (kv_first + count - 1 - n) * KEYS; }
-};
-
-/// A place of a ring of N, and the parity of the phase in which it is filled.
-template <int N>
-struct RingPlace {
-    int index = 0;
-    u32 parity = 0;
-
-    __device__ __forceinline__ void next() {
-        if (++index == N) index = 0, parity ^= 1;
-    }
 };
 
 /// A ring's barriers: what is there, and what may be filled again.

@@ -13,7 +13,7 @@ pub struct CudaMatrix {
     pub(crate) dims: (usize, usize),
 }
 
-/// Columns of one panel: a product of the part at and below the diagonal each.
+/// Columns of one panel, where there is no kernel for the whole: a product of the part at and below the diagonal each.
 const PANEL: usize = 1024;
 
 impl Hessian for Cuda {
@@ -27,6 +27,9 @@ impl Hessian for Cuda {
         let size = hessian.dims.1;
         let (rows, _) = self.shape(x);
         check(self.shape(x), size)?;
+        if self.has_hessian_kernel(size) {
+            return self.accumulate_on_hopper(hessian, x);
+        }
         let (h, x) = (self.address(&hessian.values), self.real(x)?);
         // The row-major lower triangle is the column-major upper one: panel by panel, rows 0 to the panel's end.
         for start in (0..size).step_by(PANEL) {

@@ -3,6 +3,7 @@
 
 pub(crate) mod cpu;
 pub(crate) mod cuda;
+pub(crate) mod hopper;
 
 use crate::{Device, Error, Result};
 
@@ -72,8 +73,10 @@ mod tests {
     use crate::testing::{NMSE_F32, assert_close, gpus, random, tolerance};
 
     /// Odd sizes, and one of several panels.
-    fn tiles_of_tokens_add_up(device: &impl Hessian, tolerance: f64) {
-        for (tokens, size) in [(150, 70), (260, 1100)] {
+    const SIZES: [(usize, usize); 2] = [(150, 70), (260, 1100)];
+
+    fn tiles_of_tokens_add_up(device: &impl Hessian, sizes: &[(usize, usize)], tolerance: f64) {
+        for &(tokens, size) in sizes {
             let x = random(1, tokens * size);
             let mut h = device.hessian(size).unwrap();
             for tile in [0..64, 64..65, 65..tokens] {
@@ -127,13 +130,35 @@ mod tests {
 
     #[test]
     fn tiles_of_tokens_add_up_to_the_whole() {
-        tiles_of_tokens_add_up(&Cpu::new(), NMSE_F32);
+        tiles_of_tokens_add_up(&Cpu::new(), &SIZES, NMSE_F32);
     }
 
     #[test]
     #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
     fn tiles_of_tokens_add_up_to_the_whole_on_cuda() {
-        gpus().iter().for_each(|gpu| tiles_of_tokens_add_up(gpu, tolerance(gpu)));
+        // Tiles that reach beyond the last feature, and so many that some are divided among clusters and others are not.
+        let tiled = [(260, 1096), (700, 4096)];
+        for gpu in gpus() {
+            tiles_of_tokens_add_up(&gpu, &[&SIZES[..], &tiled].concat(), tolerance(&gpu));
+        }
+    }
+
+    #[test]
+    #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
+    fn the_same_tokens_make_the_same_bits_on_cuda() {
+        let (tokens, size) = (2048, 1536);
+        for gpu in gpus() {
+            let x = gpu.tensor(random(1, tokens * size), (tokens, size)).unwrap();
+            let once = || {
+                let mut h = gpu.hessian(size).unwrap();
+                for _ in 0..3 {
+                    gpu.accumulate(&mut h, &x).unwrap();
+                }
+                gpu.matrix_to_vec(&h).unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let first = once();
+            assert!((0..5).all(|_| once() == first));
+        }
     }
 
     #[test]
