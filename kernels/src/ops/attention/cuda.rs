@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use super::cuda_cache::{CudaKvCache, Kept};
+use super::cuda_cache::CudaKvCache;
 use super::{Attention, AttentionShape, KvShape, check};
 use crate::cuda::{Arg, BatchMetadata, Cuda, CudaOrder, CudaTensor, Launch};
 use crate::{Batch, Device, Dtype, Error, Result, Rope, RopeShape, SequenceRows};
@@ -55,7 +55,7 @@ impl Attention for Cuda {
             Some(cache) => self.append(cache, [k, v], (batch, &metadata), shape)?,
             None => [self.real(k)?, self.real(v)?],
         };
-        self.attend(q, [keys, values], (batch, &metadata), shape, cache_rows)
+        self.attend(q, [keys, values], (batch, &metadata), shape, (cache_rows, None))
     }
 
     fn rope_attention(
@@ -68,22 +68,29 @@ impl Attention for Cuda {
         order: Option<&CudaOrder>,
     ) -> Result<CudaTensor> {
         // Its blocks see one head each, and a norm of all heads together must see all.
-        let cached = cache.as_ref().filter(|_| rope.whole_norms(self) == [false; 2]);
-        let kernel = cached.and_then(|cache| self.step_kernel(batch, (rope, shape), cache.shape.dtype));
-        let y = match (cache, kernel) {
+        let by_head = rope.whole_norms(self) == [false; 2];
+        let step = cache.as_ref().filter(|_| by_head).and_then(|cache| {
+            let dtype = cache.shape.dtype;
+            self.step_kernel(&batch.sequences, (rope, shape), dtype)
+        });
+        let y = match (cache, step) {
             (Some(cache), Some(kernel)) => {
-                return self.attention_step(kernel, qkv, batch, (rope, shape), cache, order);
+                return self.attention_step(kernel, Product { qkv, rope, cache }, batch, shape, order);
             }
-            // Keys and values go where they stay.
-            (Some(CudaKvCache { shape: kept_shape, kept: Kept::Real(kept), .. }), None) => {
-                let (wide, narrow) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-                let dims = [wide, narrow, narrow].map(|width| (batch.rows(), width));
-                check(dims, batch, shape, Some(kept_shape))?;
-                let (metadata, kept) = (self.metadata(batch)?, kept.addresses(self));
-                let q = self.rope_into(qkv, batch, rope, kept, metadata.slots(self))?;
-                self.attend(&q, kept, (batch, &metadata), shape, Some(kept_shape.rows()))?
-            }
-            (cache, _) => self.attention(&self.rope(qkv, batch, rope)?, batch, shape, cache)?,
+            (Some(cache), None) => match cache.kept_addresses(self) {
+                // Keys and values go where they stay.
+                Some(kept) => {
+                    let (rows, metadata) = (cache.shape.rows(), self.metadata(batch)?);
+                    let (wide, narrow) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+                    let dims = [wide, narrow, narrow].map(|width| (batch.rows(), width));
+                    check(dims, batch, shape, Some(&cache.shape))?;
+                    let q = self.rope_into(qkv, batch, rope, kept, metadata.slots(self))?;
+                    let product = by_head.then_some(Product { qkv, rope, cache });
+                    self.attend(&q, kept, (batch, &metadata), shape, (Some(rows), product))?
+                }
+                None => self.attention(&self.rope(qkv, batch, rope)?, batch, shape, Some(cache))?,
+            },
+            (None, _) => self.attention(&self.rope(qkv, batch, rope)?, batch, shape, None)?,
         };
         self.in_order(&y, order)
     }
@@ -92,6 +99,15 @@ impl Attention for Cuda {
 /// Blocks that share the keys of one sequence when each has one new token.
 pub(crate) fn splits(sequences: &[SequenceRows]) -> usize {
     sequences.iter().map(|s| s.context + 1).max().unwrap_or(0).div_ceil(SPLIT)
+}
+
+/// What attention is made from where one kernel does it all.
+#[derive(Clone, Copy)]
+pub(super) struct Product<'a> {
+    /// q|k|v of every token, not yet turned.
+    pub qkv: &'a CudaTensor,
+    pub rope: &'a RopeShape<CudaTensor>,
+    pub cache: &'a CudaKvCache,
 }
 
 /// What is attended to, and where the result goes.
@@ -106,6 +122,7 @@ pub(super) struct Call<'a> {
     pub batch: &'a Batch,
     pub metadata: &'a BatchMetadata,
     pub shape: &'a AttentionShape,
+    pub product: Option<Product<'a>>,
 }
 
 /// Neighbouring sequences of a batch.
@@ -145,10 +162,10 @@ impl Cuda {
         [keys, values]: [u64; 2],
         (batch, metadata): (&Batch, &BatchMetadata),
         shape: &AttentionShape,
-        cache_rows: Option<usize>,
+        (cache_rows, product): (Option<usize>, Option<Product>),
     ) -> Result<CudaTensor> {
         let y = self.new_tensor(self.shape(q))?;
-        let call = Call { y: &y, q, keys, values, cache_rows, batch, metadata, shape };
+        let call = Call { y: &y, q, keys, values, cache_rows, batch, metadata, shape, product };
         let single =
             cache_rows.is_some() && shape.head_dim <= DECODE_HEAD && shape.head_dim.is_multiple_of(8);
         let is_single = |s: &SequenceRows| single && s.rows == 1;
@@ -166,8 +183,15 @@ impl Cuda {
         Ok(y)
     }
 
-    /// One new token a sequence.
+    /// One new token a sequence, by the kernel of a step where there is one: it turns these tokens' heads again.
     fn attend_one_each(&self, call: &Call, part: Part) -> Result<()> {
+        if let Some(product) = call.product {
+            let sequences = &call.batch.sequences[part.sequences.clone()];
+            let dtype = product.cache.shape.dtype;
+            if let Some(kernel) = self.step_kernel(sequences, (product.rope, call.shape), dtype) {
+                return self.step_of_part(kernel, product, call, &part);
+            }
+        }
         let AttentionShape { heads, head_dim: head, .. } = *call.shape;
         let count = part.sequences.len();
         let splits = splits(&call.batch.sequences[part.sequences.clone()]);

@@ -128,6 +128,16 @@ impl Cuda {
     }
 }
 
+impl CudaKvCache {
+    /// Where keys and values are, if they are kept as they are computed with.
+    pub(super) fn kept_addresses(&self, gpu: &Cuda) -> Option<[u64; 2]> {
+        match &self.kept {
+            Kept::Real(real) => Some(real.addresses(gpu)),
+            Kept::Codes(_) => None,
+        }
+    }
+}
+
 impl Real {
     pub fn addresses(&self, gpu: &Cuda) -> [u64; 2] {
         [gpu.address(&self.k), gpu.address(&self.v)]

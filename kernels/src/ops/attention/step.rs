@@ -2,11 +2,12 @@
 
 use cudarc::driver::CudaSlice;
 
-use super::cuda_cache::{CudaKvCache, Kept};
+use super::cuda::{Call, Part, Product};
+use super::cuda_cache::Kept;
 use super::{AttentionShape, KvDtype, check};
-use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
+use crate::cuda::{Arg, BatchMetadata, Cuda, CudaOrder, CudaTensor, Launch, Layout};
 use crate::ops::rope;
-use crate::{Batch, Dtype, Pairing, Result, RopeShape};
+use crate::{Batch, Device, Dtype, Pairing, Result, RopeShape, SequenceRows};
 
 pub(crate) const PARTS_SOURCE: &str = include_str!("step_parts.cu");
 pub(crate) const SOURCE: &str = include_str!("step.cu");
@@ -57,18 +58,19 @@ fn is_plain<T>(rope: &RopeShape<T>, shape: &AttentionShape) -> bool {
 }
 
 impl Cuda {
-    /// The kernel, where there is one and every sequence has one new row.
+    /// The kernel, where there is one and each of the sequences has one new row. It knows one table of frequencies.
     pub(super) fn step_kernel(
         &self,
-        batch: &Batch,
+        sequences: &[SequenceRows],
         (rope, shape): (&RopeShape<CudaTensor>, &AttentionShape),
         dtype: KvDtype,
     ) -> Option<&'static str> {
-        let possible = self.is_hopper() && self.dtype() != Dtype::F32;
-        let one_each = batch.sequences.iter().all(|sequence| sequence.rows == 1);
+        let possible = self.is_hopper() && self.dtype() != Dtype::F32 && self.shape(&rope.inv_freq).0 == 1;
+        let one_each = sequences.iter().all(|sequence| sequence.rows == 1);
         let kernels = kernels_for(shape.head_dim, dtype, is_plain(rope, shape));
         let kernels = kernels.filter(|_| possible && one_each)?;
-        Some(kernels[usize::from(self.many(batch, shape))])
+        let many = shape.heads * sequences.len() > self.step_blocks();
+        Some(kernels[usize::from(many)])
     }
 
     /// Blocks of the kernel for few of them that run at a time.
@@ -76,15 +78,10 @@ impl Cuda {
         2 * self.multiprocessors()
     }
 
-    /// Whether there are more heads than that.
-    fn many(&self, batch: &Batch, shape: &AttentionShape) -> bool {
-        shape.heads * batch.sequences.len() > self.step_blocks()
-    }
-
     /// Blocks that share the keys of a head: as many as fill the GPU, whatever the context, so that a captured
     /// step fits them all.
-    fn step_splits(&self, batch: &Batch, shape: &AttentionShape) -> usize {
-        (self.step_blocks() / (shape.heads * batch.sequences.len())).clamp(1, SPLITS)
+    fn step_splits(&self, sequences: usize, shape: &AttentionShape) -> usize {
+        (self.step_blocks() / (shape.heads * sequences)).clamp(1, SPLITS)
     }
 
     /// Room for the shares of all heads, where there are several of one.
@@ -93,33 +90,63 @@ impl Cuda {
         Ok(Shares { found: self.zeros(blocks * (head_dim + 2))?, arrived: self.zeros(blocks)? })
     }
 
+    /// All sequences of a batch.
     pub(super) fn attention_step(
         &self,
         kernel: &'static str,
-        qkv: &CudaTensor,
+        product: Product,
         batch: &Batch,
-        (rope, shape): (&RopeShape<CudaTensor>, &AttentionShape),
-        cache: &mut CudaKvCache,
+        shape: &AttentionShape,
         order: Option<&CudaOrder>,
     ) -> Result<CudaTensor> {
-        rope::check(self, qkv, batch, rope)?;
+        rope::check(self, product.qkv, batch, product.rope)?;
         let (rows, width) = (batch.rows(), shape.heads * shape.head_dim);
         let kv = (rows, shape.kv_heads * shape.head_dim);
-        check([(rows, width), kv, kv], batch, shape, Some(&cache.shape))?;
+        check([(rows, width), kv, kv], batch, shape, Some(&product.cache.shape))?;
         let metadata = self.metadata(batch)?;
+        let (y, layout) = self.new_tensor_in((rows, width), order)?;
+        let whole = Part { sequences: 0..rows, row: 0 };
+        self.step(kernel, product, (&metadata, &whole), shape, (self.values(&y)?, layout))?;
+        Ok(y)
+    }
+
+    /// Those of a batch's sequences that have one new row, neighbours, while others have more.
+    pub(super) fn step_of_part(
+        &self,
+        kernel: &'static str,
+        product: Product,
+        call: &Call,
+        part: &Part,
+    ) -> Result<()> {
+        let plain = Layout::of(self, None, part.sequences.len());
+        self.step(kernel, product, (call.metadata, part), call.shape, (self.real(call.y)?, plain))
+    }
+
+    /// y: that of the batch's first row
+    fn step(
+        &self,
+        kernel: &'static str,
+        Product { qkv, rope, cache }: Product,
+        (metadata, part): (&BatchMetadata, &Part),
+        shape: &AttentionShape,
+        (y, layout): (u64, Layout),
+    ) -> Result<()> {
+        let first = |address: u64, width: usize| address + (part.row * width * self.dtype().size()) as u64;
         let (q_norm, k_norm, eps) = match &rope.norms {
             Some(norms) => (self.real(&norms.q)?, self.real(&norms.k)?, norms.eps),
             None => (0, 0, 0.0),
         };
         let growth = rope.query_growth.unwrap_or(rope::NO_GROWTH);
-        let (y, layout) = self.new_tensor_in((rows, width), order)?;
-        let mut args = vec![Arg::Address(self.values(&y)?), Arg::Address(self.real(qkv)?)];
+        let mut args = vec![
+            Arg::Address(first(y, shape.heads * shape.head_dim)),
+            Arg::Address(first(self.real(qkv)?, self.shape(qkv).1)),
+        ];
         match &cache.kept {
             Kept::Real(real) => args.extend(real.addresses(self).map(Arg::Address)),
             Kept::Codes(codes) => args.push(codes.arg(self)),
         }
         args.extend([
-            metadata.batch(self, 0, true),
+            metadata.batch(self, part.sequences.start, true),
             Arg::Address(self.wide(&rope.inv_freq)?),
             Arg::Address(q_norm),
             Arg::Address(k_norm),
@@ -139,9 +166,8 @@ impl Cuda {
             Arg::Int(growth.original as i32),
             Arg::Float(shape.soft_cap.unwrap_or(0.0)),
         ]);
-        let splits = self.step_splits(batch, shape);
-        let launch = Launch::grid(shape.heads, splits, rows, THREADS).early().mostly_shared();
-        self.launch(kernel, launch, &args)?;
-        Ok(y)
+        let sequences = part.sequences.len();
+        let launch = Launch::grid(shape.heads, self.step_splits(sequences, shape), sequences, THREADS);
+        self.launch(kernel, launch.early().mostly_shared(), &args)
     }
 }

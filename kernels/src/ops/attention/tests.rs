@@ -201,10 +201,19 @@ struct Turning {
     neighbours: bool,
     stretch: f32,
     grows: bool,
+    /// Sequences have frequencies of their own.
+    own: bool,
 }
 
-const PLAIN: Turning =
-    Turning { norms: false, whole: false, turned: None, neighbours: false, stretch: 1.0, grows: false };
+const PLAIN: Turning = Turning {
+    norms: false,
+    whole: false,
+    turned: None,
+    neighbours: false,
+    stretch: 1.0,
+    grows: false,
+    own: false,
+};
 
 /// One layer with its cache, from the product on.
 struct Steps<D: Attention> {
@@ -217,13 +226,15 @@ struct Steps<D: Attention> {
 impl<D: Attention> Steps<D> {
     fn new(device: &D, shape: AttentionShape, turning: Turning, dtype: KvDtype) -> Self {
         let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
-        let inv_freq: Vec<f32> = (0..head_dim / 2).map(|i| 0.7f32.powi(i as i32)).collect();
+        let bases: &[f32] = if turning.own { &[0.7, 0.5] } else { &[0.7] };
+        let powers = |base: &f32| (0..head_dim / 2).map(|i| base.powi(i as i32)).collect::<Vec<_>>();
+        let inv_freq: Vec<f32> = bases.iter().flat_map(powers).collect();
         let vector = |seed, width| device.tensor(random(seed, width), (1, width)).unwrap();
         let (q_width, k_width) = match turning.whole {
             true => (heads * head_dim, kv_heads * head_dim),
             false => (head_dim, head_dim),
         };
-        let inv_freq = device.wide_tensor(inv_freq, (1, head_dim / 2)).unwrap();
+        let inv_freq = device.wide_tensor(inv_freq, (bases.len(), head_dim / 2)).unwrap();
         let rope = RopeShape {
             norms: (turning.norms || turning.whole).then(|| crate::QkNorm {
                 q: vector(8, q_width),
@@ -248,20 +259,25 @@ impl<D: Attention> Steps<D> {
         self.device.to_vec(&y).unwrap()
     }
 
-    /// What is made of two new tokens each after contexts of these lengths, the second of which sees the first.
+    /// What is made of two new tokens each after contexts of these lengths, the second of which sees the first; and then of
+    /// one token of one sequence beside several of the other, in turns.
     fn after(&mut self, contexts: [usize; 2]) -> Vec<f32> {
         let width = (self.shape.heads + 2 * self.shape.kv_heads) * self.shape.head_dim;
         let blocks = [(0..80).rev().collect::<Vec<u32>>(), (80..160).collect()];
         let sequence = |i: usize, rows, context| SequenceRows { rows, context, blocks: blocks[i].clone() };
-        for i in (0..2).filter(|i| contexts[*i] > 0) {
-            let before = Batch { sequences: vec![sequence(i, contexts[i], 0)] };
-            self.attend(random(contexts[i] as u64, contexts[i] * width), &before);
+        let before: Vec<_> =
+            (0..2).filter(|i| contexts[*i] > 0).map(|i| sequence(i, contexts[i], 0)).collect();
+        if !before.is_empty() {
+            let before = Batch { sequences: before };
+            self.attend(random(7, before.rows() * width), &before);
         }
-        let mut step = |new: usize| {
-            let sequences = (0..2).map(|i| sequence(i, 1, contexts[i] + new)).collect();
-            self.attend(random(77 + new as u64, 2 * width), &Batch { sequences })
+        let mut seen = contexts;
+        let mut step = |rows: [usize; 2]| {
+            let sequences = (0..2).map(|i| sequence(i, rows[i], seen[i])).collect();
+            seen = [seen[0] + rows[0], seen[1] + rows[1]];
+            self.attend(random(77 + seen[0] as u64, (rows[0] + rows[1]) * width), &Batch { sequences })
         };
-        [step(0), step(1)].concat()
+        [[1, 1], [1, 1], [1, 67], [67, 1]].map(&mut step).concat()
     }
 }
 
@@ -291,6 +307,7 @@ fn steps_agree_with_the_cpu(gpu: &Cuda) {
         ("everything, many blocks", 136, 4, 128, None, all, Some(2.0), [300, 99]),
         ("norms over all heads", 6, 2, 64, None, Turning { whole: true, ..PLAIN }, None, [40, 300]),
         ("heads of 256", 4, 2, 256, Some(90), part, Some(1.5), [200, 31]),
+        ("frequencies of each sequence", 4, 2, 64, None, Turning { own: true, ..PLAIN }, None, [40, 300]),
     ] {
         // Another factor than the usual one for some, so that no path has its own.
         let scale = if turning.norms { 0.2 } else { 1.0 / (head_dim as f32).sqrt() };
