@@ -28,6 +28,9 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// A tensor out of the way, in host memory; a clone shares it.
     type Offloaded: Clone + Send + Sync;
 
+    /// When the device was through with what it had been asked for up to some point.
+    type Mark: Send;
+
     /// A name for people: the processor or the GPU, and how much of it is used.
     fn name(&self) -> String;
 
@@ -50,6 +53,12 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
+
+    /// A point behind everything asked for so far, to time the device's work without waiting for it.
+    fn mark(&self) -> Result<Self::Mark>;
+
+    /// Seconds from one point to a later one, once the device has reached it.
+    fn seconds(&self, from: &Self::Mark, to: &Self::Mark) -> Result<f64>;
 
     /// Kernels that were asked for so far; `None` where computing is no asking.
     fn launches(&self) -> Option<u64> {

@@ -11,6 +11,7 @@ pub(crate) mod team;
 mod vector;
 
 use std::ops::{Deref, Range};
+use std::time::Instant;
 
 use candle_core::{CpuStorage, DType, Storage, Tensor};
 use faer::Par;
@@ -42,6 +43,7 @@ impl Device for Cpu {
     type Offloaded = Tensor;
     type Order = ();
     type Graph = ();
+    type Mark = Instant;
 
     fn name(&self) -> String {
         format!("CPU, {} threads", rayon::current_num_threads())
@@ -49,6 +51,14 @@ impl Device for Cpu {
 
     fn arithmetic(&self) -> String {
         "CPU, f32".into()
+    }
+
+    fn mark(&self) -> Result<Instant> {
+        Ok(Instant::now())
+    }
+
+    fn seconds(&self, from: &Instant, to: &Instant) -> Result<f64> {
+        Ok((*to - *from).as_secs_f64())
     }
 
     fn tensor(&self, values: Vec<f32>, shape: (usize, usize)) -> Result<Tensor> {

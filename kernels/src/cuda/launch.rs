@@ -123,11 +123,23 @@ impl Cuda {
     }
 
     /// How many clusters of a launch run at a time. Of blocks without one, which the driver does not count, there is
-    /// one on every multiprocessor at least.
+    /// one on every multiprocessor at least. The driver is asked once: every launch of a kernel has the same threads and
+    /// shared memory.
     pub(crate) fn clusters(&self, kernel: &'static str, launch: &Launch) -> Result<usize> {
         if launch.cluster == 1 {
             return Ok(self.multiprocessors());
         }
+        let mut known =
+            self.inner.clusters.lock().map_err(|_| Error::cuda(kernel, "an earlier launch failed"))?;
+        if let Some(count) = known.get(&(kernel, launch.cluster)) {
+            return Ok(*count);
+        }
+        let count = self.count_clusters(kernel, launch)?;
+        known.insert((kernel, launch.cluster), count);
+        Ok(count)
+    }
+
+    fn count_clusters(&self, kernel: &'static str, launch: &Launch) -> Result<usize> {
         let function = self.function(kernel, launch.mostly_shared)?;
         let mut attributes = self.attributes(&function, kernel, launch)?;
         let config = self.config(launch, &mut attributes);

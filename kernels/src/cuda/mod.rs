@@ -22,7 +22,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use cudarc::cublas::CudaBlas;
 use cudarc::cusolver::safe::DnHandle;
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, sys};
+use cudarc::driver::sys::{self, CUevent_flags};
+use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -66,6 +67,8 @@ struct Inner {
     /// Loaded at the first use of one of their kernels, in the order of [`Program::ALL`].
     modules: [OnceLock<Arc<CudaModule>>; Program::ALL.len()],
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
+    /// Clusters that run at a time, by kernel and blocks of a cluster.
+    clusters: Mutex<HashMap<(&'static str, u32), usize>>,
     launches: AtomicU64,
     /// Where buffers of activations come from and go back to.
     buffers: Mutex<Arc<BufferPool>>,
@@ -125,6 +128,7 @@ impl Cuda {
             shared_memory,
             modules: Default::default(),
             functions: Mutex::default(),
+            clusters: Mutex::default(),
             launches: AtomicU64::new(0),
             buffers: Mutex::new(BufferPool::common()),
             capturing: AtomicBool::new(false),
@@ -216,6 +220,7 @@ impl Device for Cuda {
     type Offloaded = CudaOffloaded;
     type Order = CudaOrder;
     type Graph = StepGraph;
+    type Mark = CudaEvent;
 
     fn name(&self) -> String {
         self.inner.name.clone()
@@ -227,6 +232,15 @@ impl Device for Cuda {
 
     fn synchronize(&self) -> Result<()> {
         self.inner.stream.synchronize().map_err(Error::driver("synchronize"))
+    }
+
+    fn mark(&self) -> Result<CudaEvent> {
+        let timed = Some(CUevent_flags::CU_EVENT_DEFAULT);
+        self.inner.stream.record_event(timed).map_err(Error::driver("timing"))
+    }
+
+    fn seconds(&self, from: &CudaEvent, to: &CudaEvent) -> Result<f64> {
+        Ok(f64::from(from.elapsed_ms(to).map_err(Error::driver("timing"))?) / 1e3)
     }
 
     fn launches(&self) -> Option<u64> {

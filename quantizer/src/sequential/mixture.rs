@@ -132,26 +132,26 @@ impl<B: Backend> Solving<'_, '_, B> {
         let roles: Vec<Role> = members.iter().map(|place| self.spec.groups[*place].role).collect();
         let (backend, layers, clock) = (self.walk.backend, &self.layers, &mut self.clock);
         let mut chunk = 0;
+        clock.begin(backend)?;
         each_input(backend, &mut self.walk.activations, &mut |held_out, streams| {
             for (role, evidence) in roles.iter().zip(evidence.iter_mut().flatten()) {
                 let selection = routes.selection(chunk, *role);
                 let input = |(layer, x)| input(backend, layer, *role, x, &selection);
                 let inputs = layers.iter().zip(streams).map(input).collect::<Result<Option<Vec<_>>>>()?;
                 let Some(inputs) = inputs else { continue };
-                backend.synchronize()?;
-                clock.lap(|phases| &mut phases.forward);
+                clock.mark(backend, |phases| &mut phases.forward)?;
                 let reaching = |input| Reaching { input, hidden: None };
                 let moments = match (held_out, &mut evidence.held_out) {
                     (true, Some(held_out)) => held_out,
                     _ => &mut evidence.solving,
                 };
                 moments.add(backend, &reaching(&inputs[0]), inputs.get(1).map(reaching).as_ref(), None)?;
-                backend.synchronize()?;
-                clock.lap(|phases| &mut phases.hessian);
+                clock.mark(backend, |phases| &mut phases.hessian)?;
             }
             chunk += 1;
             Ok(())
         })?;
+        clock.settle(backend)?;
         Ok(evidence)
     }
 }

@@ -58,7 +58,7 @@ struct Solving<'w, 'a, B: Backend> {
     /// Groups of another solution, which the quantized stream goes through.
     through: Option<&'w [PackedLinear<'static>]>,
     on_group: &'w mut dyn FnMut(Role),
-    clock: Clock,
+    clock: Clock<B::Mark>,
     /// By the groups of the spec.
     solved: Vec<Option<Solved<B>>>,
 }
@@ -236,6 +236,7 @@ impl<B: Backend> Solving<'_, '_, B> {
         let mut evidence = self.evidence(Stage::Qkv)?;
         let pass = Pass { reads: Touched::Hidden, writes: Touched::Input, held_out_only: false };
         let (backend, layers, clock) = (self.walk.backend, &self.layers, &mut self.clock);
+        clock.begin(backend)?;
         self.walk.activations.each(backend, pass, &mut |chunk, streams| {
             let enter = |(layer, parts): (&Layer<B>, Parts<B::Tensor>)| {
                 let state = parts.hidden.map(|hidden| layer.enter(backend, hidden)).transpose()?;
@@ -245,6 +246,7 @@ impl<B: Backend> Solving<'_, '_, B> {
             add(backend, &mut evidence, (chunk.held_out, None), &moved, clock)?;
             Ok(moved)
         })?;
+        clock.settle(backend)?;
         Ok(evidence)
     }
 
@@ -267,12 +269,14 @@ impl<B: Backend> Solving<'_, '_, B> {
             held_out_only,
         };
         let (backend, layers, clock) = (self.walk.backend, &self.layers, &mut self.clock);
+        clock.begin(backend)?;
         self.walk.activations.each(backend, pass, &mut |chunk, streams| {
             let moved = |(layer, parts)| behind(backend, layer, stage, parts, chunk.batch);
             let moved = layers.iter().zip(streams).map(moved).collect::<Result<Vec<_>>>()?;
             add(backend, &mut evidence, (chunk.held_out, weights), &moved, clock)?;
             Ok(moved)
         })?;
+        clock.settle(backend)?;
         Ok(evidence)
     }
 }
@@ -295,16 +299,15 @@ fn behind<B: Backend>(
     })
 }
 
-/// Waits for the chunk's activations, then adds them to what is known, each in its phase.
+/// Adds a chunk's activations to what is known, making and adding them each in its phase.
 fn add<B: Backend>(
     backend: &B,
     evidence: &mut Option<Evidence<B>>,
     (held_out, weights): (bool, Option<&B::Weight>),
     streams: &[Parts<B::Tensor>],
-    clock: &mut Clock,
+    clock: &mut Clock<B::Mark>,
 ) -> Result<()> {
-    backend.synchronize()?;
-    clock.lap(|phases| &mut phases.forward);
+    clock.mark(backend, |phases| &mut phases.forward)?;
     fn reaching<T>(parts: &Parts<T>) -> Option<Reaching<'_, T>> {
         Some(Reaching { input: parts.input.as_ref()?, hidden: parts.hidden.as_ref() })
     }
@@ -314,8 +317,7 @@ fn add<B: Backend>(
     });
     if let (Some(moments), Some(quantized)) = (moments, streams.first().and_then(reaching)) {
         moments.add(backend, &quantized, streams.get(1).and_then(reaching).as_ref(), weights)?;
-        backend.synchronize()?;
-        clock.lap(|phases| &mut phases.hessian);
+        clock.mark(backend, |phases| &mut phases.hessian)?;
     }
     Ok(())
 }

@@ -3,7 +3,10 @@
 use std::ops::AddAssign;
 use std::time::Instant;
 
+use gptq_kernels::Device;
 use serde::{Deserialize, Serialize};
+
+use crate::Result;
 
 /// Seconds of one layer. Reading and writing run beside the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -51,15 +54,19 @@ impl AddAssign for Phases {
     }
 }
 
+type Phase = fn(&mut Phases) -> &mut f64;
+
 /// Splits the time of a layer into phases.
-pub(super) struct Clock {
+pub(super) struct Clock<M> {
     last: Instant,
+    /// Points in the device's work, each with the phase that ends there.
+    marks: Vec<(M, Phase)>,
     pub phases: Phases,
 }
 
-impl Clock {
+impl<M> Clock<M> {
     pub fn new() -> Self {
-        Self { last: Instant::now(), phases: Phases::default() }
+        Self { last: Instant::now(), marks: Vec::new(), phases: Phases::default() }
     }
 
     /// Forgets the time since the last lap, which was booked otherwise.
@@ -68,9 +75,36 @@ impl Clock {
     }
 
     /// Books the time since the last lap.
-    pub fn lap(&mut self, phase: fn(&mut Phases) -> &mut f64) {
+    pub fn lap(&mut self, phase: Phase) {
         let now = Instant::now();
         *phase(&mut self.phases) += (now - self.last).as_secs_f64();
         self.last = now;
+    }
+
+    /// What the device is asked for until [`Self::settle`] is timed by the device, which need not wait between two phases.
+    pub fn begin(&mut self, device: &impl Device<Mark = M>) -> Result<()> {
+        self.mark(device, |phases| &mut phases.forward)
+    }
+
+    /// A phase ends where the device is through with what it was asked for so far.
+    pub fn mark(&mut self, device: &impl Device<Mark = M>, phase: Phase) -> Result<()> {
+        self.marks.push((device.mark()?, phase));
+        Ok(())
+    }
+
+    /// Waits for the device and books what it took; what the host took beside that is forward.
+    pub fn settle(&mut self, device: &impl Device<Mark = M>) -> Result<()> {
+        device.synchronize()?;
+        let mut timed = 0.0;
+        for ((from, _), (to, phase)) in self.marks.iter().zip(self.marks.iter().skip(1)) {
+            let seconds = device.seconds(from, to)?;
+            *phase(&mut self.phases) += seconds;
+            timed += seconds;
+        }
+        self.marks.clear();
+        let now = Instant::now();
+        self.phases.forward += ((now - self.last).as_secs_f64() - timed).max(0.0);
+        self.last = now;
+        Ok(())
     }
 }
