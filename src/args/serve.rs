@@ -56,8 +56,8 @@ pub struct ServeArgs {
     #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS")]
     pub max_batch_prefill_tokens: Option<usize>,
 
-    /// Chunked prefill: maximum number of tokens of long prompts in a step that also decodes; larger chunks make tokens of
-    /// running requests later, shorter prompts are not split [default: 512 on a GPU, 128 on a CPU]
+    /// Chunked prefill: maximum number of tokens in a step that both decodes and computes long prompts; larger steps make
+    /// tokens of running requests later, prompts of up to 512 tokens are not split [default: 1024 on a GPU, 128 on a CPU]
     #[arg(long, env = "PREFILL_CHUNK_TOKENS")]
     pub prefill_chunk_tokens: Option<usize>,
 

@@ -24,16 +24,21 @@ pub struct EngineLimits {
 pub struct PrefillLimits {
     /// Of all prompts.
     pub alone: usize,
-    /// Of all longer prompts together, where other sequences wait for their next token: the step takes as much longer
-    /// for them. Prompts that are no longer are not cut, since many short steps would take longer in all.
+    /// Of all long prompts together, and of the sequences that wait for their next token meanwhile: the step takes as much
+    /// longer for them. Prompts of up to 512 tokens, or so many where that is less, are not cut, since many short steps
+    /// would take longer in all.
     pub beside: usize,
 }
+
+/// Longer prompts are cut into chunks while other sequences decode.
+pub(super) const UNSPLIT: usize = 512;
 
 impl PrefillLimits {
     /// A processor computes many rows no faster than few, and all sequences wait for the step's end.
     pub const CPU: Self = Self { alone: 512, beside: 128 };
-    /// A GPU computes many rows at a time as fast as few, up to a point.
-    pub const GPU: Self = Self { alone: 4096, beside: 512 };
+    /// A GPU computes many rows at a time as fast as few, up to a point: chunks of 1536 gain 1 % over these, and delay
+    /// tokens by another 6 ms (7B, H200).
+    pub const GPU: Self = Self { alone: 4096, beside: 1024 };
 
     /// What is good for a device: one with memory of its own is a GPU.
     ///

@@ -6,7 +6,7 @@ use gptq_kernels::{Batch, KV_BLOCK_ROWS, SequenceRows};
 
 use super::blocks::Blocks;
 use super::executor::Continued;
-use super::limits::PrefillLimits;
+use super::limits::{PrefillLimits, UNSPLIT};
 use super::sequence::Sequence;
 
 /// Waiting and running sequences, each in order of arrival.
@@ -124,11 +124,17 @@ impl Scheduler {
         Some(Batch { sequences: self.running.iter_mut().map(rows).collect() })
     }
 
+    /// Sequences that decode take their rows out of the chunks: a pass of a little more than `beside` rows would take as
+    /// long as one with the next tile of rows filled.
     fn budget(&self) -> Budget {
         let PrefillLimits { alone, beside } = self.prefill;
-        let decodes = self.running.iter().any(|sequence| sequence.pending() == 1);
-        let (long, chunks) = if decodes { (beside, beside) } else { (usize::MAX, alone) };
-        Budget { all: alone, long, chunks }
+        match self.running.iter().filter(|sequence| sequence.pending() == 1).count() {
+            0 => Budget { all: alone, long: usize::MAX, chunks: alone },
+            decodes => {
+                let chunks = beside.saturating_sub(decodes).max(beside.div_ceil(2));
+                Budget { all: alone, long: beside.min(UNSPLIT), chunks }
+            }
+        }
     }
 
     /// Gives a new sequence blocks for all it has, what is cached among them. Running sequences keep room for one more
