@@ -11,6 +11,9 @@ pub(crate) enum Isa {
     /// AVX2 with FMA: nearly every x86 since 2013.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// 128 bits, which every aarch64 processor has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     /// What the compiler makes of plain loops.
     Portable,
 }
@@ -37,6 +40,8 @@ impl Isa {
                 all.push(Self::Avx2);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        all.push(Self::Neon);
         all.push(Self::Portable);
         all
     }

@@ -3,6 +3,8 @@
 mod dense;
 mod isa;
 mod linear;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod panels;
 mod parts;
 mod product;

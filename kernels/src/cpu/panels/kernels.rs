@@ -1,5 +1,7 @@
 //! Which version of a product fits the processor, the width of the codes and the number of tokens.
 
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 use super::{Isa, Lanes, PANEL, Task, portable};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
@@ -47,6 +49,8 @@ impl Kernels {
             Isa::Avx512 => set!(avx512),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => set!(avx2),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => set!(neon),
             Isa::Portable => set!(portable),
         }
     }

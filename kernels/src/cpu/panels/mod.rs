@@ -16,6 +16,8 @@ mod avx2;
 mod avx512;
 mod fixed;
 mod kernels;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
 mod portable;
 mod rounded;
@@ -168,6 +170,8 @@ impl Panels {
             Isa::Avx512 => "panels, AVX-512 VNNI",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => "panels, AVX2",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => "panels, NEON",
             Isa::Portable => "panels, portable",
         }
     }
