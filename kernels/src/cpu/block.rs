@@ -97,6 +97,8 @@ mod x86 {
     ///
     /// # Safety
     /// The processor must have the instructions, `a` the columns from `first` on, and `y` the rows.
+    // Loops over constants alone are unrolled, so that sums stay in registers.
+    #[allow(clippy::needless_range_loop)]
     #[target_feature(enable = "avx512f")]
     pub unsafe fn avx512<const V: usize, const WIDTH: usize>(
         (a, first): (&[[f32; WIDTH]], usize),
