@@ -9,6 +9,9 @@ use super::{Isa, Parts, team};
 /// Tokens whose products are summed up before they are added: a panel of them (96 KB) stays in a core's second cache.
 const DEPTH: usize = 512;
 
+/// Tokens that one thread packs at a time.
+const TOGETHER: usize = 32;
+
 /// Rows that one thread makes at a time: strips of one panel, which read others one after the other.
 const GROUP: usize = COLUMNS / 2;
 
@@ -35,15 +38,17 @@ fn panels(x: &[f32], size: usize) -> Vec<[f32; COLUMNS]> {
     let (count, tokens) = (size.div_ceil(COLUMNS), x.len() / size);
     let mut panels = Vec::with_capacity(count * tokens);
     let parts = Parts::of(&mut panels.spare_capacity_mut()[..count * tokens]);
-    team::for_each(count, |panel| {
-        // SAFETY: every panel is written by one thread.
-        let rows = unsafe { parts.part(panel * tokens, tokens) };
-        for (row, x) in rows.iter_mut().zip(x.chunks_exact(size)) {
-            let x = &x[panel * COLUMNS..];
-            row.write(match x.first_chunk() {
-                Some(features) => *features,
-                None => std::array::from_fn(|i| x.get(i).copied().unwrap_or(0.0)),
-            });
+    team::for_each(tokens.div_ceil(TOGETHER), |i| {
+        let piece = i * TOGETHER..((i + 1) * TOGETHER).min(tokens);
+        for (token, x) in piece.clone().zip(x[piece.start * size..].chunks_exact(size)) {
+            for (panel, x) in x.chunks(COLUMNS).enumerate() {
+                // SAFETY: every token is packed by one thread.
+                let row = unsafe { parts.part(panel * tokens + token, 1) };
+                row[0].write(match x.first_chunk() {
+                    Some(features) => *features,
+                    None => std::array::from_fn(|i| x.get(i).copied().unwrap_or(0.0)),
+                });
+            }
         }
     });
     // SAFETY: every row of every panel has been written.

@@ -54,13 +54,15 @@ fn attend(q: &[f32], kv: [Rows; 2], batch: &Batch, shape: &AttentionShape, paged
     let strips: Vec<_> = long.iter().map(|s| Strips::of(kv, &s.runs, seen(s.rows, shape), shape)).collect();
     let tiles: Vec<_> = long.iter().zip(&strips).flat_map(|(s, strips)| s.tiles(strips)).collect();
     let tokens: Vec<_> = short.iter().flat_map(Sequence::tokens).collect();
-    let mut y = vec![0.0; q.len()];
-    let parts = Parts::of(&mut y);
+    let mut y = Vec::with_capacity(q.len());
+    let parts = Parts::of(&mut y.spare_capacity_mut()[..q.len()]);
     // One head after the other, so that its keys and values stay in a core's cache.
     team::for_each(tiles.len() * shape.heads, |i| {
         tiles[i % tiles.len()].head(q, i / tiles.len(), shape, &parts);
     });
-    cpu_step::attend(q, kv, &tokens, shape, &mut y);
+    cpu_step::attend(q, kv, &tokens, shape, &parts);
+    // SAFETY: every row is of one tile or one token, and written for all heads.
+    unsafe { y.set_len(q.len()) };
     y
 }
 

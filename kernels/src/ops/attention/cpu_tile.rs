@@ -2,6 +2,7 @@
 //! Scores of a key are next to one another, so that softmax goes through all queries of a tile at once.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 
 use super::AttentionShape;
 use super::cpu_strips::Strips;
@@ -29,7 +30,7 @@ thread_local! {
 
 impl Tile<'_> {
     /// Writes the outputs of one head into y, which is like q.
-    pub fn head(&self, q: &[f32], head: usize, shape: &AttentionShape, y: &Parts<f32>) {
+    pub fn head(&self, q: &[f32], head: usize, shape: &AttentionShape, y: &Parts<MaybeUninit<f32>>) {
         let (d, width) = (shape.head_dim, shape.heads * shape.head_dim);
         let kv_head = head / (shape.heads / shape.kv_heads);
         let columns = self.rows.next_multiple_of(LANES);
@@ -67,7 +68,9 @@ impl Tile<'_> {
             for (r, factor) in sums[..self.rows].iter().map(|sum| 1.0 / sum).enumerate() {
                 // SAFETY: every tile has rows of its own in y, and every head columns.
                 let y = unsafe { y.part((self.first + r) * width + head * d, d) };
-                y.iter_mut().zip(&*outputs).for_each(|(y, outputs)| *y = outputs[r] * factor);
+                y.iter_mut().zip(&*outputs).for_each(|(y, outputs)| {
+                    y.write(outputs[r] * factor);
+                });
             }
         });
     }
