@@ -49,7 +49,10 @@ pub(crate) fn multiply_block<const WIDTH: usize>(
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { x86::avx2(a, b, columns, y, stride, before) },
-        Isa::Portable => parts::<{ cfg!(target_arch = "aarch64") }, _>(a, b, columns, y, stride, before),
+        // The compiler makes vectors of its loops, and every aarch64 processor multiplies and adds in one go.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => parts::<true, _>(a, b, columns, y, stride, before),
+        Isa::Portable => parts::<false, _>(a, b, columns, y, stride, before),
     }
 }
 

@@ -61,6 +61,7 @@ impl<'a> Part<'a> {
     }
 
     /// Where row `row` begins, which is followed by `width` values.
+    #[cfg(target_arch = "x86_64")]
     pub fn place(&self, row: usize) -> *const f32 {
         self.values[row * self.stride..][..self.width].as_ptr()
     }
