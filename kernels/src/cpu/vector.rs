@@ -2,7 +2,7 @@
 
 use multiversion::multiversion;
 
-use super::block::{COLUMNS, LANES};
+const LANES: usize = 16;
 
 /// `sum_i a[i] * b[i]` in f32, over 4 x 16 independent sums.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
@@ -61,28 +61,6 @@ pub(crate) fn exp_in_place(x: &mut [f32], shift: f32) -> f32 {
         tail += *value;
     }
     sums.iter().sum::<f32>() + tail
-}
-
-/// Every one of 16 columns from `first` on becomes the exponentials of what it is below its largest score; returns the
-/// columns' sums.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
-pub(crate) fn softmax_columns(scores: &mut [[f32; COLUMNS]], first: usize) -> [f32; LANES] {
-    let mut largest = [f32::NEG_INFINITY; LANES];
-    for row in scores.iter() {
-        let row = &row[first..][..LANES];
-        for lane in 0..LANES {
-            largest[lane] = largest[lane].max(row[lane]);
-        }
-    }
-    let mut sums = [0f32; LANES];
-    for row in scores {
-        let row = &mut row[first..][..LANES];
-        for lane in 0..LANES {
-            row[lane] = exp(row[lane] - largest[lane]);
-            sums[lane] += row[lane];
-        }
-    }
-    sums
 }
 
 /// `x[i] = cap tanh(x[i] / cap)`, with a relative error below 4e-7.

@@ -238,9 +238,7 @@ impl Panels {
                 let tiles: Vec<_> = blocks.chunks(TILE / fixed::BLOCK).collect();
                 team::for_each(panels * tiles.len(), |i| {
                     let (panel, blocks) = (i % panels, tiles[i / panels]);
-                    let mut tile = [[0.0; PANEL]; TILE];
-                    self.add_tile(panel, blocks, isa, &mut tile);
-                    store(panel, blocks[0].first, &tile);
+                    store(panel, blocks[0].first, &self.tile(panel, blocks, isa));
                 });
             }
         }
@@ -261,8 +259,9 @@ impl Panels {
         }
     }
 
-    /// Adds the results of a panel for many tokens, run by run.
-    fn add_tile(&self, panel: usize, blocks: &[Block], isa: Isa, y: &mut [[f32; PANEL]; TILE]) {
+    /// Results of a panel for many tokens, run by run.
+    fn tile(&self, panel: usize, blocks: &[Block], isa: Isa) -> Vec<[f32; PANEL]> {
+        let mut y = vec![[0.0; PANEL]; blocks.iter().map(|block| block.tokens).sum()];
         let mut unpacked = [Lanes([0; PANEL]); RUN / 2 + 8];
         let narrow = Kernels::of(isa, self.bits, 1);
         let wide = blocks.iter().map(|block| Kernels::of(isa, 16, block.tokens)).collect::<Vec<_>>();
@@ -286,5 +285,6 @@ impl Panels {
                 kernels.multiply(&task, y);
             }
         }
+        y
     }
 }

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use faer::MatRef;
+
 use super::kv_cache::{KvDtype, KvShape, quantize};
 use crate::cpu::widen_codes;
 use crate::{Batch, KV_BLOCK_ROWS, Result, SequenceRows};
@@ -53,23 +55,16 @@ pub(super) struct Part<'a> {
     stride: usize,
 }
 
-impl<'a> Part<'a> {
-    /// Up to `most` of them from row `first` on.
-    pub fn some(&self, first: usize, most: usize) -> Part<'a> {
-        let rows = most.min(self.rows - first);
-        Part { before: self.before + first, rows, values: &self.values[first * self.stride..], ..*self }
-    }
-
-    /// Where row `row` begins, which is followed by `width` values.
-    #[cfg(target_arch = "x86_64")]
-    pub fn place(&self, row: usize) -> *const f32 {
-        self.values[row * self.stride..][..self.width].as_ptr()
-    }
-
+impl Part<'_> {
     /// Row by row.
     #[inline(always)]
     pub fn iter(&self) -> impl Iterator<Item = &[f32]> {
         self.values.chunks(self.stride).take(self.rows).map(|row| &row[..self.width])
+    }
+
+    pub fn matrix(&self) -> MatRef<'_, f32> {
+        let (rows, stride) = (self.rows, self.stride);
+        MatRef::from_row_major_slice_with_stride(self.values, rows, self.width, stride)
     }
 }
 

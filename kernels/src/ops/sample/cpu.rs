@@ -3,7 +3,7 @@ use std::borrow::Cow;
 use candle_core::Tensor;
 
 use super::{FRACTION_BITS, ID_BITS, OCTAVES, RowSampling, SERIES, Sample, SampledToken, check};
-use crate::cpu::{View, exp_in_place, map, maximum};
+use crate::cpu::{View, map};
 use crate::{Cpu, Device, Result};
 
 impl Sample for Cpu {
@@ -37,19 +37,13 @@ fn sampled_token(row: &[f32], params: &RowSampling) -> Option<SampledToken> {
 }
 
 fn logprob(row: &[f32], id: usize) -> Option<f32> {
-    // What is not finite weighs nothing.
-    let finite = |x: &f32| if x.is_finite() { *x } else { f32::NEG_INFINITY };
-    let mut weights: Vec<f32> = row.iter().map(finite).collect();
-    let largest = maximum(&weights);
-    largest.is_finite().then(|| row[id] - largest - exp_in_place(&mut weights, largest).ln())
+    let largest = row[best(row)?];
+    let mass: f64 = row.iter().filter(|x| x.is_finite()).map(|x| f64::from((x - largest).exp())).sum();
+    Some(row[id] - largest - mass.ln() as f32)
 }
 
 /// The largest finite score, the first where several are.
 fn best(logits: &[f32]) -> Option<usize> {
-    let largest = maximum(logits);
-    if largest.is_finite() {
-        return logits.iter().position(|x| *x == largest);
-    }
     let finite = logits.iter().enumerate().filter(|(_, x)| x.is_finite());
     finite.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(i, _)| i)
 }
