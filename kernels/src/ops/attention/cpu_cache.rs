@@ -55,7 +55,19 @@ pub(super) struct Part<'a> {
     stride: usize,
 }
 
-impl Part<'_> {
+impl<'a> Part<'a> {
+    /// Up to `most` of them from row `first` on.
+    pub fn some(&self, first: usize, most: usize) -> Part<'a> {
+        let rows = most.min(self.rows - first);
+        Part { before: self.before + first, rows, values: &self.values[first * self.stride..], ..*self }
+    }
+
+    /// Where row `row` begins, which is followed by `width` values.
+    #[cfg(target_arch = "x86_64")]
+    pub fn place(&self, row: usize) -> *const f32 {
+        self.values[row * self.stride..][..self.width].as_ptr()
+    }
+
     /// Row by row.
     #[inline(always)]
     pub fn iter(&self) -> impl Iterator<Item = &[f32]> {

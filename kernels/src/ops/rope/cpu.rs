@@ -1,7 +1,7 @@
 use candle_core::Tensor;
 
 use super::{Pairing, Rope, RopeShape, check, frequency_rows};
-use crate::cpu::{Parts, View, each_row};
+use crate::cpu::{Parts, View, new_rows, zeroed};
 use crate::ops::rms_norm::cpu::normalise;
 use crate::{Batch, Cpu, Device, Result};
 
@@ -15,15 +15,16 @@ impl Rope for Cpu {
         };
         let d = shape.head_dim;
         let (q_width, kv_width) = (shape.heads * d, shape.kv_heads * d);
-        let mut q = vec![0.0; qkv.rows * q_width];
-        let mut k = vec![0.0; qkv.rows * kv_width];
-        let mut v = vec![0.0; qkv.rows * kv_width];
+        let [mut k, mut v] = [(); 2].map(|()| Vec::with_capacity(qkv.rows * kv_width));
         let tables = frequency_rows(batch, inv_freq.rows);
         let positions = batch.positions();
-        let [k_parts, v_parts] = [&mut k, &mut v].map(|rows| Parts::of(rows));
-        each_row(&mut q, q_width, |row, q| {
+        let kv = [&mut k, &mut v].map(|x: &mut Vec<f32>| {
+            let rows = qkv.rows * kv_width;
+            Parts::of(&mut x.spare_capacity_mut()[..rows])
+        });
+        let q = new_rows(qkv.rows, q_width, |row, q| {
             // SAFETY: every row has its own q, k and v.
-            let [k, v] = [&k_parts, &v_parts].map(|parts| unsafe { parts.part(row * kv_width, kv_width) });
+            let [k, v] = [0, 1].map(|i| zeroed(unsafe { kv[i].part(row * kv_width, kv_width) }));
             let qkv = &qkv[row * (q_width + 2 * kv_width)..];
             q.copy_from_slice(&qkv[..q_width]);
             k.copy_from_slice(&qkv[q_width..][..kv_width]);
@@ -47,6 +48,11 @@ impl Rope for Cpu {
             }
         });
         let rows = qkv.rows;
+        // SAFETY: all rows have been written.
+        unsafe {
+            k.set_len(rows * kv_width);
+            v.set_len(rows * kv_width);
+        }
         Ok([
             self.tensor(q, (rows, q_width))?,
             self.tensor(k, (rows, kv_width))?,

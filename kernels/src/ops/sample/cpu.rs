@@ -3,8 +3,11 @@ use std::borrow::Cow;
 use candle_core::Tensor;
 
 use super::{FRACTION_BITS, ID_BITS, OCTAVES, RowSampling, SERIES, Sample, SampledToken, check};
-use crate::cpu::{View, map};
+use crate::cpu::{View, exp_in_place, map, maximum};
 use crate::{Cpu, Device, Result};
+
+/// Weights whose sum is made in f32.
+const SUMMED: usize = 1024;
 
 impl Sample for Cpu {
     type Sampled = Vec<Option<SampledToken>>;
@@ -37,13 +40,21 @@ fn sampled_token(row: &[f32], params: &RowSampling) -> Option<SampledToken> {
 }
 
 fn logprob(row: &[f32], id: usize) -> Option<f32> {
-    let largest = row[best(row)?];
-    let mass: f64 = row.iter().filter(|x| x.is_finite()).map(|x| f64::from((x - largest).exp())).sum();
-    Some(row[id] - largest - mass.ln() as f32)
+    // What is not finite weighs nothing.
+    let finite = |x: &f32| if x.is_finite() { *x } else { f32::NEG_INFINITY };
+    let mut weights: Vec<f32> = row.iter().map(finite).collect();
+    let largest = maximum(&weights);
+    let mut mass =
+        || weights.chunks_mut(SUMMED).map(|some| f64::from(exp_in_place(some, largest))).sum::<f64>();
+    largest.is_finite().then(|| row[id] - largest - mass().ln() as f32)
 }
 
 /// The largest finite score, the first where several are.
 fn best(logits: &[f32]) -> Option<usize> {
+    let largest = maximum(logits);
+    if largest.is_finite() {
+        return logits.iter().position(|x| *x == largest);
+    }
     let finite = logits.iter().enumerate().filter(|(_, x)| x.is_finite());
     finite.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(i, _)| i)
 }
