@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::dense::{DenseRow, dots};
-use super::{Isa, Parts, Wanted, each_row, multiply, team};
+use super::{Isa, Parts, each_row, multiply, team};
 use faer::{Accum, MatRef};
 
 /// Up to this many input rows a weight row is widened and used at once; above, a chunk of rows is
@@ -84,6 +84,6 @@ fn add_product(x: &[f32], rows: usize, weight: &impl RowSource, y: &mut [f32]) {
             }
         };
         let w = MatRef::from_row_major_slice(w, length, in_features);
-        multiply(&mut y[start..], out_features, Accum::Add, x, w.transpose(), Wanted::All);
+        multiply(&mut y[start..], out_features, Accum::Add, x, w.transpose());
     }
 }

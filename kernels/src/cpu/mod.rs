@@ -1,6 +1,8 @@
 //! The CPU backend: candle tensors in f32, products by faer, loops over rayon's threads.
 
+pub(crate) mod block;
 mod dense;
+mod gram;
 mod isa;
 mod linear;
 #[cfg(target_arch = "aarch64")]
@@ -20,13 +22,16 @@ use faer::Par;
 use parking_lot::RwLockReadGuard;
 
 pub(crate) use dense::DenseRow;
+pub(crate) use gram::add_gram;
 pub(crate) use isa::Isa;
 pub(crate) use linear::{GEMV_ROWS, RowSource, linear};
 pub(crate) use panels::Panels;
 pub(crate) use parts::{Parts, each_row, map, new_rows, zeroed};
-pub(crate) use product::{Wanted, multiply};
+pub(crate) use product::multiply;
 pub(crate) use sketch::Sketch;
-pub(crate) use vector::{axpy, dot, exp_in_place, maximum, soft_cap, widen_codes};
+pub(crate) use vector::{
+    axpy, dot, exp_columns, exp_in_place, maximum, scale_columns, soft_cap, widen_codes,
+};
 
 use crate::{Batch, Device, Error, Result};
 

@@ -3,7 +3,6 @@
 //! Threads take tiles as they come, so that none waits at a barrier for a descheduled one.
 
 use faer::linalg::matmul::matmul;
-use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
 
 use super::{Parts, team};
@@ -16,25 +15,9 @@ const SMALLEST: usize = 64;
 /// Tiles that a thread should find, so that all end together.
 const TILES: usize = 3;
 
-/// Which elements of a product are wanted.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Wanted {
-    All,
-    /// Of a square one, those on the diagonal and below.
-    Lower,
-}
-
 /// `y = a b`, or `y += a b`; a: `[m, k]`, b: `[k, n]`, y: `[m, n]`, row-major, its rows `stride` apart.
-pub(crate) fn multiply(
-    y: &mut [f32],
-    stride: usize,
-    accum: Accum,
-    a: MatRef<f32>,
-    b: MatRef<f32>,
-    wanted: Wanted,
-) {
-    let (m, n) = (a.nrows(), b.ncols());
-    let tiles = tiles(m, n, wanted);
+pub(crate) fn multiply(y: &mut [f32], stride: usize, accum: Accum, a: MatRef<f32>, b: MatRef<f32>) {
+    let tiles = tiles(a.nrows(), b.ncols());
     let parts = Parts::of(y);
     team::for_each(tiles.len(), |i| {
         let Tile { row, column, rows, columns } = tiles[i];
@@ -42,13 +25,7 @@ pub(crate) fn multiply(
         // SAFETY: the tile lies within y, and no other tile has its elements.
         let y = unsafe { MatMut::from_raw_parts_mut(first, rows, columns, stride as isize, 1) };
         let (a, b) = (a.subrows(row, rows), b.subcols(column, columns));
-        match wanted {
-            Wanted::Lower if row == column => {
-                let (lower, whole) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
-                triangular::matmul(y, lower, accum, a, whole, b, whole, 1.0, Par::Seq);
-            }
-            _ => matmul(y, accum, a, b, 1.0, Par::Seq),
-        }
+        matmul(y, accum, a, b, 1.0, Par::Seq);
     });
 }
 
@@ -59,11 +36,8 @@ struct Tile {
     columns: usize,
 }
 
-fn tiles(m: usize, n: usize, wanted: Wanted) -> Vec<Tile> {
-    let count = |edge: usize| match wanted {
-        Wanted::All => m.div_ceil(edge) * n.div_ceil(edge),
-        Wanted::Lower => m.div_ceil(edge) * (m.div_ceil(edge) + 1) / 2,
-    };
+fn tiles(m: usize, n: usize) -> Vec<Tile> {
+    let count = |edge: usize| m.div_ceil(edge) * n.div_ceil(edge);
     let mut edge = LARGEST;
     while edge > SMALLEST && count(edge) < TILES * rayon::current_num_threads() {
         edge /= 2;
@@ -74,8 +48,7 @@ fn tiles(m: usize, n: usize, wanted: Wanted) -> Vec<Tile> {
         rows: edge.min(m - row),
         columns: edge.min(n - column),
     };
-    let last = |row: usize| if wanted == Wanted::Lower { row + 1 } else { n };
-    let of_row = |row: usize| (0..last(row).min(n)).step_by(edge).map(move |column| tile(row, column));
+    let of_row = |row: usize| (0..n).step_by(edge).map(move |column| tile(row, column));
     (0..m).step_by(edge).flat_map(of_row).collect()
 }
 
@@ -92,26 +65,11 @@ mod tests {
             let [a, b] = [(&a, m), (&b, n)].map(|(x, rows)| MatRef::from_row_major_slice(x, rows, k));
             // Two more columns than the product has.
             let mut y = vec![1.0; m * (n + 2)];
-            multiply(&mut y, n + 2, Accum::Replace, a, b.transpose(), Wanted::All);
-            multiply(&mut y, n + 2, Accum::Add, a, b.transpose(), Wanted::All);
+            multiply(&mut y, n + 2, Accum::Replace, a, b.transpose());
+            multiply(&mut y, n + 2, Accum::Add, a, b.transpose());
             let got: Vec<f32> = y.chunks(n + 2).flat_map(|row| row[..n].iter().map(|y| y / 2.0)).collect();
             assert_close("all", &got, &expected, NMSE_F32);
             assert!(y.chunks(n + 2).all(|row| row[n..] == [1.0; 2]), "what is beside it stays");
-        }
-    }
-
-    #[test]
-    fn a_lower_triangle_agrees_with_f64() {
-        for (n, k) in [(1, 3), (63, 5), (200, 40), (1100, 30)] {
-            let (a, b) = (random(3, n * k), random(4, n * k));
-            let whole = matmul_f64(&a, &b, (n, n, k));
-            let [a, b] = [&a, &b].map(|x| MatRef::from_row_major_slice(x, n, k));
-            let mut y = vec![0.0; n * n];
-            multiply(&mut y, n, Accum::Add, a, b.transpose(), Wanted::Lower);
-            let lower = (0..n).flat_map(|i| (0..=i).map(move |j| i * n + j)).collect::<Vec<_>>();
-            let got: Vec<f32> = lower.iter().map(|i| y[*i]).collect();
-            let expected: Vec<f64> = lower.iter().map(|i| whole[*i]).collect();
-            assert_close("lower triangle", &got, &expected, NMSE_F32);
         }
     }
 }

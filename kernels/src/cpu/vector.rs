@@ -2,7 +2,7 @@
 
 use multiversion::multiversion;
 
-const LANES: usize = 16;
+use super::block::{COLUMNS, LANES};
 
 /// `sum_i a[i] * b[i]` in f32, over 4 x 16 independent sums.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
@@ -61,6 +61,54 @@ pub(crate) fn exp_in_place(x: &mut [f32], shift: f32) -> f32 {
         tail += *value;
     }
     sums.iter().sum::<f32>() + tail
+}
+
+/// In 16 columns from `first` on, scores become the exponentials of what they are below a column's largest; returns the
+/// columns' sums. As in [`exp_in_place`] rows are summed up modulo 16, and those from `whole` on, of a column's own, apart.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
+pub(crate) fn exp_columns(
+    scores: &mut [[f32; COLUMNS]],
+    first: usize,
+    whole: [usize; LANES],
+) -> [f32; LANES] {
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    for row in scores.iter() {
+        let row = &row[first..][..LANES];
+        for lane in 0..LANES {
+            largest[lane] = largest[lane].max(row[lane]);
+        }
+    }
+    let common = whole.iter().fold(usize::MAX, |a, b| a.min(*b)).min(scores.len()) / LANES * LANES;
+    let whole = whole.map(|whole| (whole - common) as u32);
+    let (common, edge) = scores.split_at_mut(common);
+    let (mut sums, mut rest) = ([[0f32; LANES]; LANES], [0f32; LANES]);
+    for rows in common.chunks_exact_mut(LANES) {
+        for (row, sums) in rows.iter_mut().zip(&mut sums) {
+            let row = &mut row[first..][..LANES];
+            for lane in 0..LANES {
+                row[lane] = exp(row[lane] - largest[lane]);
+                sums[lane] += row[lane];
+            }
+        }
+    }
+    for (i, row) in edge.iter_mut().enumerate() {
+        let (row, sums) = (&mut row[first..][..LANES], &mut sums[i % LANES]);
+        for lane in 0..LANES {
+            let inside = (i as u32) < whole[lane];
+            row[lane] = exp(row[lane] - largest[lane]);
+            sums[lane] += if inside { row[lane] } else { 0.0 };
+            rest[lane] += if inside { 0.0 } else { row[lane] };
+        }
+    }
+    std::array::from_fn(|lane| sums.iter().map(|sums| sums[lane]).sum::<f32>() + rest[lane])
+}
+
+/// `rows[i][c] *= factors[c]`, for as many columns as there are factors.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
+pub(crate) fn scale_columns(rows: &mut [[f32; COLUMNS]], factors: &[f32]) {
+    for row in rows {
+        row.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+    }
 }
 
 /// `x[i] = cap tanh(x[i] / cap)`, with a relative error below 4e-7.
@@ -145,6 +193,37 @@ mod tests {
                 let error = (f64::from(*y) - expected).abs();
                 assert!(error <= 4e-7 * expected.abs(), "{cap} tanh({x} / {cap}) = {y}, not {expected}");
             }
+        }
+    }
+
+    #[test]
+    fn columns_that_end_anywhere_are_summed_up_to_the_bits_of_each_alone() {
+        for rows in [1, 15, 16, 40, 100] {
+            let mut all: Vec<[f32; COLUMNS]> =
+                (0..rows).map(|i| std::array::from_fn(|c| ((i * 31 + c * 17) % 97) as f32 / 8.0)).collect();
+            // What a column does not have is minus infinity.
+            let length = |lane: usize| rows.saturating_sub(lane).max(1);
+            for (i, row) in all.iter_mut().enumerate() {
+                (0..LANES)
+                    .filter(|lane| i >= length(*lane))
+                    .for_each(|lane| row[16 + lane] = f32::NEG_INFINITY);
+            }
+            let before = all.clone();
+            let sums = exp_columns(&mut all, 16, std::array::from_fn(|lane| length(lane) / LANES * LANES));
+            for lane in 0..LANES {
+                let scores: Vec<f32> = before[..length(lane)].iter().map(|row| row[16 + lane]).collect();
+                let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let expected: f64 = scores.iter().map(|x| f64::from(x - largest).exp()).sum();
+                assert!(
+                    (f64::from(sums[lane]) - expected).abs() <= 1e-6 * expected,
+                    "{rows} rows, lane {lane}"
+                );
+                let mut alone = scores;
+                assert_eq!(exp_in_place(&mut alone, largest).to_bits(), sums[lane].to_bits());
+                let column: Vec<f32> = all.iter().map(|row| row[16 + lane]).collect();
+                assert!(column[..alone.len()] == alone && column[alone.len()..].iter().all(|x| *x == 0.0));
+            }
+            assert!(all.iter().zip(&before).all(|(a, b)| a[..16] == b[..16] && a[32..] == b[32..]), "beside");
         }
     }
 

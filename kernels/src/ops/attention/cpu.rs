@@ -1,18 +1,14 @@
-use std::cell::RefCell;
 use std::ops::Range;
 
 use candle_core::Tensor;
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
 
-use super::cpu_cache::{CpuKvCache, Part, Rows, Run, parts, runs};
+use super::cpu_cache::{CpuKvCache, Rows, Run, runs};
 use super::cpu_step::{self, MOST_ROWS, Token};
+use super::cpu_strips::Strips;
+use super::cpu_tile::{TILE, Tile};
 use super::{Attention, AttentionShape, KvShape, check};
-use crate::cpu::{Parts, View, exp_in_place, maximum, soft_cap, team};
-use crate::{Batch, Cpu, Device, Result};
-
-/// Query rows that share one score tile: long enough for the blocked product, short enough for the cache.
-const TILE_ROWS: usize = 64;
+use crate::cpu::{Parts, View, team};
+use crate::{Batch, Cpu, Device, Result, SequenceRows};
 
 impl Attention for Cpu {
     type KvCache = CpuKvCache;
@@ -42,122 +38,54 @@ impl Attention for Cpu {
     }
 }
 
-thread_local! {
-    /// Scores of a tile: memory that a thread uses again and again.
-    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// One tile of a sequence's queries: its rows in q and y, and the position of the first.
-struct Tile<'a> {
+/// A sequence of a batch: its first row, and where its keys lie.
+struct Sequence<'a> {
+    rows: &'a SequenceRows,
     first: usize,
-    rows: usize,
-    position: usize,
-    runs: &'a [Run],
+    runs: Vec<Run>,
 }
 
 fn attend(q: &[f32], kv: [Rows; 2], batch: &Batch, shape: &AttentionShape, paged: bool) -> Vec<f32> {
-    let starts = batch.sequences.iter().scan(0, |next, s| Some(std::mem::replace(next, *next + s.rows)));
-    let keys: Vec<_> =
-        batch.sequences.iter().zip(starts.clone()).map(|(s, row)| runs(s, row, paged)).collect();
-    let (mut tiles, mut tokens) = (Vec::new(), Vec::new());
-    for ((sequence, start), runs) in batch.sequences.iter().zip(starts).zip(&keys) {
-        let context = sequence.context;
-        if sequence.rows <= MOST_ROWS {
-            tokens.extend((0..sequence.rows).map(|i| Token { row: start + i, position: context + i, runs }));
-            continue;
-        }
-        tiles.extend((0..sequence.rows).step_by(TILE_ROWS).map(|row| {
-            let rows = TILE_ROWS.min(sequence.rows - row);
-            Tile { first: start + row, rows, position: context + row, runs }
-        }));
-    }
-    // Codes are unpacked once for all heads that share them.
-    let together = match kv[0] {
-        Rows::Plain(_) => 1,
-        Rows::Codes(_) => shape.heads / shape.kv_heads,
-    };
-    let mut y = vec![0.0; q.len()];
-    let (groups, parts) = (shape.heads / together, Parts::of(&mut y));
-    team::for_each(tiles.len() * groups, |i| {
-        let first = i % groups * together;
-        tiles[i / groups].heads(q, kv, shape, first..first + together, &parts);
+    let firsts = batch.sequences.iter().scan(0, |next, s| Some(std::mem::replace(next, *next + s.rows)));
+    let sequences = batch.sequences.iter().zip(firsts);
+    let (long, short): (Vec<_>, Vec<_>) = sequences
+        .map(|(rows, first)| Sequence { rows, first, runs: runs(rows, first, paged) })
+        .partition(|sequence| sequence.rows.rows > MOST_ROWS);
+    let strips: Vec<_> = long.iter().map(|s| Strips::of(kv, &s.runs, seen(s.rows, shape), shape)).collect();
+    let tiles: Vec<_> = long.iter().zip(&strips).flat_map(|(s, strips)| s.tiles(strips)).collect();
+    let tokens: Vec<_> = short.iter().flat_map(Sequence::tokens).collect();
+    let mut y = Vec::with_capacity(q.len());
+    let parts = Parts::of(&mut y.spare_capacity_mut()[..q.len()]);
+    // One head after the other, so that its keys and values stay in a core's cache.
+    team::for_each(tiles.len() * shape.heads, |i| {
+        tiles[i % tiles.len()].head(q, i / tiles.len(), shape, &parts);
     });
-    cpu_step::attend(q, kv, &tokens, shape, &mut y);
+    cpu_step::attend(q, kv, &tokens, shape, &parts);
+    // SAFETY: every row is of one tile or one token, and written for all heads.
+    unsafe { y.set_len(q.len()) };
     y
 }
 
-impl Tile<'_> {
-    /// Outputs of heads that share their keys.
-    fn heads(
-        &self,
-        q: &[f32],
-        [k, v]: [Rows; 2],
-        shape: &AttentionShape,
-        heads: Range<usize>,
-        y: &Parts<f32>,
-    ) {
-        let (d, width) = (shape.head_dim, shape.heads * shape.head_dim);
-        let kv_head = heads.start / (shape.heads / shape.kv_heads);
-        let seen = self.first_seen(0, shape.window)..self.position + self.rows;
-        let place = (kv_head, shape.kv_heads, d);
-        let (mut unpacked_k, mut unpacked_v) = (Vec::new(), Vec::new());
-        let keys = parts(k, self.runs, &seen, place, &mut unpacked_k);
-        let values = parts(v, self.runs, &seen, place, &mut unpacked_v);
-        let q = MatRef::from_row_major_slice(&q[self.first * width..][..self.rows * width], self.rows, width);
-        SCORES.with_borrow_mut(|scores| {
-            let needed = self.rows * seen.len();
-            scores.resize(needed.max(scores.len()), 0.0);
-            for head in heads {
-                let first = y.place(self.first * width + head * d, (self.rows - 1) * width + d);
-                // SAFETY: every tile has rows of its own in y, and every head columns.
-                let y = unsafe { MatMut::from_raw_parts_mut(first, self.rows, d, width as isize, 1) };
-                self.head(q.subcols(head * d, d), [&keys, &values], shape, &seen, &mut scores[..needed], y);
-            }
-        });
+impl Sequence<'_> {
+    fn tiles<'a>(&self, strips: &'a Strips) -> impl Iterator<Item = Tile<'a>> {
+        let (first, SequenceRows { context, rows, .. }) = (self.first, self.rows);
+        let tile = move |row| Tile {
+            first: first + row,
+            rows: TILE.min(rows - row),
+            position: context + row,
+            strips,
+        };
+        (0..*rows).step_by(TILE).map(tile)
     }
 
-    /// Adds the output of one head, `[rows, head_dim]`.
-    fn head(
-        &self,
-        q: MatRef<f32>,
-        [keys, values]: [&[Part]; 2],
-        shape: &AttentionShape,
-        seen: &Range<usize>,
-        scores: &mut [f32],
-        mut y: MatMut<f32>,
-    ) {
-        let length = seen.len();
-        for keys in keys {
-            let scores = MatMut::from_row_major_slice_mut(scores, self.rows, length);
-            let scores = scores.subcols_mut(keys.before, keys.rows);
-            matmul(scores, Accum::Replace, q, keys.matrix().transpose(), shape.scale, Par::Seq);
-        }
-        for (r, row) in scores.chunks_exact_mut(length).enumerate() {
-            let own = self.first_seen(r, shape.window) - seen.start..self.position + r + 1 - seen.start;
-            if let Some(cap) = shape.soft_cap {
-                soft_cap(&mut row[own.clone()], cap);
-            }
-            softmax(row, own);
-        }
-        for values in values {
-            let scores = MatRef::from_row_major_slice(scores, self.rows, length);
-            let scores = scores.subcols(values.before, values.rows);
-            matmul(y.as_mut(), Accum::Add, scores, values.matrix(), 1.0, Par::Seq);
-        }
-    }
-
-    /// The first token that row `row` of the tile sees.
-    fn first_seen(&self, row: usize, window: Option<usize>) -> usize {
-        window.map_or(0, |w| (self.position + row + 1).saturating_sub(w))
+    fn tokens(&self) -> impl Iterator<Item = Token<'_>> {
+        let token = |i| Token { row: self.first + i, position: self.rows.context + i, runs: &self.runs };
+        (0..self.rows.rows).map(token)
     }
 }
 
-/// Softmax over the scores that are seen; the others become 0.
-fn softmax(scores: &mut [f32], seen: Range<usize>) {
-    scores[..seen.start].fill(0.0);
-    scores[seen.end..].fill(0.0);
-    let seen = &mut scores[seen];
-    let largest = maximum(seen);
-    let factor = 1.0 / exp_in_place(seen, largest);
-    seen.iter_mut().for_each(|x| *x *= factor);
+/// What the rows of a sequence see.
+fn seen(rows: &SequenceRows, shape: &AttentionShape) -> Range<usize> {
+    let first = shape.window.map_or(0, |window| (rows.context + 1).saturating_sub(window));
+    first..rows.context + rows.rows
 }

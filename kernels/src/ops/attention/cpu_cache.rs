@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use faer::MatRef;
-
 use super::kv_cache::{KvDtype, KvShape, quantize};
 use crate::cpu::widen_codes;
 use crate::{Batch, KV_BLOCK_ROWS, Result, SequenceRows};
@@ -72,11 +70,6 @@ impl<'a> Part<'a> {
     #[inline(always)]
     pub fn iter(&self) -> impl Iterator<Item = &[f32]> {
         self.values.chunks(self.stride).take(self.rows).map(|row| &row[..self.width])
-    }
-
-    pub fn matrix(&self) -> MatRef<'_, f32> {
-        let (rows, stride) = (self.rows, self.stride);
-        MatRef::from_row_major_slice_with_stride(self.values, rows, self.width, stride)
     }
 }
 

@@ -1,12 +1,13 @@
 //! Attention of few tokens: every key and value is read once for all query heads that share it.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use multiversion::multiversion;
 
 use super::AttentionShape;
 use super::cpu_cache::{Part, Rows, Run, parts};
-use crate::cpu::{Isa, Parts, exp_in_place, maximum, soft_cap, team};
+use crate::cpu::{Isa, Parts, exp_in_place, maximum, soft_cap, team, zeroed};
 
 /// Up to so many tokens of a sequence are taken one by one.
 pub(super) const MOST_ROWS: usize = 4;
@@ -33,18 +34,23 @@ pub(super) struct Token<'a> {
     pub runs: &'a [Run],
 }
 
-/// Writes the rows of `tokens` in y, which is like q and all zeros.
-pub(super) fn attend(q: &[f32], kv: [Rows; 2], tokens: &[Token], shape: &AttentionShape, y: &mut [f32]) {
+/// Writes the rows of `tokens` in y, which is like q.
+pub(super) fn attend(
+    q: &[f32],
+    kv: [Rows; 2],
+    tokens: &[Token],
+    shape: &AttentionShape,
+    y: &Parts<MaybeUninit<f32>>,
+) {
     // Heads of a token lie next to one another: read together, memory is read in long stretches.
     let enough = tokens.len() >= ENOUGH * rayon::current_num_threads();
     let heads = if enough { shape.kv_heads } else { 1 };
     let (pieces, width) = (shape.kv_heads / heads, heads * shape.heads / shape.kv_heads * shape.head_dim);
-    let y = Parts::of(y);
     team::for_each(tokens.len() * pieces, |i| {
         let (token, piece) = (&tokens[i / pieces], i % pieces);
         let columns = (token.row * pieces + piece) * width;
         // SAFETY: every token has a row of its own, and every piece columns.
-        let y = unsafe { y.part(columns, width) };
+        let y = zeroed(unsafe { y.part(columns, width) });
         token.attend(&q[columns..][..width], kv, piece * heads..(piece + 1) * heads, shape, y);
     });
 }

@@ -4,6 +4,8 @@
 mod cpu;
 mod cpu_cache;
 mod cpu_step;
+mod cpu_strips;
+mod cpu_tile;
 pub(crate) mod cuda;
 pub(crate) mod cuda_cache;
 pub(crate) mod hopper;

@@ -3,7 +3,7 @@ use faer::{Accum, MatRef};
 use ndarray::Array2;
 
 use super::{Hessian, check, check_difference, check_products};
-use crate::cpu::{View, Wanted, multiply};
+use crate::cpu::{Isa, View, add_gram, multiply};
 use crate::{Cpu, Device, Result};
 
 impl Hessian for Cpu {
@@ -16,9 +16,7 @@ impl Hessian for Cpu {
     fn accumulate(&self, hessian: &mut Array2<f32>, x: &Tensor) -> Result<()> {
         let size = hessian.nrows();
         check(self.shape(x), size)?;
-        let x = View::of(x)?;
-        let x = MatRef::from_row_major_slice(&x, x.rows, x.columns);
-        multiply(values(hessian), size, Accum::Add, x.transpose(), x, Wanted::Lower);
+        add_gram(values(hessian), &View::of(x)?, size, Isa::best());
         Ok(())
     }
 
@@ -32,7 +30,7 @@ impl Hessian for Cpu {
         let (a, x) = (View::of(a)?, View::of(x)?);
         let a = MatRef::from_row_major_slice(&a, x.rows, rows);
         let x = MatRef::from_row_major_slice(&x, x.rows, columns);
-        multiply(values(products), columns, Accum::Add, a.transpose(), x, Wanted::All);
+        multiply(values(products), columns, Accum::Add, a.transpose(), x);
         Ok(())
     }
 
