@@ -43,8 +43,8 @@ pub(super) const RUN: usize = 128;
 /// Up to so many tokens codes go straight from words to products; beyond, a run is unpacked once for all tokens.
 const DIRECT: usize = 8;
 
-/// Tokens whose results one thread keeps at hand (48 KB) while it reads a panel.
-const TILE: usize = 384;
+/// Tokens whose results one thread keeps at hand (24 KB) while it reads a panel.
+const TILE: usize = 192;
 
 /// A word of every row of a panel. Its low half holds the first code of each of its pairs, its high half the second.
 #[derive(Clone, Copy)]
@@ -218,9 +218,11 @@ impl Panels {
                             y.write(x + b);
                         })
                     }
-                    None => y.iter_mut().zip(values).for_each(|(y, x)| {
-                        y.write(*x);
-                    }),
+                    None => match y.first_chunk_mut::<PANEL>() {
+                        // Of a whole panel: a length known beforehand needs no call.
+                        Some(y) => y.iter_mut().zip(values).for_each(|(y, x)| _ = y.write(*x)),
+                        None => y.iter_mut().zip(values).for_each(|(y, x)| _ = y.write(*x)),
+                    },
                 }
             }
         };
@@ -238,7 +240,9 @@ impl Panels {
                 let tiles: Vec<_> = blocks.chunks(TILE / fixed::BLOCK).collect();
                 team::for_each(panels * tiles.len(), |i| {
                     let (panel, blocks) = (i % panels, tiles[i / panels]);
-                    store(panel, blocks[0].first, &self.tile(panel, blocks, isa));
+                    let mut tile = [[0.0; PANEL]; TILE];
+                    self.add_tile(panel, blocks, isa, &mut tile);
+                    store(panel, blocks[0].first, &tile);
                 });
             }
         }
@@ -259,9 +263,8 @@ impl Panels {
         }
     }
 
-    /// Results of a panel for many tokens, run by run.
-    fn tile(&self, panel: usize, blocks: &[Block], isa: Isa) -> Vec<[f32; PANEL]> {
-        let mut y = vec![[0.0; PANEL]; blocks.iter().map(|block| block.tokens).sum()];
+    /// Adds the results of a panel for many tokens, run by run.
+    fn add_tile(&self, panel: usize, blocks: &[Block], isa: Isa, y: &mut [[f32; PANEL]]) {
         let mut unpacked = [Lanes([0; PANEL]); RUN / 2 + 8];
         let narrow = Kernels::of(isa, self.bits, 1);
         let wide = blocks.iter().map(|block| Kernels::of(isa, 16, block.tokens)).collect::<Vec<_>>();
@@ -285,6 +288,5 @@ impl Panels {
                 kernels.multiply(&task, y);
             }
         }
-        y
     }
 }
