@@ -33,7 +33,7 @@ pub(crate) use blas::Operand;
 use buffer_pool::BufferPool;
 use compile::Program;
 pub use graph::StepGraph;
-pub(crate) use launch::{Arg, Launch};
+pub(crate) use launch::{Arg, Args, Launch};
 use memory::Pool;
 pub use offload::CudaOffloaded;
 pub use order::CudaOrder;
@@ -339,12 +339,7 @@ impl Device for Cuda {
     fn gather_rows(&self, x: &CudaTensor, indices: &[u32]) -> Result<CudaTensor> {
         let y = self.new_tensor((indices.len(), x.shape.1))?;
         let rows = self.upload(indices)?;
-        let args = [
-            Arg::Address(self.real(&y)?),
-            Arg::Address(self.real(x)?),
-            Arg::Address(self.address(&rows)),
-            Arg::Int(x.shape.1 as i32),
-        ];
+        let args = Args::new([self.real(&y)?, self.real(x)?, self.address(&rows)]).ints([x.shape.1]);
         self.launch("gather_rows", Launch::blocks(indices.len(), 256), &args)?;
         Ok(y)
     }
@@ -355,12 +350,8 @@ impl Device for Cuda {
         let y = self.new_tensor((rows, width))?;
         let mut column = 0;
         for part in parts {
-            let args = [
-                Arg::Address(self.real(&y)? + (self.dtype().size() * column) as u64),
-                Arg::Address(self.real(part)?),
-                Arg::Int(part.shape.1 as i32),
-                Arg::Int(width as i32),
-            ];
+            let args = Args::new([self.real(&y)? + (self.dtype().size() * column) as u64, self.real(part)?])
+                .ints([part.shape.1, width]);
             self.launch("put_columns", Launch::blocks(rows, 256), &args)?;
             column += part.shape.1;
         }
