@@ -169,16 +169,6 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// `specs` with the types in which this checkpoint stores tensors of these names.
-    pub fn with_stored_dtypes(&self, mut specs: Vec<TensorSpec>) -> Vec<TensorSpec> {
-        for spec in &mut specs {
-            if let Some(dtype) = self.spec(&spec.name).and_then(Entry::stored) {
-                spec.dtype = dtype;
-            }
-        }
-        specs
-    }
-
     /// Refuses NaN and infinity, naming tensor, element and value. `name` is for the message.
     pub fn check_finite(&self, tensor: &HostTensor, name: &str) -> Result<()> {
         let Some(index) = finite::first_not_finite(tensor) else { return Ok(()) };
@@ -344,7 +334,5 @@ mod tests {
         {
             assert!(checkpoint.verify_against(&[wrong]).is_err());
         }
-        let stored = checkpoint.with_stored_dtypes(vec![spec("a", StoredDtype::BF16, 4)]);
-        assert_eq!(stored, [spec("a", StoredDtype::F16, 4)]);
     }
 }

@@ -26,7 +26,7 @@ pub fn run(args: &CardArgs) -> Result<()> {
         return Ok(output::text(format_args!("{}", publication.card(first)))?);
     }
     for path in write(args, &folders, &publication)? {
-        output::line(format_args!("{}", path.display()))?;
+        say!("{}", path.display())?;
     }
     Ok(())
 }
