@@ -94,12 +94,11 @@ pub struct LinearSpec {
 pub fn layer(config: &ModelConfig, index: usize) -> LayerSpec {
     let mut layer = LayerSpec { groups: attention(config), others: Vec::new(), mlp: MlpKind::Dense };
     let experts = config.experts.as_ref().filter(|experts| experts.layers.get(index) == Some(&true));
-    if let (Some(experts), Some(names)) = (experts, config.expert_names()) {
+    if let (Some(experts), Some(names)) = (experts, config.family().experts) {
         layer.mixture(config, experts, names);
     } else {
-        let names = ["gate_proj", "up_proj", "down_proj"];
-        let width = config.intermediate_size;
-        layer.groups.extend(mlp(config, Mlp::Whole, "mlp", (names, width), config.mlp_bias));
+        let shape = (GATE_UP_DOWN, config.intermediate_size);
+        layer.groups.extend(mlp(config, Mlp::Whole, "mlp", shape, config.mlp_bias));
     }
     layer.norms(config);
     layer
@@ -138,7 +137,7 @@ fn attention(config: &ModelConfig) -> Vec<LinearGroup> {
     let of = |name: &str, out_features| {
         LinearSpec::new("self_attn", name, [hidden, out_features], config.qkv_bias)
     };
-    let qkv = match config.fuses_qkv() {
+    let qkv = match config.family().fused_qkv {
         true => vec![of("qkv_proj", width + 2 * kv_width)],
         false => vec![of("q_proj", width), of("k_proj", kv_width), of("v_proj", kv_width)],
     };
@@ -154,6 +153,9 @@ fn attention(config: &ModelConfig) -> Vec<LinearGroup> {
     ]
 }
 
+/// Names of an MLP's linears, but for experts of some families.
+const GATE_UP_DOWN: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+
 /// Both groups of one MLP; `names` are those of gate, up and down.
 fn mlp(
     config: &ModelConfig,
@@ -165,7 +167,7 @@ fn mlp(
     let hidden = config.hidden_size;
     let of = |name: &str, shape| LinearSpec::new(prefix, name, shape, bias);
     let [gate, up, down] = names;
-    let gate_up = match config.fuses_gate_up() {
+    let gate_up = match config.family().fused_gate_up {
         true => vec![of("gate_up_proj", [hidden, 2 * width])],
         false => vec![of(gate, [hidden, width]), of(up, [hidden, width])],
     };
@@ -188,7 +190,7 @@ impl LayerSpec {
             self.groups.extend(mlp(config, Mlp::Expert(index), &prefix, shape, false));
         }
         if let Some(shared) = shared {
-            let shape = (["gate_proj", "up_proj", "down_proj"], experts.shared_width);
+            let shape = (GATE_UP_DOWN, experts.shared_width);
             self.groups.extend(mlp(config, Mlp::Shared, shared, shape, false));
         }
         self.others.push((format!("{}.weight", names.router), vec![experts.count, hidden]));
@@ -207,7 +209,7 @@ impl LayerSpec {
             norm("self_attn.q_norm", q);
             norm("self_attn.k_norm", k);
         }
-        let names = config.norm_names();
+        let names = config.family().norms;
         let all = [names.before_attention, names.after_attention, names.before_mlp, names.after_mlp];
         all.into_iter().flatten().for_each(|name| norm(name, config.hidden_size));
     }
@@ -223,6 +225,11 @@ impl LayerSpec {
     /// The place of a group in [`Self::groups`].
     pub fn position(&self, role: Role) -> Option<usize> {
         self.groups.iter().position(|group| group.role == role)
+    }
+
+    /// The place of the first group of a stage.
+    pub fn first_of(&self, stage: Stage) -> Option<usize> {
+        self.groups.iter().position(|group| group.role.stage() == stage)
     }
 
     pub fn linears(&self) -> impl Iterator<Item = &LinearSpec> {

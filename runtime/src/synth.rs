@@ -70,7 +70,7 @@ fn write_files(
     let shards = shards(&specs, max_shard_size);
     let streams: HashMap<&str, usize> =
         specs.iter().enumerate().map(|(i, spec)| (spec.name.as_str(), i)).collect();
-    let norm = if config.norms_add_one() { 0.0 } else { 1.0 };
+    let norm = if config.family().gemma { 0.0 } else { 1.0 };
     let names: Vec<String> = (1..=shards.len()).map(|i| shard_name(i, shards.len())).collect();
     let mut done = 0;
     for (shard, name) in shards.iter().zip(&names) {

@@ -22,8 +22,11 @@ const COPIED: [&str; 9] = [
     "generation_config.json",
 ];
 
-/// Beginnings of names of files that belong to a model's licence, in capitals.
-const LICENCES: [&str; 5] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING"];
+/// Whether a file of this name belongs to a model's licence.
+pub fn is_licence(name: &str) -> bool {
+    let beginnings = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING"];
+    beginnings.iter().any(|beginning| name.to_uppercase().starts_with(beginning))
+}
 
 /// Names and contents: both configs, and the source's tokenizer and licence files. `quant` is what the configs
 /// shall say, see [`crate::engines::as_written`]; `meta` is what quantize_config.json says beside it.
@@ -45,8 +48,7 @@ pub fn side_files(
     for entry in fs::read_dir(source).map_err(Error::io(source))? {
         let entry = entry.map_err(Error::io(source))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let licence = LICENCES.iter().any(|prefix| name.to_uppercase().starts_with(prefix));
-        if (COPIED.contains(&name.as_str()) || licence) && entry.path().is_file() {
+        if (COPIED.contains(&name.as_str()) || is_licence(&name)) && entry.path().is_file() {
             /// More than any tokenizer has.
             const MOST_BYTES: u64 = 128 << 20;
             let bytes = gptq_input::read(&entry.path(), MOST_BYTES).map_err(Error::io(&entry.path()))?;

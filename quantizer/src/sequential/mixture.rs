@@ -12,6 +12,7 @@
 use gptq_kernels::Backend;
 use gptq_runtime::layout::{Mlp, MlpKind, Role};
 use gptq_runtime::model::{Layer, Tokens};
+use serde::{Deserialize, Serialize};
 
 use super::activation_cache::{Pass, Touched};
 use super::{ActivationCache, Method, Parts, Solving};
@@ -22,7 +23,7 @@ use crate::{Error, Result};
 const HOST_BYTES: usize = 4 << 30;
 
 /// How many calibration tokens each expert of a layer was solved with.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ExpertTokens {
     /// By expert.
     pub tokens: Vec<usize>,
@@ -91,10 +92,8 @@ impl<B: Backend> Solving<'_, '_, B> {
     /// Asks the router about all tokens.
     fn routes(&mut self) -> Result<Routes> {
         let MlpKind::Experts { count, .. } = self.spec.mlp else {
-            return Err(Error::Invalid {
-                place: "mixture".into(),
-                problem: "expected experts, got none".into(),
-            });
+            let problem = "expected experts, got none".into();
+            return Err(Error::Invalid { place: "mixture".into(), problem });
         };
         let mut totals = ExpertTokens { tokens: vec![0; count], starved: vec![] };
         let mut activations = Vec::new();
@@ -107,11 +106,8 @@ impl<B: Backend> Solving<'_, '_, B> {
             let (Some(mixture), Some(x)) = (layer.mixture(), streams.first()) else { return Ok(()) };
             let experts = mixture.assignments(backend, &mixture.route(backend, x)?)?;
             if !held_out {
-                totals
-                    .tokens
-                    .iter_mut()
-                    .zip(&experts)
-                    .for_each(|(total, expert)| *total += expert.rows.len());
+                let totals = totals.tokens.iter_mut().zip(&experts);
+                totals.for_each(|(total, expert)| *total += expert.rows.len());
             }
             activations.push(Chunk { rows: backend.shape(x).0, experts });
             Ok(())

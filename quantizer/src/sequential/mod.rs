@@ -165,7 +165,7 @@ impl<B: Backend> Solving<'_, '_, B> {
         let mut experts = None;
         let stages = self.spec.stages();
         for (i, stage) in stages.iter().enumerate() {
-            match self.place(*stage) {
+            match self.spec.first_of(*stage) {
                 Some(_) if *stage == Stage::Mixture => experts = self.solve_experts()?,
                 Some(place) => self.solve(place, evidence.take().as_ref())?,
                 None => {}
@@ -193,11 +193,6 @@ impl<B: Backend> Solving<'_, '_, B> {
         Ok(Some(weights))
     }
 
-    /// The first group of a stage.
-    fn place(&self, stage: Stage) -> Option<usize> {
-        self.spec.groups.iter().position(|group| group.role.stage() == stage)
-    }
-
     /// Solves the group at a place of the spec and puts it into the layers.
     fn solve(&mut self, place: usize, evidence: Option<&Evidence<B>>) -> Result<()> {
         let (backend, role) = (self.walk.backend, self.spec.groups[place].role);
@@ -223,7 +218,7 @@ impl<B: Backend> Solving<'_, '_, B> {
 
     /// What is known of the inputs of a stage's linears: nothing yet. Experts have each their own.
     fn evidence(&self, stage: Stage) -> Result<Option<Evidence<B>>> {
-        match self.place(stage) {
+        match self.spec.first_of(stage) {
             Some(place) if stage != Stage::Mixture => {
                 self.walk.evidence(&self.spec.groups[place], self.layers[0].adds_products(stage))
             }

@@ -78,7 +78,7 @@ impl<B: Backend> Layer<B> {
     pub fn without_linears(backend: &B, files: &ModelFiles, index: usize) -> Result<Self> {
         let config = &files.config;
         let spec = layout::layer(config, index);
-        let names = config.norm_names();
+        let names = config.family().norms;
         let norm = |name: Option<&str>| {
             let name = name.map(|name| format!("{}{name}.weight", layout::layer_prefix(index)));
             name.map(|name| norm_weight(backend, files, &name, config.hidden_size)).transpose()
@@ -244,8 +244,7 @@ impl<B: Backend> Layer<B> {
     }
 
     fn projection(&self, stage: Stage) -> Result<&Projection<B>> {
-        let place = self.spec.groups.iter().position(|group| group.role.stage() == stage);
-        let projection = place.and_then(|place| self.projections.get(place)?.as_ref());
+        let projection = self.spec.first_of(stage).and_then(|place| self.projections.get(place)?.as_ref());
         projection.ok_or_else(|| not_put_in(stage.name()))
     }
 

@@ -42,7 +42,7 @@ impl<B: Backend> Mixture<B> {
     /// The router of layer `index`, its experts still to be put in.
     pub fn without_linears(backend: &B, files: &ModelFiles, index: usize) -> Result<Self> {
         let (config, prefix) = (&files.config, layout::layer_prefix(index));
-        let (Some(experts), Some(names)) = (&config.experts, config.expert_names()) else {
+        let (Some(experts), Some(names)) = (&config.experts, config.family().experts) else {
             return Err(Error::Unsound {
                 tensor: format!("{prefix}mlp"),
                 problem: "its config has no experts".into(),

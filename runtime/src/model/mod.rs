@@ -332,7 +332,7 @@ pub fn scaled<B: Backend>(backend: &B, config: &ModelConfig, rows: B::Tensor) ->
 /// What a norm multiplies with, `[1, length]`.
 fn norm_weight<B: Backend>(backend: &B, files: &ModelFiles, name: &str, length: usize) -> Result<B::Tensor> {
     let stored = files.checkpoint.tensor(name, &[length])?;
-    Ok(match files.config.norms_add_one() {
+    Ok(match files.config.family().gemma {
         true => backend.tensor(stored.to_f32().iter().map(|w| 1.0 + w).collect(), (1, length))?,
         false => backend.tensor_from_host(&stored)?,
     })
