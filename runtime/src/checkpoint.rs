@@ -17,7 +17,7 @@ use gptq_kernels::HostTensor;
 use memmap2::Mmap;
 use safetensors::tensor::Dtype as FileDtype;
 
-pub use plan::{FilePlan, write_atomically};
+pub use plan::{FilePlan, shards, write_atomically};
 
 use crate::layout::{StoredDtype, TensorSpec};
 use crate::quant_config::QuantConfig;
