@@ -29,7 +29,7 @@ use half::{bf16, f16};
 
 pub(crate) use answer::Answer;
 pub(crate) use batch_metadata::BatchMetadata;
-pub(crate) use blas::Operand;
+pub(crate) use blas::{Operand, ROUGH};
 use buffer_pool::BufferPool;
 use compile::Program;
 pub use graph::StepGraph;

@@ -111,11 +111,8 @@ impl Cuda {
         shape: &AttentionShape,
     ) -> Result<[u64; 2]> {
         let decoded = codes.decoded.addresses(self);
-        let args = Args::new(decoded).and(codes.arg(self)).and(metadata.batch(self, 0, true)).ints([
-            shape.kv_heads,
-            shape.head_dim,
-            shape.window.unwrap_or(0),
-        ]);
+        let sizes = [shape.kv_heads, shape.head_dim, shape.window.unwrap_or(0)];
+        let args = Args::new(decoded).and(codes.arg(self)).and(metadata.batch(self, 0, true)).ints(sizes);
         let launch = Launch::grid(DECODERS, shape.kv_heads, batch.sequences.len(), THREADS);
         self.launch("kv_decode_int8", launch, &args)?;
         Ok(decoded)

@@ -129,12 +129,8 @@ impl CudaExperts {
         let tile = if many { MANY } else { FEW };
         let most = pairs / tile + self.experts.min(pairs);
         let sorted = Sorted { pairs: gpu.scratch(4 * pairs)?, tiles: gpu.scratch(16 * most)?, most, tile };
-        let args = Args::new([gpu.arrived(&sorted.pairs)?, gpu.arrived(&sorted.tiles)?, experts_of]).ints([
-            pairs,
-            self.experts,
-            tile,
-            most,
-        ]);
+        let addresses = [gpu.arrived(&sorted.pairs)?, gpu.arrived(&sorted.tiles)?, experts_of];
+        let args = Args::new(addresses).ints([pairs, self.experts, tile, most]);
         gpu.launch("expert_tiles", Launch::blocks(1, 1024).early(), &args)?;
         Ok(sorted)
     }

@@ -22,12 +22,8 @@ impl Cuda {
         let (rows, groups, bits) = (sweep.rows, sweep.grouping.groups, sweep.spec.bits);
         let words = lane_words(rows, bits)?;
         let qzeros = self.alloc::<u32>(groups * words)?;
-        let args = Args::new([self.address(&qzeros), self.address(&sweep.zeros)]).ints([
-            words,
-            rows,
-            bits as usize,
-            zero_offset as usize,
-        ]);
+        let numbers = [words, rows, bits as usize, zero_offset.into()];
+        let args = Args::new([self.address(&qzeros), self.address(&sweep.zeros)]).ints(numbers);
         self.launch("pack_zeros", Launch::grid(words.div_ceil(256), groups, 1, 256), &args)?;
         Ok(qzeros)
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use cudarc::driver::{CudaSlice, DeviceRepr};
 
 use super::{CudaSweep, ROWS};
-use crate::cuda::{Args, Cuda, Launch, Operand};
+use crate::cuda::{Args, Cuda, Launch, Operand, ROUGH};
 use crate::error::expect;
 use crate::ops::gptq_sweep::SweepRefine;
 use crate::ops::hessian::cuda::CudaMatrix;
@@ -61,7 +61,7 @@ impl SweepRefine for Cuda {
         let gradient = self.alloc::<f32>(rows * columns)?;
         let wide = |slice: &CudaSlice<f32>| Operand::wide(self.address(slice), columns);
         let (h, e) = (wide(&hessian.values), wide(&difference));
-        self.gemm_rough((columns, rows, columns), (1.0, 0.0), h, e, wide(&gradient))?;
+        self.gemm_as(ROUGH, (columns, rows, columns), (1.0, 0.0), [h, e, wide(&gradient)])?;
         let losses = self.alloc::<f32>(rows)?;
         let args = Args::new([self.address(&losses), self.address(&difference), self.address(&gradient)])
             .addresses([pull.map_or(0, |pull| self.address(&pull.values))])
