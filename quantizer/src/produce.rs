@@ -103,9 +103,8 @@ impl<'a> Source<'a> {
 /// Refuses settings that the checkpoint's shapes do not allow; reads no weights.
 pub fn check_settings(files: &ModelFiles, params: &GptqParams) -> Result<()> {
     if files.quant.is_some() {
-        let problem =
-            "expected a checkpoint of floating-point weights, got one that is quantized already".into();
-        return Err(Error::Invalid { place: "quantization_config".into(), problem });
+        let problem = "expected a checkpoint of floating-point weights, got one that is quantized already";
+        return Err(Error::invalid("quantization_config", problem));
     }
     Ok(layout::check_quantizable(&files.config, &params.quant)?)
 }
@@ -128,7 +127,7 @@ pub fn produce<B: Backend>(
     if activations.layout() != job.params.layout() {
         let (expected, got) = (job.params.layout(), activations.layout());
         let problem = format!("expected {expected:?} as the settings have it, got {got:?}");
-        return Err(Error::Invalid { place: "activations".into(), problem });
+        return Err(Error::invalid("activations", problem));
     }
     let layout =
         ArtifactLayout::new(artifact_specs(job), &artifact::metadata(&job.params.quant), job.max_shard_size);

@@ -164,9 +164,7 @@ impl QuantizeLog {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             text => text.map_err(Error::io(&path))?,
         };
-        let log = serde_json::from_str(&text);
-        log.map(Some)
-            .map_err(|error| Error::Invalid { place: path.display().to_string(), problem: error.to_string() })
+        serde_json::from_str(&text).map(Some).map_err(|error| Error::invalid(path.display(), error))
     }
 
     /// As [`Self::read`]; `None` also where the log is another version's or damaged.
@@ -206,9 +204,11 @@ impl QuantizeLog {
         linears.filter(|(_, linear)| linear.damp_percent > self.damp_percent).collect()
     }
 
-    /// Seconds of one phase over all layers.
-    pub fn seconds_of(&self, phase: fn(&Phases) -> f64) -> f64 {
-        self.layers.iter().map(|layer| phase(&layer.phases)).sum()
+    /// Seconds by phase over all layers.
+    pub fn phases(&self) -> Phases {
+        let mut sum = Phases::default();
+        self.layers.iter().for_each(|layer| sum += layer.phases);
+        sum
     }
 
     /// Layers with experts.

@@ -106,8 +106,11 @@ pub fn layer(config: &ModelConfig, index: usize) -> LayerSpec {
 
 /// The linears of all layers, each with its layer.
 pub fn linears(config: &ModelConfig) -> Vec<(usize, LinearSpec)> {
-    let layers = 0..config.num_hidden_layers;
-    layers.flat_map(|index| layer(config, index).into_linears().map(move |linear| (index, linear))).collect()
+    let of = |index| {
+        let linears = layer(config, index).groups.into_iter().flat_map(|group| group.linears);
+        linears.map(move |linear| (index, linear))
+    };
+    (0..config.num_hidden_layers).flat_map(of).collect()
 }
 
 /// Weights that one token is multiplied by: of experts, those that it is sent to.
@@ -234,10 +237,6 @@ impl LayerSpec {
 
     pub fn linears(&self) -> impl Iterator<Item = &LinearSpec> {
         self.groups.iter().flat_map(|group| &group.linears)
-    }
-
-    fn into_linears(self) -> impl Iterator<Item = LinearSpec> {
-        self.groups.into_iter().flat_map(|group| group.linears)
     }
 }
 

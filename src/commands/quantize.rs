@@ -12,7 +12,7 @@ use gptq_quantizer::engines::{self, Facts, Place};
 use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::produce::{self, Event, Job, Source, produce};
 use gptq_quantizer::record::{CalibrationRecord, LinearRecord, QuantizeLog};
-use gptq_quantizer::sequential::{ActivationCache, Placement};
+use gptq_quantizer::sequential::{ActivationCache, Phases, Placement};
 use gptq_runtime::config::ModelConfig;
 use gptq_runtime::layout;
 use gptq_runtime::model::ModelFiles;
@@ -209,19 +209,11 @@ fn phase_line(log: &QuantizeLog) -> String {
     let peak = log
         .peak_memory
         .map_or(String::new(), |bytes| format!(", at most {:.1} GB on the GPU", bytes as f64 / 1e9));
+    let Phases { forward, hessian, factor, target, sweep, refine, pack, wait, read, write } = log.phases();
     format!(
-        "forward {:.1} s, Hessians {:.1} s, factors {:.1} s, targets {:.1} s, sweeps {:.1} s, refinement {:.1} s, \
-         packing {:.1} s, waiting {:.1} s (reading {:.1} s and writing {:.1} s beside), in all {:.1} s{peak}",
-        log.seconds_of(|p| p.forward),
-        log.seconds_of(|p| p.hessian),
-        log.seconds_of(|p| p.factor),
-        log.seconds_of(|p| p.target),
-        log.seconds_of(|p| p.sweep),
-        log.seconds_of(|p| p.refine),
-        log.seconds_of(|p| p.pack),
-        log.seconds_of(|p| p.wait),
-        log.seconds_of(|p| p.read),
-        log.seconds_of(|p| p.write),
+        "forward {forward:.1} s, Hessians {hessian:.1} s, factors {factor:.1} s, targets {target:.1} s, \
+         sweeps {sweep:.1} s, refinement {refine:.1} s, packing {pack:.1} s, waiting {wait:.1} s \
+         (reading {read:.1} s and writing {write:.1} s beside), in all {:.1} s{peak}",
         log.seconds
     )
 }

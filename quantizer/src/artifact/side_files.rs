@@ -1,5 +1,6 @@
 //! The small files beside the weights.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 
@@ -63,9 +64,9 @@ pub fn side_files(
 /// its head is corrected where the artifact's tensors are others: readers go by it.
 fn config(path: &Path, model: &ModelConfig, quant: &QuantConfig) -> Result<Vec<u8>> {
     let text = fs::read_to_string(path).map_err(Error::io(path))?;
-    let invalid = |problem: String| Error::Invalid { place: path.display().to_string(), problem };
-    let mut value: Value = serde_json::from_str(&text).map_err(|error| invalid(error.to_string()))?;
-    let map = value.as_object_mut().ok_or_else(|| invalid("expected an object".into()))?;
+    let invalid = |problem: &dyn Display| Error::invalid(path.display(), problem);
+    let mut value: Value = serde_json::from_str(&text).map_err(|error| invalid(&error))?;
+    let map = value.as_object_mut().ok_or_else(|| invalid(&"expected an object"))?;
     let class = json!([model.architecture.class_name()]);
     if map.get("architectures").is_some_and(|named| *named != class) {
         map.insert("architectures".into(), class);

@@ -3,6 +3,7 @@
 use super::svg::{Anchor, Scale, Svg, colour, number};
 use crate::publish::Published;
 use crate::record::{LayerRecord, QuantizeLog};
+use crate::sequential::Phases;
 use crate::table::human_size;
 
 pub(super) const WIDTH: f64 = 760.0;
@@ -184,23 +185,16 @@ pub(super) fn loss_by_linear(published: &Published) -> Option<Svg> {
 
 /// Where the time went, a bar a branch.
 pub(super) fn seconds(branches: &[Published]) -> Option<Svg> {
-    type Phase = (&'static str, fn(&LayerRecord) -> f64);
-    const PHASES: [Phase; 6] = [
-        ("forward", |layer| layer.phases.forward),
-        ("Hessians", |layer| layer.phases.hessian),
-        ("factors", |layer| layer.phases.factor),
-        ("sweeps", |layer| layer.phases.sweep),
-        ("packing", |layer| layer.phases.pack),
-        ("waiting for files", |layer| layer.phases.wait),
-    ];
-    let logs = with_layers(branches);
-    let parts: Vec<Vec<f64>> = logs
-        .iter()
-        .map(|(_, _, log)| PHASES.iter().map(|(_, of)| log.layers.iter().map(of).sum()).collect())
+    let names = ["forward", "Hessians", "factors", "sweeps", "packing", "waiting for files"];
+    let logs = with_layers(branches).into_iter();
+    let bars: Vec<(&str, Vec<f64>)> = logs
+        .map(|(_, name, log)| {
+            let Phases { forward, hessian, factor, sweep, pack, wait, .. } = log.phases();
+            (name, vec![forward, hessian, factor, sweep, pack, wait])
+        })
         .collect();
-    let totals: Vec<f64> = parts.iter().map(|parts| parts.iter().sum()).collect();
-    let bars: Vec<_> = logs.iter().zip(&parts).map(|((_, name, _), parts)| (*name, parts.clone())).collect();
-    stacked("Seconds, by phase", &bars, &PHASES.map(|(name, _)| name), &totals, "s")
+    let totals: Vec<f64> = bars.iter().map(|(_, parts)| parts.iter().sum()).collect();
+    stacked("Seconds, by phase", &bars, &names, &totals, "s")
 }
 
 /// How often a branch's first choice is the original's.

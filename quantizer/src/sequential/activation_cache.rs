@@ -148,7 +148,7 @@ impl<B: Backend> ActivationCache<B> {
         if layout.holds_out && sequences.len() == 1 {
             let problem = "expected two sequences or more, of which one is held out to judge by, got 1 \
                            (--target none --rounds 0 need none)";
-            return Err(Error::Invalid { place: "calibration".into(), problem: problem.into() });
+            return Err(Error::invalid("calibration", problem));
         }
         let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
         let together = (CHUNK_TOKENS / longest.max(1)).max(1);

@@ -92,8 +92,7 @@ impl<B: Backend> Solving<'_, '_, B> {
     /// Asks the router about all tokens.
     fn routes(&mut self) -> Result<Routes> {
         let MlpKind::Experts { count, .. } = self.spec.mlp else {
-            let problem = "expected experts, got none".into();
-            return Err(Error::Invalid { place: "mixture".into(), problem });
+            return Err(Error::invalid("mixture", "expected experts, got none"));
         };
         let mut totals = ExpertTokens { tokens: vec![0; count], starved: vec![] };
         let mut activations = Vec::new();

@@ -128,20 +128,20 @@ fn phases(
     let bytes = |what: &str, seconds: f64, bytes: f64| {
         Figure::new(format!("{branch}: {what}"), seconds, "s").rate(bytes / 1e9, "GB/s")
     };
-    let (reading, writing) = (log.seconds_of(|p| p.read), log.seconds_of(|p| p.write));
+    let seconds = log.phases();
     let written = tensor_bytes(&layout::artifact_tensors(config, &quant, true), "model.layers.");
     let mut figures = vec![
-        product("forward", log.seconds_of(|p| p.forward), work.forward),
-        product(hessians, log.seconds_of(|p| p.hessian), work.hessian),
-        tera("factors", log.seconds_of(|p| p.factor), work.factor),
-        Figure::new(format!("{branch}: targets"), log.seconds_of(|p| p.target), "s"),
-        tera("sweeps", log.seconds_of(|p| p.sweep), work.sweep),
-        Figure::new(format!("{branch}: refinement"), log.seconds_of(|p| p.refine), "s"),
-        Figure::new(format!("{branch}: packing"), log.seconds_of(|p| p.pack), "s"),
-        Figure::new(format!("{branch}: waiting"), log.seconds_of(|p| p.wait), "s"),
-        bytes("reading, beside", reading, work.read),
-        bytes("writing, beside", writing, written)
-            .share("writing to disk", written / writing / ceilings.disk),
+        product("forward", seconds.forward, work.forward),
+        product(hessians, seconds.hessian, work.hessian),
+        tera("factors", seconds.factor, work.factor),
+        Figure::new(format!("{branch}: targets"), seconds.target, "s"),
+        tera("sweeps", seconds.sweep, work.sweep),
+        Figure::new(format!("{branch}: refinement"), seconds.refine, "s"),
+        Figure::new(format!("{branch}: packing"), seconds.pack, "s"),
+        Figure::new(format!("{branch}: waiting"), seconds.wait, "s"),
+        bytes("reading, beside", seconds.read, work.read),
+        bytes("writing, beside", seconds.write, written)
+            .share("writing to disk", written / seconds.write / ceilings.disk),
         Figure::new(format!("{branch}: in all"), log.seconds, "s"),
     ];
     if let Some(peak) = log.peak_memory {
