@@ -88,19 +88,9 @@ impl<'a, B: Backend> Walk<'a, B> {
         let spec = layout::layer(&self.files.config, index);
         let layers = self.layers(index)?;
         let solved = spec.groups.iter().map(|_| None).collect();
-        let clock = Clock::new();
-        let mut solving = Solving {
-            walk: self,
-            index,
-            spec,
-            layers,
-            reader,
-            coming: None,
-            through,
-            on_group,
-            clock,
-            solved,
-        };
+        let (walk, clock, coming) = (self, Clock::new(), None);
+        let mut solving =
+            Solving { walk, index, spec, layers, reader, coming, through, on_group, clock, solved };
         let experts = solving.stages()?;
         let Solving { solved, clock, .. } = solving;
         Ok(SolvedLayer { groups: solved.into_iter().flatten().collect(), experts, phases: clock.phases })
@@ -112,14 +102,11 @@ impl<'a, B: Backend> Walk<'a, B> {
         let spec = layout::layer(&self.files.config, index);
         for (group, packed) in spec.groups.iter().zip(groups) {
             for (stream, layer) in layers.iter_mut().enumerate() {
-                let projection = match stream {
-                    0 => Projection::dequantized(self.backend, packed)?,
-                    _ => {
-                        let weights = reader::read(self.backend, self.files, index, group)?;
-                        Projection::Dense(weights.original(self.backend)?)
-                    }
+                let weight = match stream {
+                    0 => self.backend.dense_weight(packed)?,
+                    _ => reader::read(self.backend, self.files, index, group)?.original(self.backend)?,
                 };
-                layer.replace(group.role, projection);
+                layer.replace(group.role, Projection::Dense(weight));
             }
         }
         let whole = Pass { reads: Touched::Hidden, writes: Touched::Hidden, held_out_only: false };

@@ -90,11 +90,6 @@ impl<B: Backend> Projection<B> {
         })
     }
 
-    /// A solved group as a dense weight with the values that the artifact will hold.
-    pub fn dequantized(backend: &B, solved: &PackedLinear) -> Result<Self> {
-        Ok(Self::Dense(backend.dense_weight(solved)?))
-    }
-
     /// The order in which the weight would best get its input.
     pub fn input_order(&self, backend: &B) -> Option<B::Order> {
         match self {
