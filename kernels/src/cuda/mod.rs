@@ -207,12 +207,6 @@ impl Cuda {
             }
         }
     }
-
-    /// f32 values from bytes in the compute type.
-    fn decode(&self, bytes: Vec<u8>) -> Vec<f32> {
-        let shape = vec![bytes.len() / self.dtype().size()];
-        HostTensor { dtype: self.dtype(), shape, bytes: &bytes }.to_f32()
-    }
 }
 
 impl Device for Cuda {
@@ -309,19 +303,13 @@ impl Device for Cuda {
 
     fn to_vec(&self, x: &CudaTensor) -> Result<Vec<f32>> {
         x.check_order()?;
-        let range = x.first * x.shape.1..(x.first + x.shape.0) * x.shape.1;
-        match &*x.data {
-            Data::Wide(bytes) => {
-                let view = self.view(bytes, 4 * range.start..4 * range.end)?;
-                let bytes = self.download(&view)?;
-                Ok(HostTensor { dtype: Dtype::F32, shape: vec![range.len()], bytes: &bytes }.to_f32())
-            }
-            Data::Real(bytes) => {
-                let size = self.dtype().size();
-                let view = self.view(bytes, range.start * size..range.end * size)?;
-                Ok(self.decode(self.download(&view)?))
-            }
-        }
+        let (bytes, dtype) = match &*x.data {
+            Data::Wide(bytes) => (bytes, Dtype::F32),
+            Data::Real(bytes) => (bytes, self.dtype()),
+        };
+        let row = x.shape.1 * dtype.size();
+        let bytes = self.download(&self.view(bytes, x.first * row..(x.first + x.shape.0) * row)?)?;
+        Ok(HostTensor { dtype, shape: vec![x.shape.0 * x.shape.1], bytes: &bytes }.to_f32())
     }
 
     fn shape(&self, x: &CudaTensor) -> (usize, usize) {
