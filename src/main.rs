@@ -1,6 +1,6 @@
 //! `gptq`: the command line. Parses, sets up logging, hands over to one command.
 
-// First: its macro is used by the others.
+// First: its macros are used by the others.
 #[macro_use]
 mod output;
 

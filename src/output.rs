@@ -11,6 +11,11 @@ macro_rules! note {
     ($($text:tt)*) => { $crate::output::note(format_args!($($text)*)) };
 }
 
+/// A line on stdout, formatted as `println!` does.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::output::line(format_args!($($text)*)) };
+}
+
 /// A line on stderr. A failure to write it is ignored: the work goes on.
 pub fn note(text: Arguments) {
     let _ = writeln!(std::io::stderr(), "{text}");

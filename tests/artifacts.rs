@@ -106,7 +106,7 @@ fn dequantize(folder: &mut ModelFolder, name: &str, bits: usize, offset: i64) ->
 }
 
 /// The artifact as an ordinary checkpoint of 32-bit weights; biases stay only where the source has them.
-fn write_dequantized(artifact: &Path, source: &ModelFolder, bits: usize, offset: i64, dir: &Path) {
+pub fn write_dequantized(artifact: &Path, source: &ModelFolder, bits: usize, offset: i64, dir: &Path) {
     let mut folder = ModelFolder::read(artifact);
     let quantized = folder.tensors.keys().filter_map(|name| name.strip_suffix(".qweight")).map(String::from);
     for name in quantized.collect::<Vec<_>>() {

@@ -12,6 +12,7 @@ use gptq_runtime::generate::{FinishReason, GenerateParams, generate};
 use gptq_runtime::model::{Decoder, Model, ModelFiles};
 use gptq_runtime::sampling::SamplingParams;
 
+use crate::artifacts::write_dequantized;
 use crate::model_folder::ModelFolder;
 use crate::program::{artifact, copy_folder, demo, demo_text, gptq, quantize, run, words, workplace};
 
@@ -160,10 +161,16 @@ fn logits<B: Backend>(
     [text, next]
 }
 
-/// The squares of the differences stay below this share of the CPU's.
-fn logits_agree(gpu: &Cuda, artifact: &Path, sizes: (usize, usize), kv_dtype: KvDtype, tolerance: f64) {
+/// The squares of the differences stay below this share of the CPU's, which runs the model of `on_cpu`.
+fn logits_agree(
+    gpu: &Cuda,
+    [artifact, on_cpu]: [&Path; 2],
+    sizes: (usize, usize),
+    kv_dtype: KvDtype,
+    tolerance: f64,
+) {
     let got = logits(gpu.clone(), artifact, sizes, kv_dtype);
-    let expected = logits(Cpu::new(), artifact, sizes, kv_dtype);
+    let expected = logits(Cpu::new(), on_cpu, sizes, kv_dtype);
     for (what, (got, expected)) in ["text", "step"].iter().zip(got.iter().zip(&expected)) {
         assert_eq!(got.len(), expected.len());
         let square = |x: &f32| (*x as f64).powi(2);
@@ -189,24 +196,28 @@ fn a_card_has_the_logits_of_the_cpu() {
     for options in
         [ACT_ORDER, "--group-size 32 --asym", "--order file", "--bits 8 --group-size -1", "--bits 3"]
     {
+        let artifact = artifact(options);
         // As for every product in 16 bits.
-        SIZES.iter().for_each(|sizes| logits_agree(&gpu, &artifact(options), *sizes, KvDtype::Auto, 5e-4));
+        SIZES.iter().for_each(|sizes| logits_agree(&gpu, [&artifact; 2], *sizes, KvDtype::Auto, 5e-4));
     }
 }
 
 /// A key that a GPU has a little differently may get the code beside the CPU's. Where it computes in f16 that is up to
 /// one code in ten, with an error of a step where numbers are 40 steps large: 6e-5 of the square in every layer, beside
-/// what f16 costs anyhow; bf16 is eight times as coarse. In f32 it is one code in thousands. There keys and values are
-/// decoded before they are used, as on every GPU before Hopper, in steps that are captured and replayed while contexts
-/// grow.
+/// what f16 costs anyhow; bf16 is eight times as coarse. In f32 it is one code in many thousands, if the CPU multiplies in
+/// f32 too: with quantized weights it rounds activations to 16 bits, so it gets the weights that the codes stand for. There
+/// keys and values are decoded before they are used, as on every GPU before Hopper, in steps that are captured and replayed
+/// while contexts grow.
 #[test]
 #[cfg_attr(not(has_cuda), ignore = "needs an NVIDIA GPU")]
 fn with_an_int8_cache_a_card_has_the_logits_of_the_cpu() {
+    let (artifact, plain) = (artifact(ACT_ORDER), workplace("plain"));
+    write_dequantized(&artifact, &ModelFolder::read(&demo()), 4, 1, &plain);
     for (dtype, tolerance) in [(Dtype::F16, 1e-3), (Dtype::BF16, 1e-2), (Dtype::F32, 1e-5)] {
         let gpu = Cuda::new(0, dtype, None).unwrap();
-        SIZES
-            .iter()
-            .for_each(|sizes| logits_agree(&gpu, &artifact(ACT_ORDER), *sizes, KvDtype::Int8, tolerance));
+        for sizes in SIZES {
+            logits_agree(&gpu, [&artifact, &plain], sizes, KvDtype::Int8, tolerance);
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! The table of contents: every operation a backend must have, checked by the compiler.
 
 use crate::{
-    Add, Attention, Embedding, Experts, Gated, GptqSweep, Hessian, InverseCholesky, MatMul, QuantMatMul,
-    RmsNorm, Rope, Sample, Scale, TokenLoss, TopLogits,
+    Add, Attention, Cpu, Cuda, Embedding, Experts, Gated, GptqSweep, Hessian, InverseCholesky, MatMul,
+    QuantMatMul, RmsNorm, Rope, Sample, Scale, SweepRefine, SweepTarget, TokenLoss, TopLogits,
 };
 
 /// A device that can run a model, measure it and quantize it.
@@ -23,25 +23,11 @@ pub trait Backend:
     + Hessian
     + InverseCholesky
     + GptqSweep
+    + SweepTarget
+    + SweepRefine
 {
 }
 
-impl<T> Backend for T where
-    T: Embedding
-        + RmsNorm
-        + Rope
-        + Attention
-        + Add
-        + Scale
-        + Gated
-        + MatMul
-        + QuantMatMul
-        + Experts
-        + TokenLoss
-        + TopLogits
-        + Sample
-        + Hessian
-        + InverseCholesky
-        + GptqSweep
-{
-}
+impl Backend for Cpu {}
+
+impl Backend for Cuda {}

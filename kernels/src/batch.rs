@@ -37,15 +37,6 @@ impl Batch {
     pub fn positions(&self) -> Vec<u32> {
         self.sequences.iter().flat_map(|s| s.context as u32..(s.context + s.rows) as u32).collect()
     }
-
-    /// The row of each sequence's last token.
-    pub fn last_rows(&self) -> Vec<u32> {
-        let ends = self.sequences.iter().scan(0, |end, s| {
-            *end += s.rows as u32;
-            Some(*end)
-        });
-        ends.map(|end| end - 1).collect()
-    }
 }
 
 #[cfg(test)]
@@ -57,7 +48,6 @@ mod tests {
         let mut batch = Batch::fresh([2, 3]);
         batch.sequences[1].context = 5;
         assert_eq!(batch.positions(), [0, 1, 5, 6, 7]);
-        assert_eq!(batch.last_rows(), [1, 4]);
         assert_eq!(batch.rows(), 5);
     }
 }

@@ -40,4 +40,9 @@ impl Error {
     }
 }
 
+/// A shape error unless an operation got what it expected.
+pub(crate) fn expect<T: PartialEq + Debug>(op: &'static str, expected: T, got: T) -> Result<()> {
+    if got == expected { Ok(()) } else { Err(Error::shape(op, expected, got)) }
+}
+
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use crate::error::expect;
 use crate::{Error, Result};
 
 /// Floating-point types a checkpoint may hold, numbered as the kernels number them.
@@ -34,10 +35,7 @@ pub struct HostTensor<'a> {
 impl<'a> HostTensor<'a> {
     /// Checks that `bytes` has the length `shape` and `dtype` ask for.
     pub fn new(dtype: Dtype, shape: Vec<usize>, bytes: &'a [u8]) -> Result<Self> {
-        let expected = shape.iter().product::<usize>() * dtype.size();
-        if bytes.len() != expected {
-            return Err(Error::shape("host tensor bytes", expected, bytes.len()));
-        }
+        expect("host tensor bytes", shape.iter().product::<usize>() * dtype.size(), bytes.len())?;
         Ok(Self { dtype, shape, bytes })
     }
 

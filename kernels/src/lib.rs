@@ -38,7 +38,9 @@ pub use ops::attention::{Attention, AttentionShape, KvDtype, KvShape};
 pub use ops::embedding::Embedding;
 pub use ops::experts::{Experts, HostExpert, Route, RouterScores, Routing};
 pub use ops::gated::{Activation, Gated};
-pub use ops::gptq_sweep::{GptqSweep, GridKind, GridSpec, Grouping, LOOP_WINDOW, Quantized};
+pub use ops::gptq_sweep::{
+    GptqSweep, GridKind, GridSpec, Grouping, LOOP_WINDOW, Quantized, SweepRefine, SweepTarget,
+};
 pub use ops::hessian::Hessian;
 pub use ops::inverse_cholesky::InverseCholesky;
 pub use ops::matmul::MatMul;

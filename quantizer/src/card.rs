@@ -143,7 +143,7 @@ fn hub_id(model: &str) -> Option<&str> {
 }
 
 /// The last part of a folder or hub id, without a branch.
-fn model_name(model: &str) -> &str {
+pub fn model_name(model: &str) -> &str {
     let last = model.trim_end_matches('/').rsplit('/').next().unwrap_or(model);
     last.split(':').next().unwrap_or(last)
 }

@@ -1,5 +1,6 @@
 //! The error type of this crate: one line that says what, where, expected, got.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use gptq_input::{short_line, short_path};
@@ -53,6 +54,10 @@ impl Error {
     pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |cause| Self::Io { path, cause }
+    }
+
+    pub(crate) fn invalid(place: impl Display, problem: impl Display) -> Self {
+        Self::Invalid { place: place.to_string(), problem: problem.to_string() }
     }
 }
 

@@ -80,8 +80,7 @@ impl Plan {
         const MOST_BYTES: u64 = 1 << 20;
         let bytes = gptq_input::read(path, MOST_BYTES).map_err(Error::io(path))?;
         let text = String::from_utf8_lossy(&bytes);
-        Self::parse(&text, preset)
-            .map_err(|problem| Error::Invalid { place: path.display().to_string(), problem })
+        Self::parse(&text, preset).map_err(|problem| Error::invalid(path.display(), problem))
     }
 
     fn parse(text: &str, preset: Preset) -> Result<Self, String> {

@@ -18,9 +18,7 @@ use crate::card;
 use crate::engines;
 use crate::gptq::{self, GptqParams, Method};
 use crate::recipe::Preset;
-use crate::record::{
-    AgreementRecord, CalibrationRecord, ExpertsRecord, LOG_FILE, LayerRecord, QuantizeLog, RecipeRecord,
-};
+use crate::record::{CalibrationRecord, LOG_FILE, LayerRecord, QuantizeLog, RecipeRecord};
 use crate::sequential::{ActivationCache, Reader, SolvedLayer, Walk};
 use crate::{Error, Result};
 use tensors::{artifact_specs, restore, write_copy, write_group, write_others};
@@ -65,18 +63,8 @@ impl<'a> Job<'a> {
         sequences: &'a [Vec<u32>],
         out: &'a Path,
     ) -> Self {
-        let (calibration, mode, max_shard_size) = (None, OutMode::New, None);
-        Self {
-            source,
-            params,
-            zero_bias: true,
-            sequences,
-            calibration,
-            out,
-            mode,
-            max_shard_size,
-            stop: &NEVER,
-        }
+        let (zero_bias, calibration, mode, max_shard_size) = (true, None, OutMode::New, None);
+        Self { source, params, zero_bias, sequences, calibration, out, mode, max_shard_size, stop: &NEVER }
     }
 }
 
@@ -115,9 +103,8 @@ impl<'a> Source<'a> {
 /// Refuses settings that the checkpoint's shapes do not allow; reads no weights.
 pub fn check_settings(files: &ModelFiles, params: &GptqParams) -> Result<()> {
     if files.quant.is_some() {
-        let problem =
-            "expected a checkpoint of floating-point weights, got one that is quantized already".into();
-        return Err(Error::Invalid { place: "quantization_config".into(), problem });
+        let problem = "expected a checkpoint of floating-point weights, got one that is quantized already";
+        return Err(Error::invalid("quantization_config", problem));
     }
     Ok(layout::check_quantizable(&files.config, &params.quant)?)
 }
@@ -138,12 +125,9 @@ pub fn produce<B: Backend>(
     check_settings(files, job.params)?;
     refuse_source(job)?;
     if activations.layout() != job.params.layout() {
-        let problem = format!(
-            "expected {:?} as the settings have it, got {:?}",
-            job.params.layout(),
-            activations.layout()
-        );
-        return Err(Error::Invalid { place: "activations".into(), problem });
+        let (expected, got) = (job.params.layout(), activations.layout());
+        let problem = format!("expected {expected:?} as the settings have it, got {got:?}");
+        return Err(Error::invalid("activations", problem));
     }
     let layout =
         ArtifactLayout::new(artifact_specs(job), &artifact::metadata(&job.params.quant), job.max_shard_size);
@@ -173,7 +157,7 @@ pub fn produce<B: Backend>(
     let seconds = started.elapsed().as_secs_f64();
     let peak = backend.memory()?.map(|memory| memory.peak);
     let log = QuantizeLog {
-        held_out: agreement.map(AgreementRecord::from),
+        held_out: agreement,
         ..log(job, B::name(backend), records, &settings, (seconds, peak))
     };
     for (name, bytes) in &side_files {
@@ -256,8 +240,6 @@ fn write_all<B: Backend>(
         }
         write_others(&writer, job, layer)?;
         phases.write = started.elapsed().as_secs_f64();
-        let experts =
-            experts.map(|experts| ExpertsRecord { tokens: experts.tokens, starved: experts.starved });
         let record = LayerRecord { layer, phases, linears, experts };
         writer.layer_done(&record)?;
         records.push(record);

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::guard::Verdict;
 use crate::recipe::{Named, Recipe};
-use crate::sequential::{Agreement, Phases};
+use crate::sequential::{Agreement, ExpertTokens, Phases};
 use crate::spread::Spread;
 use crate::{Error, Result};
 
@@ -47,7 +47,7 @@ pub struct QuantizeLog {
     pub layers: Vec<LayerRecord>,
     /// `None` where the recipe has no use for the unquantized model's activations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held_out: Option<AgreementRecord>,
+    pub held_out: Option<Agreement>,
     /// Everything that decides the artifact's bytes: a later run with the same settings makes the same.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub settings: Value,
@@ -105,16 +105,7 @@ pub struct LayerRecord {
     pub linears: Vec<LinearRecord>,
     /// Where the layer has experts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub experts: Option<ExpertsRecord>,
-}
-
-/// What the experts of a layer were solved with.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
-pub struct ExpertsRecord {
-    /// Calibration tokens that the router sent to each.
-    pub tokens: Vec<usize>,
-    /// Experts with fewer tokens than inputs: the other tokens filled up their Hessians.
-    pub starved: Vec<usize>,
+    pub experts: Option<ExpertTokens>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -130,23 +121,6 @@ pub struct LinearRecord {
     /// Of the Hessian's diagonal; `None` for rounding to nearest, and in logs of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hessian: Option<Spread>,
-}
-
-/// How near the quantized model is to its checkpoint, for calibration sequences that solving did not see.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
-pub struct AgreementRecord {
-    pub sequences: usize,
-    pub tokens: usize,
-    /// From the checkpoint, nats a token.
-    pub kl_divergence: f64,
-    pub top1_agreement: f64,
-}
-
-impl From<Agreement> for AgreementRecord {
-    fn from(agreement: Agreement) -> Self {
-        let Agreement { sequences, tokens, kl_divergence, top1_agreement } = agreement;
-        Self { sequences, tokens, kl_divergence, top1_agreement }
-    }
 }
 
 /// A measurement with its protocol.
@@ -190,9 +164,7 @@ impl QuantizeLog {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             text => text.map_err(Error::io(&path))?,
         };
-        let log = serde_json::from_str(&text);
-        log.map(Some)
-            .map_err(|error| Error::Invalid { place: path.display().to_string(), problem: error.to_string() })
+        serde_json::from_str(&text).map(Some).map_err(|error| Error::invalid(path.display(), error))
     }
 
     /// As [`Self::read`]; `None` also where the log is another version's or damaged.
@@ -232,13 +204,15 @@ impl QuantizeLog {
         linears.filter(|(_, linear)| linear.damp_percent > self.damp_percent).collect()
     }
 
-    /// Seconds of one phase over all layers.
-    pub fn seconds_of(&self, phase: fn(&Phases) -> f64) -> f64 {
-        self.layers.iter().map(|layer| phase(&layer.phases)).sum()
+    /// Seconds by phase over all layers.
+    pub fn phases(&self) -> Phases {
+        let mut sum = Phases::default();
+        self.layers.iter().for_each(|layer| sum += layer.phases);
+        sum
     }
 
     /// Layers with experts.
-    pub fn experts(&self) -> impl Iterator<Item = &ExpertsRecord> {
+    pub fn experts(&self) -> impl Iterator<Item = &ExpertTokens> {
         self.layers.iter().filter_map(|layer| layer.experts.as_ref())
     }
 

@@ -17,7 +17,7 @@ use gptq_kernels::HostTensor;
 use memmap2::Mmap;
 use safetensors::tensor::Dtype as FileDtype;
 
-pub use plan::{FilePlan, write_atomically};
+pub use plan::{FilePlan, shards, write_atomically};
 
 use crate::layout::{StoredDtype, TensorSpec};
 use crate::quant_config::QuantConfig;
@@ -167,16 +167,6 @@ impl Checkpoint {
             }
         }
         Ok(())
-    }
-
-    /// `specs` with the types in which this checkpoint stores tensors of these names.
-    pub fn with_stored_dtypes(&self, mut specs: Vec<TensorSpec>) -> Vec<TensorSpec> {
-        for spec in &mut specs {
-            if let Some(dtype) = self.spec(&spec.name).and_then(Entry::stored) {
-                spec.dtype = dtype;
-            }
-        }
-        specs
     }
 
     /// Refuses NaN and infinity, naming tensor, element and value. `name` is for the message.
@@ -344,7 +334,5 @@ mod tests {
         {
             assert!(checkpoint.verify_against(&[wrong]).is_err());
         }
-        let stored = checkpoint.with_stored_dtypes(vec![spec("a", StoredDtype::BF16, 4)]);
-        assert_eq!(stored, [spec("a", StoredDtype::F16, 4)]);
     }
 }

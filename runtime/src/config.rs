@@ -12,11 +12,13 @@ mod write;
 
 use std::path::Path;
 
-use gptq_kernels::{Activation, Dtype, Pairing};
+use gptq_kernels::{Activation, Dtype};
 use serde_json::Value;
 
 pub use experts::ExpertsConfig;
-pub use families::{Architecture, ExpertNames, NormNames, QkNormKind};
+pub(crate) use families::ExpertNames;
+use families::Family;
+pub use families::{Architecture, QkNormKind};
 pub use presets::PRESETS;
 pub use rope::{LongRope, QueryGrowth, RopeScaling, Yarn};
 
@@ -98,6 +100,11 @@ impl ModelConfig {
         Self::from_json(&config, Path::new(name))
     }
 
+    /// What the code of the family fixes.
+    pub(crate) fn family(&self) -> &'static Family {
+        self.architecture.family()
+    }
+
     /// The window of layer `index`.
     pub fn window(&self, index: usize) -> Option<usize> {
         let windowed = self.windowed_layers.get(index).copied().unwrap_or(self.windowed_layers.is_empty());
@@ -114,30 +121,6 @@ impl ModelConfig {
         self.local_rope_theta.is_some() && self.windowed_layers.get(index).copied().unwrap_or(false)
     }
 
-    /// Names that the family gives to what an MLP of experts has.
-    pub fn expert_names(&self) -> Option<&'static ExpertNames> {
-        self.architecture.family().experts
-    }
-
-    pub fn norm_names(&self) -> NormNames {
-        self.architecture.family().norms
-    }
-
-    /// Whether q, k and v are one linear.
-    pub fn fuses_qkv(&self) -> bool {
-        self.architecture.family().fused_qkv
-    }
-
-    /// Whether gate and up are one linear.
-    pub fn fuses_gate_up(&self) -> bool {
-        self.architecture.family().fused_gate_up
-    }
-
-    /// Which features of a head are rotated together.
-    pub fn pairing(&self) -> Pairing {
-        self.architecture.family().pairing
-    }
-
     /// Features that the norms of q and k have weights for.
     pub fn qk_norm_widths(&self) -> (usize, usize) {
         match self.qk_norm {
@@ -148,14 +131,9 @@ impl ModelConfig {
         }
     }
 
-    /// Whether norms multiply by `1 + weight`.
-    pub fn norms_add_one(&self) -> bool {
-        self.architecture.family().gemma
-    }
-
     /// What embeddings are multiplied by. Gemma's root is rounded to the type of the weights where it is computed in.
     pub fn embedding_scale(&self, half_precision: bool) -> f32 {
-        if !self.architecture.family().gemma {
+        if !self.family().gemma {
             return self.embedding_factor as f32;
         }
         let root = (self.hidden_size as f64).sqrt() as f32;

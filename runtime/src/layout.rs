@@ -17,18 +17,6 @@ pub struct LayerSpec {
     pub groups: Vec<LinearGroup>,
     /// Norms and what mixtures have beside linears: name inside the layer, and shape.
     pub others: Vec<(String, Vec<usize>)>,
-    pub mlp: MlpKind,
-}
-
-/// What follows the attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MlpKind {
-    Dense,
-    /// A mixture of so many experts, perhaps with an MLP for all tokens beside them.
-    Experts {
-        count: usize,
-        shared: bool,
-    },
 }
 
 /// Linears that share their input. They are stacked along `out`, and solved together.
@@ -92,14 +80,13 @@ pub struct LinearSpec {
 
 /// Layer `index` of a model.
 pub fn layer(config: &ModelConfig, index: usize) -> LayerSpec {
-    let mut layer = LayerSpec { groups: attention(config), others: Vec::new(), mlp: MlpKind::Dense };
+    let mut layer = LayerSpec { groups: attention(config), others: Vec::new() };
     let experts = config.experts.as_ref().filter(|experts| experts.layers.get(index) == Some(&true));
-    if let (Some(experts), Some(names)) = (experts, config.expert_names()) {
+    if let (Some(experts), Some(names)) = (experts, config.family().experts) {
         layer.mixture(config, experts, names);
     } else {
-        let names = ["gate_proj", "up_proj", "down_proj"];
-        let width = config.intermediate_size;
-        layer.groups.extend(mlp(config, Mlp::Whole, "mlp", (names, width), config.mlp_bias));
+        let shape = (GATE_UP_DOWN, config.intermediate_size);
+        layer.groups.extend(mlp(config, Mlp::Whole, "mlp", shape, config.mlp_bias));
     }
     layer.norms(config);
     layer
@@ -107,8 +94,11 @@ pub fn layer(config: &ModelConfig, index: usize) -> LayerSpec {
 
 /// The linears of all layers, each with its layer.
 pub fn linears(config: &ModelConfig) -> Vec<(usize, LinearSpec)> {
-    let layers = 0..config.num_hidden_layers;
-    layers.flat_map(|index| layer(config, index).into_linears().map(move |linear| (index, linear))).collect()
+    let of = |index| {
+        let linears = layer(config, index).groups.into_iter().flat_map(|group| group.linears);
+        linears.map(move |linear| (index, linear))
+    };
+    (0..config.num_hidden_layers).flat_map(of).collect()
 }
 
 /// Weights that one token is multiplied by: of experts, those that it is sent to.
@@ -138,7 +128,7 @@ fn attention(config: &ModelConfig) -> Vec<LinearGroup> {
     let of = |name: &str, out_features| {
         LinearSpec::new("self_attn", name, [hidden, out_features], config.qkv_bias)
     };
-    let qkv = match config.fuses_qkv() {
+    let qkv = match config.family().fused_qkv {
         true => vec![of("qkv_proj", width + 2 * kv_width)],
         false => vec![of("q_proj", width), of("k_proj", kv_width), of("v_proj", kv_width)],
     };
@@ -154,6 +144,9 @@ fn attention(config: &ModelConfig) -> Vec<LinearGroup> {
     ]
 }
 
+/// Names of an MLP's linears, but for experts of some families.
+const GATE_UP_DOWN: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+
 /// Both groups of one MLP; `names` are those of gate, up and down.
 fn mlp(
     config: &ModelConfig,
@@ -165,7 +158,7 @@ fn mlp(
     let hidden = config.hidden_size;
     let of = |name: &str, shape| LinearSpec::new(prefix, name, shape, bias);
     let [gate, up, down] = names;
-    let gate_up = match config.fuses_gate_up() {
+    let gate_up = match config.family().fused_gate_up {
         true => vec![of("gate_up_proj", [hidden, 2 * width])],
         false => vec![of(gate, [hidden, width]), of(up, [hidden, width])],
     };
@@ -180,15 +173,13 @@ fn mlp(
 impl LayerSpec {
     fn mixture(&mut self, config: &ModelConfig, experts: &ExpertsConfig, names: &ExpertNames) {
         let hidden = config.hidden_size;
-        let shared = names.shared.filter(|_| experts.shared_width > 0);
-        self.mlp = MlpKind::Experts { count: experts.count, shared: shared.is_some() };
         for index in 0..experts.count {
             let prefix = format!("{}.{index}", names.experts);
             let shape = (names.linears, experts.width);
             self.groups.extend(mlp(config, Mlp::Expert(index), &prefix, shape, false));
         }
-        if let Some(shared) = shared {
-            let shape = (["gate_proj", "up_proj", "down_proj"], experts.shared_width);
+        if let Some(shared) = names.shared.filter(|_| experts.shared_width > 0) {
+            let shape = (GATE_UP_DOWN, experts.shared_width);
             self.groups.extend(mlp(config, Mlp::Shared, shared, shape, false));
         }
         self.others.push((format!("{}.weight", names.router), vec![experts.count, hidden]));
@@ -207,16 +198,16 @@ impl LayerSpec {
             norm("self_attn.q_norm", q);
             norm("self_attn.k_norm", k);
         }
-        let names = config.norm_names();
+        let names = config.family().norms;
         let all = [names.before_attention, names.after_attention, names.before_mlp, names.after_mlp];
         all.into_iter().flatten().for_each(|name| norm(name, config.hidden_size));
     }
 
     /// The stages in order.
     pub fn stages(&self) -> &'static [Stage] {
-        match self.mlp {
-            MlpKind::Dense => &[Stage::Qkv, Stage::O, Stage::GateUp, Stage::Down],
-            MlpKind::Experts { .. } => &[Stage::Qkv, Stage::O, Stage::Mixture],
+        match self.first_of(Stage::Mixture) {
+            None => &[Stage::Qkv, Stage::O, Stage::GateUp, Stage::Down],
+            Some(_) => &[Stage::Qkv, Stage::O, Stage::Mixture],
         }
     }
 
@@ -225,12 +216,13 @@ impl LayerSpec {
         self.groups.iter().position(|group| group.role == role)
     }
 
-    pub fn linears(&self) -> impl Iterator<Item = &LinearSpec> {
-        self.groups.iter().flat_map(|group| &group.linears)
+    /// The place of the first group of a stage.
+    pub fn first_of(&self, stage: Stage) -> Option<usize> {
+        self.groups.iter().position(|group| group.role.stage() == stage)
     }
 
-    fn into_linears(self) -> impl Iterator<Item = LinearSpec> {
-        self.groups.into_iter().flat_map(|group| group.linears)
+    pub fn linears(&self) -> impl Iterator<Item = &LinearSpec> {
+        self.groups.iter().flat_map(|group| &group.linears)
     }
 }
 

@@ -18,7 +18,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde_json::{Map, json};
 
-use crate::checkpoint::{FilePlan, write_atomically};
+use crate::checkpoint::{FilePlan, shards, write_atomically};
 use crate::config::ModelConfig;
 use crate::layout::{TensorSpec, checkpoint_tensors};
 use crate::{Error, Result};
@@ -67,14 +67,13 @@ fn write_files(
 ) -> Result<()> {
     let specs = checkpoint_tensors(config);
     let total = specs.iter().map(TensorSpec::bytes).sum();
-    let shards = shards(&specs, max_shard_size);
+    let shards = shards(specs.clone(), max_shard_size);
     let streams: HashMap<&str, usize> =
         specs.iter().enumerate().map(|(i, spec)| (spec.name.as_str(), i)).collect();
-    let norm = if config.norms_add_one() { 0.0 } else { 1.0 };
-    let names: Vec<String> = (1..=shards.len()).map(|i| shard_name(i, shards.len())).collect();
+    let norm = if config.family().gemma { 0.0 } else { 1.0 };
     let mut done = 0;
-    for (shard, name) in shards.iter().zip(&names) {
-        let plan = FilePlan::new(shard.to_vec(), &[("format", "pt".into())]);
+    for (name, specs) in &shards {
+        let plan = FilePlan::new(specs.clone(), &[("format", "pt".into())]);
         write_atomically(&dir.join(name), |file| {
             file.write_all(&plan.header)?;
             for (spec, _) in &plan.tensors {
@@ -91,9 +90,10 @@ fn write_files(
         })?;
     }
     if shards.len() > 1 {
-        let files = shards.iter().zip(&names);
-        let map: Map<_, _> =
-            files.flat_map(|(s, n)| s.iter().map(move |t| (t.name.clone(), json!(n)))).collect();
+        let of_file = |(file, specs): &(String, Vec<TensorSpec>)| {
+            specs.iter().map(|spec| (spec.name.clone(), json!(file))).collect::<Vec<_>>()
+        };
+        let map: Map<_, _> = shards.iter().flat_map(of_file).collect();
         let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
         write_json(&dir.join("model.safetensors.index.json"), &index)?;
     }
@@ -111,28 +111,6 @@ fn refuse_content(dir: &Path) -> Result<()> {
             let name = entry.map_err(Error::io(dir))?.file_name().to_string_lossy().into_owned();
             Err(Error::NotEmpty { path: dir.into(), found: name })
         }
-    }
-}
-
-/// Consecutive tensors of at most `max_bytes` together; a larger tensor stands alone.
-fn shards(specs: &[TensorSpec], max_bytes: u64) -> Vec<&[TensorSpec]> {
-    let mut shards = Vec::new();
-    let (mut start, mut bytes) = (0, 0);
-    for (i, spec) in specs.iter().enumerate() {
-        if i > start && bytes + spec.bytes() > max_bytes {
-            shards.push(&specs[start..i]);
-            (start, bytes) = (i, 0);
-        }
-        bytes += spec.bytes();
-    }
-    shards.push(&specs[start..]);
-    shards
-}
-
-fn shard_name(index: usize, count: usize) -> String {
-    match count {
-        1 => "model.safetensors".into(),
-        _ => format!("model-{index:05}-of-{count:05}.safetensors"),
     }
 }
 

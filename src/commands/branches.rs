@@ -16,7 +16,7 @@ use gptq_quantizer::table::{self, Row};
 use gptq_runtime::config::ModelConfig;
 
 use super::card;
-use super::common::{self, Calibration, DeviceKind, OnDevice};
+use super::common::{self, Calibration, Chosen, DeviceKind};
 use super::measurement::{self, Measurement};
 use super::push::{self, Push};
 use super::quantize;
@@ -40,9 +40,12 @@ pub fn run(args: &BranchesArgs) -> Result<()> {
         Some(spec) => Some(quantize::measurement(spec, &dir)?),
         None => None,
     };
-    let work = MakeAll { args, dir: &dir, plan: &plan, measurement: measurement.as_ref() };
     let config = common::model_config(&dir)?;
-    let rows = common::on_device(args.output.device, &config, work).map_err(stop::advise)?;
+    let rows = match common::device(args.output.device, &config)? {
+        Chosen::Cpu(cpu) => make_all(cpu, DeviceKind::Cpu, args, &dir, &plan, measurement.as_ref()),
+        Chosen::Gpu(gpu) => make_all(gpu, DeviceKind::Gpu, args, &dir, &plan, measurement.as_ref()),
+    }
+    .map_err(stop::advise)?;
     match args.output.json {
         true => output::json(&rows)?,
         false => {
@@ -76,37 +79,31 @@ fn print_advice(plan: &Plan, config: &ModelConfig) -> Result<()> {
         }
     }
     for (line, branches) in lines {
-        output::line(format_args!("{line} ({})", branches.join(", ")))?;
+        say!("{line} ({})", branches.join(", "))?;
     }
     Ok(())
 }
 
-/// The part that needs a device.
-struct MakeAll<'a> {
-    args: &'a BranchesArgs,
-    dir: &'a Path,
-    plan: &'a Plan,
-    measurement: Option<&'a Measurement>,
-}
-
-impl OnDevice for MakeAll<'_> {
-    type Output = Vec<Row>;
-
-    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<Vec<Row>> {
-        let Self { args, dir, plan, measurement } = self;
-        let work = Work {
-            model: &args.model,
-            dir,
-            out: &args.out,
-            mode: args.output.mode(),
-            max_shard_size: args.output.max_shard_size,
-            calibration: &Calibration::load(&args.calibration, dir, kind)?,
-            measurement,
-            device,
-            stop: stop::on_signals()?,
-        };
-        work.make_all(plan)
-    }
+fn make_all<B: Backend>(
+    device: B,
+    kind: DeviceKind,
+    args: &BranchesArgs,
+    dir: &Path,
+    plan: &Plan,
+    measurement: Option<&Measurement>,
+) -> Result<Vec<Row>> {
+    let work = Work {
+        model: &args.model,
+        dir,
+        out: &args.out,
+        mode: args.output.mode(),
+        max_shard_size: args.output.max_shard_size,
+        calibration: &Calibration::load(&args.calibration, dir, kind)?,
+        measurement,
+        device,
+        stop: stop::on_signals()?,
+    };
+    work.make_all(plan)
 }
 
 /// What all branches share.

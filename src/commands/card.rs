@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use gptq_hub::{ModelRef, RepoId, Wanted};
+use gptq_quantizer::artifact::is_licence;
+use gptq_quantizer::card::{CARD_FILE, model_name};
 use gptq_quantizer::publish::{Base, Publication, Published};
 use gptq_quantizer::report::PICTURES;
 use gptq_text::chat::{ChatTemplate, Conversation, message};
@@ -12,9 +14,6 @@ use gptq_text::chat::{ChatTemplate, Conversation, message};
 use super::{fetch, push, report};
 use crate::args::CardArgs;
 use crate::output;
-
-/// A card's file name.
-const CARD: &str = "README.md";
 
 pub fn run(args: &CardArgs) -> Result<()> {
     let repo = RepoId::model(&args.repo)?;
@@ -26,7 +25,7 @@ pub fn run(args: &CardArgs) -> Result<()> {
         return Ok(output::text(format_args!("{}", publication.card(first)))?);
     }
     for path in write(args, &folders, &publication)? {
-        output::line(format_args!("{}", path.display()))?;
+        say!("{}", path.display())?;
     }
     Ok(())
 }
@@ -56,7 +55,7 @@ fn write(args: &CardArgs, folders: &[(String, PathBuf)], publication: &Publicati
             fs::copy(args.dir.join(file), folder.join(file))
                 .with_context(|| folder.join(file).display().to_string())?;
         }
-        let (path, beside) = (folder.join(CARD), folder.join(format!(".{CARD}.new")));
+        let (path, beside) = (folder.join(CARD_FILE), folder.join(format!(".{CARD_FILE}.new")));
         fs::write(&beside, publication.card(name)).with_context(|| beside.display().to_string())?;
         fs::rename(&beside, &path).with_context(|| path.display().to_string())?;
         written.push(path);
@@ -74,13 +73,13 @@ fn publication(
     let source = branches.iter().find_map(|published| Some(published.log.as_ref()?.model.clone()));
     let base = args.base_model.clone().or(source);
     let (base, name) = match &base {
-        Some(base) => (read_base(base)?, name_of(base)),
-        None => (Base::default(), name_of(repo)),
+        Some(base) => (read_base(base)?, model_name(base)),
+        None => (Base::default(), model_name(repo)),
     };
     let pictures = PICTURES.iter().filter(|(file, _)| args.dir.join(file).is_file());
     Ok(Publication {
         repo: repo.to_owned(),
-        name,
+        name: name.to_owned(),
         base,
         branches,
         prompt: prompt(first)?,
@@ -94,7 +93,7 @@ fn read_base(model: &str) -> Result<Base> {
     let (id, folder) = match ModelRef::parse(model) {
         Ok(ModelRef::Folder(folder)) => (None, folder),
         Ok(ModelRef::Hub { repo, .. }) => {
-            let wanted = Wanted::Files(vec![CARD.into()]);
+            let wanted = Wanted::Files(vec![CARD_FILE.into()]);
             match fetch::model(model, wanted) {
                 Ok(folder) => (Some(repo.id().to_owned()), folder),
                 Err(error) => {
@@ -110,7 +109,7 @@ fn read_base(model: &str) -> Result<Base> {
         }
     };
     const MOST_BYTES: u64 = 1 << 20;
-    match gptq_input::read(&folder.join(CARD), MOST_BYTES) {
+    match gptq_input::read(&folder.join(CARD_FILE), MOST_BYTES) {
         Ok(card) => Ok(Base::read(id, &String::from_utf8_lossy(&card))),
         Err(_) => Ok(Base { id, ..Base::default() }),
     }
@@ -133,19 +132,10 @@ fn licences(folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        let upper = name.to_uppercase();
-        if ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING"]
-            .iter()
-            .any(|start| upper.starts_with(start))
-        {
+        if is_licence(&name) {
             names.push(name);
         }
     }
     names.sort();
     Ok(names)
-}
-
-fn name_of(model: &str) -> String {
-    let last = model.trim_end_matches('/').rsplit('/').next().unwrap_or(model);
-    last.split(':').next().unwrap_or(last).to_owned()
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use gptq_calibration::dataset::{self, Dataset, DatasetRoots, DatasetSpec, Join};
 use gptq_calibration::sampling::{SampleRequest, Sampling};
 use gptq_hub::Wanted;
@@ -58,11 +59,10 @@ pub fn load_model<B: Backend>(device: &B, dir: &Path) -> Result<Model<B>> {
     Ok(Model::load(device.clone(), &open_model(dir)?)?)
 }
 
-/// Work that runs on the device that was chosen.
-pub trait OnDevice {
-    type Output;
-
-    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<Self::Output>;
+/// The device that was chosen.
+pub enum Chosen {
+    Cpu(Cpu),
+    Gpu(Cuda),
 }
 
 /// What a device is good for, where defaults depend on it.
@@ -72,22 +72,11 @@ pub enum DeviceKind {
     Gpu,
 }
 
-impl DeviceKind {
-    /// Sequences and their length where the command line leaves them open: enough for a stable Hessian, little
-    /// enough for the device. A publisher's 128 x 8192 are given by hand.
-    fn calibration(self) -> (usize, usize) {
-        match self {
-            Self::Cpu => (32, 1024),
-            Self::Gpu => (128, 2048),
-        }
-    }
-}
-
 /// Picks the device, once, for a model of this config. `auto` takes the first GPU, and says why where there
 /// is none.
-pub fn on_device<W: OnDevice>(args: DeviceArgs, config: &ModelConfig, work: W) -> Result<W::Output> {
+pub fn device(args: DeviceArgs, config: &ModelConfig) -> Result<Chosen> {
     let ordinal = match args.device {
-        DeviceArg::Cpu => return work.run(Cpu::new(), DeviceKind::Cpu),
+        DeviceArg::Cpu => return Ok(Chosen::Cpu(Cpu::new())),
         DeviceArg::Cuda(ordinal) => ordinal,
         DeviceArg::Auto => 0,
     };
@@ -98,10 +87,10 @@ pub fn on_device<W: OnDevice>(args: DeviceArgs, config: &ModelConfig, work: W) -
     };
     let memory = args.max_gpu_memory.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     match Cuda::new(ordinal, dtype, memory) {
-        Ok(gpu) => work.run(gpu, DeviceKind::Gpu),
+        Ok(gpu) => Ok(Chosen::Gpu(gpu)),
         Err(error) if args.device == DeviceArg::Auto => {
             note!("computing on the CPU ({error})");
-            work.run(Cpu::new(), DeviceKind::Cpu)
+            Ok(Chosen::Cpu(Cpu::new()))
         }
         Err(error) => Err(error.into()),
     }
@@ -135,10 +124,10 @@ impl Calibration {
         model_dir: &Path,
         kind: DeviceKind,
     ) -> Result<Self> {
-        let (samples, seq_len) = kind.calibration();
+        let (samples, seq_len) = size(args, kind);
         let request = SampleRequest {
-            samples: args.samples.unwrap_or(samples),
-            seq_len: args.seq_len.unwrap_or(seq_len),
+            samples,
+            seq_len,
             sampling: match args.sampling {
                 SamplingArg::Consecutive => Sampling::Consecutive,
                 SamplingArg::Random => Sampling::Random,
@@ -148,40 +137,50 @@ impl Calibration {
         let sequences = dataset
             .sample(&Tokenizer::load(model_dir)?, args.join.into(), &request)
             .with_context(|| format!("calibration data set {}", dataset.name))?;
-        let record = CalibrationRecord {
-            dataset: dataset.name.clone(),
-            fingerprint: sequences.fingerprint,
-            join: sequences.join.name().into(),
-            sampling: args.sampling.name().into(),
-            samples: request.samples,
-            seq_len: request.seq_len,
-            seed: request.seed,
-        };
+        let record = record(args, kind, sequences.join, (&dataset.name, sequences.fingerprint));
         Ok(Self { sequences: sequences.ids, record })
     }
-}
 
-impl Calibration {
     /// Random token ids, for tests of scale.
     pub fn random(args: &CalibrationArgs, kind: DeviceKind, vocab_size: usize) -> Self {
-        let (samples, seq_len) = kind.calibration();
-        let (samples, seq_len) = (args.samples.unwrap_or(samples), args.seq_len.unwrap_or(seq_len));
+        let (samples, seq_len) = size(args, kind);
         let mut state = args.seed;
         let mut next = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             ((state >> 33) as usize % vocab_size.max(1)) as u32
         };
-        let record = CalibrationRecord {
-            dataset: "random token ids".into(),
-            fingerprint: format!("seed {}", args.seed),
-            join: Join::from(args.join).name().into(),
-            sampling: args.sampling.name().into(),
-            samples,
-            seq_len,
-            seed: args.seed,
-        };
         let sequences = (0..samples).map(|_| (0..seq_len).map(|_| next()).collect()).collect();
-        Self { sequences, record }
+        let text = ("random token ids", format!("seed {}", args.seed));
+        Self { sequences, record: record(args, kind, args.join.into(), text) }
+    }
+}
+
+/// Sequences and their length. Where the command line leaves them open: enough for a stable Hessian, little enough for the
+/// device. A publisher's 128 x 8192 are given by hand.
+fn size(args: &CalibrationArgs, kind: DeviceKind) -> (usize, usize) {
+    let (samples, seq_len) = match kind {
+        DeviceKind::Cpu => (32, 1024),
+        DeviceKind::Gpu => (128, 2048),
+    };
+    (args.samples.unwrap_or(samples), args.seq_len.unwrap_or(seq_len))
+}
+
+fn record(
+    args: &CalibrationArgs,
+    kind: DeviceKind,
+    join: Join,
+    (dataset, fingerprint): (&str, String),
+) -> CalibrationRecord {
+    let (samples, seq_len) = size(args, kind);
+    let (join, sampling) = (join.name().into(), name(args.sampling));
+    CalibrationRecord {
+        dataset: dataset.into(),
+        fingerprint,
+        join,
+        sampling,
+        samples,
+        seq_len,
+        seed: args.seed,
     }
 }
 
@@ -204,38 +203,15 @@ impl From<KvDtypeArg> for KvDtype {
     }
 }
 
-impl From<KvDtype> for KvDtypeArg {
-    fn from(dtype: KvDtype) -> Self {
-        match dtype {
-            KvDtype::Auto => Self::Auto,
-            KvDtype::Int8 => Self::Int8,
-        }
+/// For titles: nothing, where the cache is as one expects it.
+pub fn kv_note(dtype: impl Into<KvDtype>) -> &'static str {
+    match dtype.into() {
+        KvDtype::Auto => "",
+        KvDtype::Int8 => ", int8 KV cache",
     }
 }
 
-impl KvDtypeArg {
-    /// As the command line has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Int8 => "int8",
-        }
-    }
-
-    /// For titles: nothing, where the cache is as one expects it.
-    pub fn note(self) -> &'static str {
-        match self {
-            Self::Auto => "",
-            Self::Int8 => ", int8 KV cache",
-        }
-    }
-}
-
-impl SamplingArg {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Consecutive => "consecutive",
-            Self::Random => "random",
-        }
-    }
+/// As the command line has it.
+pub fn name(arg: impl ValueEnum) -> String {
+    arg.to_possible_value().map_or(String::new(), |value| value.get_name().into())
 }

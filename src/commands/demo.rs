@@ -21,7 +21,6 @@ use super::eval::Protocol;
 use super::generate::{Output, complete};
 use super::measurement::Measurement;
 use crate::args::{CalibrationArgs, DemoArgs, JoinArg, SamplingArg};
-use crate::output;
 
 /// The built-in model: a Llama of 4 million parameters, trained on Wikipedia text.
 const MODEL: [(&str, &[u8]); 4] = [
@@ -78,18 +77,15 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         stop: &AtomicBool::new(false),
     };
     let rows = work.make_all(&Plan::card(Preset::default()))?;
-    output::line(format_args!("{}", table::to_terminal(&rows)))?;
+    say!("{}", table::to_terminal(&rows))?;
     if let Some(row) = rows.first() {
         let windows = measurement.protocol.max_windows.unwrap_or(0);
         let fp16 = row.baseline_perplexity.unwrap_or(f64::NAN);
-        output::line(format_args!(
+        say!(
             "fp16 has perplexity {fp16:.3}; all on up to {windows} windows of 512 tokens the model never saw.\n"
-        ))?;
+        )?;
     }
-    output::line(format_args!(
-        "main continues \"{PROMPT}\":\n  {}\n",
-        sample_text(&device, &out.join("main"))?
-    ))?;
+    say!("main continues \"{PROMPT}\":\n  {}\n", sample_text(&device, &out.join("main"))?)?;
     print_next_steps(&out, started.elapsed().as_secs_f64())
 }
 
@@ -143,14 +139,10 @@ fn sample_text(device: &Cpu, dir: &Path) -> Result<String> {
 
 fn print_next_steps(out: &Path, seconds: f64) -> Result<()> {
     let out = out.display();
-    output::line(format_args!("Done in {seconds:.1} s. The artifacts are in {out}/<branch>. Next:"))?;
-    output::line(format_args!("  gptq inspect {out}/main"))?;
-    output::line(format_args!("  gptq generate {out}/main --prompt \"The river\" --max-new-tokens 80"))?;
-    output::line(format_args!(
-        "  gptq table causallm-7b                      # what the branches of a 7B model will weigh"
-    ))?;
-    output::line(format_args!(
-        "  gptq branches YOUR_MODEL --out branches     # the same for a model of yours"
-    ))?;
+    say!("Done in {seconds:.1} s. The artifacts are in {out}/<branch>. Next:")?;
+    say!("  gptq inspect {out}/main")?;
+    say!("  gptq generate {out}/main --prompt \"The river\" --max-new-tokens 80")?;
+    say!("  gptq table causallm-7b                      # what the branches of a 7B model will weigh")?;
+    say!("  gptq branches YOUR_MODEL --out branches     # the same for a model of yours")?;
     Ok(())
 }

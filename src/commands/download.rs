@@ -33,7 +33,7 @@ pub fn run(args: &DownloadArgs) -> Result<()> {
     let report = fetch(&client, &request, args.dry_run)?;
     match (args.json, &report.folder) {
         (true, _) => output::json(&report)?,
-        (false, Some(folder)) => output::line(format_args!("{}", folder.display()))?,
+        (false, Some(folder)) => say!("{}", folder.display())?,
         (false, None) => print_plan(&report)?,
     }
     Ok(())
@@ -118,14 +118,9 @@ fn print_plan(report: &Report) -> Result<()> {
             (false, 0) => "to fetch".to_owned(),
             (false, kept) => format!("to fetch, {} already fetched", bytes(kept)),
         };
-        output::line(format_args!("{:>10}  {}  ({state})", bytes(file.size), file.path))?;
+        say!("{:>10}  {}  ({state})", bytes(file.size), file.path)?;
     }
     let total = missing.iter().map(|file| file.size - file.kept).sum();
-    output::line(format_args!(
-        "{} of {} files to fetch, {}",
-        missing.len(),
-        report.files.len(),
-        bytes(total)
-    ))?;
+    say!("{} of {} files to fetch, {}", missing.len(), report.files.len(), bytes(total))?;
     Ok(())
 }

@@ -7,14 +7,14 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use gptq_calibration::Sequences;
 use gptq_calibration::dataset::{Dataset, Join};
-use gptq_kernels::{Backend, Cpu, KvDtype};
+use gptq_kernels::{Backend, Cpu};
 use gptq_quantizer::record::QuantizeLog;
 use gptq_runtime::model::Model;
 use gptq_runtime::perplexity::{Baseline, Evaluation, evaluate};
 use gptq_text::tokenizer::Tokenizer;
 use serde_json::json;
 
-use super::common::{self, DeviceKind, OnDevice};
+use super::common::{self, Chosen};
 use crate::args::{EvalArgs, JoinArg};
 use crate::output;
 use crate::progress::Progress;
@@ -36,15 +36,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     let baseline = args.baseline.as_ref().map(|model| common::model_dir(model)).transpose()?;
     let kv_dtype = args.kv_cache.kv_cache_dtype;
-    let work = Evaluate {
-        dir: &dir,
-        kv_dtype: kv_dtype.into(),
-        baseline: baseline.as_deref(),
-        baseline_on_cpu: args.baseline_on_cpu,
-        windows: &text.ids,
+    let (result, device) = match common::device(args.device, &common::model_config(&dir)?)? {
+        Chosen::Cpu(cpu) => evaluate_on(&cpu, args, &dir, baseline.as_deref(), &text.ids)?,
+        Chosen::Gpu(gpu) => evaluate_on(&gpu, args, &dir, baseline.as_deref(), &text.ids)?,
     };
-    let config = common::model_config(&dir)?;
-    let (result, device) = common::on_device(args.device, &config, work)?;
     let seconds = started.elapsed().as_secs_f64();
     if args.json {
         let mut value = serde_json::to_value(&result)?;
@@ -54,58 +49,44 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             }
             map.insert("dataset".into(), json!(dataset.name));
             map.insert("join".into(), json!(text.join.name()));
-            map.insert("kv_cache_dtype".into(), json!(kv_dtype.name()));
+            map.insert("kv_cache_dtype".into(), json!(common::name(kv_dtype)));
             map.insert("calibrated_on_this_text".into(), json!(calibrated_on_it));
             map.insert("seconds".into(), json!(seconds));
         }
         output::json(&value)?;
         return Ok(());
     }
-    output::line(format_args!("perplexity      {:.4}", result.perplexity))?;
+    say!("perplexity      {:.4}", result.perplexity)?;
     if let Some(comparison) = &result.comparison {
-        output::line(format_args!("baseline        {:.4}", comparison.baseline_perplexity))?;
-        output::line(format_args!(
-            "KL divergence   {:.6} nats a token, from the baseline",
-            comparison.kl_divergence
-        ))?;
-        output::line(format_args!("top-1 agreement {:.2} %", 100.0 * comparison.top1_agreement))?;
+        say!("baseline        {:.4}", comparison.baseline_perplexity)?;
+        say!("KL divergence   {:.6} nats a token, from the baseline", comparison.kl_divergence)?;
+        say!("top-1 agreement {:.2} %", 100.0 * comparison.top1_agreement)?;
         if let Some(nmse) = comparison.logit_nmse {
-            output::line(format_args!(
-                "logits          {nmse:.1e} of the baseline's squares, computed in f32 on the CPU"
-            ))?;
+            say!("logits          {nmse:.1e} of the baseline's squares, computed in f32 on the CPU")?;
         }
     }
-    output::line(format_args!(
-        "protocol        {}{}",
-        describe(&dataset.name, text.join, &result),
-        kv_dtype.note()
-    ))?;
-    output::line(format_args!("time            {seconds:.1} s on {}", device))?;
+    say!("protocol        {}{}", describe(&dataset.name, text.join, &result), common::kv_note(kv_dtype))?;
+    say!("time            {seconds:.1} s on {}", device)?;
     Ok(())
 }
 
-/// The part that needs a device; returns its name too.
-struct Evaluate<'a> {
-    dir: &'a Path,
-    kv_dtype: KvDtype,
-    baseline: Option<&'a Path>,
-    baseline_on_cpu: bool,
-    windows: &'a [Vec<u32>],
-}
-
-impl OnDevice for Evaluate<'_> {
-    type Output = (Evaluation, String);
-
-    fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<Self::Output> {
-        let (beside, on_cpu) = match self.baseline {
-            Some(dir) if self.baseline_on_cpu => (None, Some(common::load_model(&Cpu::new(), dir)?)),
-            Some(dir) => (Some(common::load_model(&device, dir)?), None),
-            None => (None, None),
-        };
-        let baseline = on_cpu.as_ref().map(Baseline::OnCpu).or(beside.as_ref().map(Baseline::Beside));
-        let model = common::load_model(&device, self.dir)?.with_kv_dtype(self.kv_dtype);
-        Ok((measure("evaluating", &model, baseline, self.windows)?, device.name()))
-    }
+/// Returns the device's name too.
+fn evaluate_on<B: Backend>(
+    device: &B,
+    args: &EvalArgs,
+    dir: &Path,
+    baseline: Option<&Path>,
+    windows: &[Vec<u32>],
+) -> Result<(Evaluation, String)> {
+    let (beside, on_cpu) = match baseline {
+        Some(dir) if args.baseline_on_cpu => (None, Some(common::load_model(&Cpu::new(), dir)?)),
+        Some(dir) => (Some(common::load_model(device, dir)?), None),
+        None => (None, None),
+    };
+    let baseline = on_cpu.as_ref().map(Baseline::OnCpu).or(beside.as_ref().map(Baseline::Beside));
+    let kv_dtype = args.kv_cache.kv_cache_dtype.into();
+    let model = common::load_model(device, dir)?.with_kv_dtype(kv_dtype);
+    Ok((measure("evaluating", &model, baseline, windows)?, device.name()))
 }
 
 /// How a text becomes windows.

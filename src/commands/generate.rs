@@ -14,56 +14,47 @@ use gptq_text::chat::{ChatTemplate, Conversation, message};
 use gptq_text::tokenizer::Tokenizer;
 use serde_json::json;
 
-use super::common::{self, DeviceKind, OnDevice};
+use super::common::{self, Chosen};
 use super::sampling::GenerationDefaults;
 use crate::args::GenerateArgs;
 use crate::output;
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
-    let config = common::model_config(&dir)?;
-    common::on_device(args.device, &config, Generate { args, dir: &dir })
-}
-
-/// The part that needs a device.
-struct Generate<'a> {
-    args: &'a GenerateArgs,
-    dir: &'a Path,
-}
-
-impl OnDevice for Generate<'_> {
-    type Output = ();
-
-    fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<()> {
-        let Self { args, dir } = self;
-        let tokenizer = Tokenizer::load(dir)?;
-        let (prompt, stops) = prompt(args, dir)?;
-        let ids = tokenizer.encode(&prompt, !args.chat)?;
-        let model = common::load_model(&device, dir)?.with_kv_dtype(args.kv_cache.kv_cache_dtype.into());
-        let defaults = GenerationDefaults::read(dir)?;
-        let mut params = defaults.params(&args.sampling, args.max_new_tokens)?;
-        params.min_new_tokens = args.min_new_tokens.unwrap_or(params.min_new_tokens);
-        if !args.ignore_eos {
-            params.eos_token_ids = defaults.end_ids(&model.config, &tokenizer, &stops);
-        }
-        let (stops, least) = (StopStrings::new(args.stop.clone()), params.min_new_tokens);
-        let mut out = Output { stops, least, stream: !args.json, ..Output::silent() };
-        let started = Instant::now();
-        let (reason, count) = complete(&mut Session::new(&model, 0), &tokenizer, &ids, &params, &mut out)?;
-        let seconds = started.elapsed().as_secs_f64();
-        // The token that ends a text was generated too, and a server counts it.
-        let count = count + usize::from(reason == FinishReason::EosToken);
-        if args.json {
-            output::json(&json!({
-                "text": out.text, "finish_reason": reason, "prompt_tokens": ids.len(),
-                "generated_tokens": count, "seed": params.sampling.seed, "seconds": seconds,
-                "tokens_per_second": count as f64 / seconds,
-            }))?;
-        } else {
-            output::line(format_args!(""))?;
-        }
-        Ok(())
+    match common::device(args.device, &common::model_config(&dir)?)? {
+        Chosen::Cpu(cpu) => generate(&cpu, args, &dir),
+        Chosen::Gpu(gpu) => generate(&gpu, args, &dir),
     }
+}
+
+fn generate<B: Backend>(device: &B, args: &GenerateArgs, dir: &Path) -> Result<()> {
+    let tokenizer = Tokenizer::load(dir)?;
+    let (prompt, stops) = prompt(args, dir)?;
+    let ids = tokenizer.encode(&prompt, !args.chat)?;
+    let model = common::load_model(device, dir)?.with_kv_dtype(args.kv_cache.kv_cache_dtype.into());
+    let defaults = GenerationDefaults::read(dir)?;
+    let mut params = defaults.params(&args.sampling, args.max_new_tokens)?;
+    params.min_new_tokens = args.min_new_tokens.unwrap_or(params.min_new_tokens);
+    if !args.ignore_eos {
+        params.eos_token_ids = defaults.end_ids(&model.config, &tokenizer, &stops);
+    }
+    let (stops, least) = (StopStrings::new(args.stop.clone()), params.min_new_tokens);
+    let mut out = Output { stops, least, stream: !args.json, ..Output::silent() };
+    let started = Instant::now();
+    let (reason, count) = complete(&mut Session::new(&model, 0), &tokenizer, &ids, &params, &mut out)?;
+    let seconds = started.elapsed().as_secs_f64();
+    // The token that ends a text was generated too, and a server counts it.
+    let count = count + usize::from(reason == FinishReason::EosToken);
+    if args.json {
+        output::json(&json!({
+            "text": out.text, "finish_reason": reason, "prompt_tokens": ids.len(),
+            "generated_tokens": count, "seed": params.sampling.seed, "seconds": seconds,
+            "tokens_per_second": count as f64 / seconds,
+        }))?;
+    } else {
+        say!("")?;
+    }
+    Ok(())
 }
 
 /// Runs the model and feeds `out` with text; returns why it ended and how many tokens it made.

@@ -78,9 +78,9 @@ impl Push<'_> {
             return Ok(output::json(&report(&repo, &plan, Some(&pushed.commits)))?);
         }
         for (branch, commit) in &pushed.commits {
-            output::line(format_args!("{branch}: {commit}, read back and compared"))?;
+            say!("{branch}: {commit}, read back and compared")?;
         }
-        output::line(format_args!("{}/{repo}", client.settings.endpoint))?;
+        say!("{}/{repo}", client.settings.endpoint)?;
         Ok(())
     }
 
@@ -160,24 +160,24 @@ fn show(repo: &RepoId, request: &PushRequest, plan: &PushPlan) -> Result<()> {
         (true, false) => "new, public",
         (false, _) => "exists",
     };
-    output::line(format_args!("{repo}: {made} (as {})", plan.account))?;
+    say!("{repo}: {made} (as {})", plan.account)?;
     for branch in &plan.branches {
         let made = if branch.creates { " (new)" } else { "" };
-        output::line(format_args!("  {}{made}", branch.name))?;
+        say!("  {}{made}", branch.name)?;
         for (path, size) in &branch.send {
-            output::line(format_args!("    send    {:>10}  {path}", bytes(*size)))?;
+            say!("    send    {:>10}  {path}", bytes(*size))?;
         }
         for path in &branch.delete {
-            output::line(format_args!("    delete  {:>10}  {path}", ""))?;
+            say!("    delete  {:>10}  {path}", "")?;
         }
         if !branch.unchanged.is_empty() {
-            output::line(format_args!("    {} files unchanged", branch.unchanged.len()))?;
+            say!("    {} files unchanged", branch.unchanged.len())?;
         }
     }
     let files: usize = plan.branches.iter().map(|branch| branch.send.len()).sum();
     let size: u64 = plan.branches.iter().flat_map(|branch| &branch.send).map(|(_, size)| size).sum();
     let how = if request.create_pr { ", as pull requests" } else { "" };
-    output::line(format_args!("{files} files to send, at most {}{how}", bytes(size)))?;
+    say!("{files} files to send, at most {}{how}", bytes(size))?;
     Ok(())
 }
 

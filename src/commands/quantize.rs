@@ -11,14 +11,14 @@ use gptq_quantizer::card;
 use gptq_quantizer::engines::{self, Facts, Place};
 use gptq_quantizer::gptq::{GptqParams, Method};
 use gptq_quantizer::produce::{self, Event, Job, Source, produce};
-use gptq_quantizer::record::QuantizeLog;
-use gptq_quantizer::sequential::{ActivationCache, Placement};
+use gptq_quantizer::record::{CalibrationRecord, LinearRecord, QuantizeLog};
+use gptq_quantizer::sequential::{ActivationCache, Phases, Placement};
 use gptq_runtime::config::ModelConfig;
 use gptq_runtime::layout;
 use gptq_runtime::model::ModelFiles;
 use gptq_runtime::quant_config::{CheckpointFormat, QuantConfig};
 
-use super::common::{self, Calibration, DeviceKind, OnDevice};
+use super::common::{self, Calibration, Chosen, DeviceKind};
 use super::eval::Protocol;
 use super::measurement::{self, Measurement};
 use crate::args::{FormatArg, JoinArg, MethodArg, OutputArgs, QuantizeArgs};
@@ -34,61 +34,57 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     let files = common::open_model(&dir)?;
     let params = params(args)?;
     produce::check_settings(&files, &params)?;
-    let work = Quantize { args, dir: &dir, files: &files, params: &params };
-    let log = common::on_device(args.output.device, &files.config, work).map_err(stop::advise)?;
+    let log = match common::device(args.output.device, &files.config)? {
+        Chosen::Cpu(cpu) => quantize(&cpu, DeviceKind::Cpu, args, (&dir, &files), &params),
+        Chosen::Gpu(gpu) => quantize(&gpu, DeviceKind::Gpu, args, (&dir, &files), &params),
+    }
+    .map_err(stop::advise)?;
     match args.output.json {
         true => output::json(&log)?,
         false => {
             print_summary(&log, &args.out)?;
             let facts = Facts::of_settings(&files.config, &params.quant);
             for line in engines::advice(&facts, Place::Flags) {
-                output::line(format_args!("{line}"))?;
+                say!("{line}")?;
             }
         }
     }
     Ok(())
 }
 
-/// The part that needs a device.
-struct Quantize<'a> {
-    args: &'a QuantizeArgs,
-    dir: &'a Path,
-    files: &'a ModelFiles,
-    params: &'a GptqParams,
-}
-
-impl OnDevice for Quantize<'_> {
-    type Output = QuantizeLog;
-
-    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<QuantizeLog> {
-        let Self { args, dir, files, params } = self;
-        let calibration = match params.method {
-            Method::Gptq => Some(Calibration::load(&args.calibration, dir, kind)?),
-            Method::Rtn => None,
-        };
-        let measuring = match &args.eval_dataset {
-            Some(spec) => Some(measurement(spec, dir)?.begin(&device, files, dir)?),
-            None => None,
-        };
-        let source = Source::check(&args.model, dir, files)?;
-        let job = Job {
-            source: &source,
-            params,
-            zero_bias: !args.no_bias,
-            sequences: calibration.as_ref().map_or(&[], |c| &c.sequences),
-            calibration: calibration.as_ref().map(|c| &c.record),
-            out: &args.out,
-            mode: args.output.mode(),
-            max_shard_size: args.output.max_shard_size,
-            stop: stop::on_signals()?,
-        };
-        let activations = ActivationCache::embed(&device, files, job.sequences, params.layout())?;
-        let mut log = make(&device, &job, activations, "quantizing")?;
-        if let Some(measuring) = measuring {
-            measurement::complete(&measuring, "evaluating", &args.out, &mut log)?;
-        }
-        Ok(log)
+fn quantize<B: Backend>(
+    device: &B,
+    kind: DeviceKind,
+    args: &QuantizeArgs,
+    (dir, files): (&Path, &ModelFiles),
+    params: &GptqParams,
+) -> Result<QuantizeLog> {
+    let calibration = match params.method {
+        Method::Gptq => Some(Calibration::load(&args.calibration, dir, kind)?),
+        Method::Rtn => None,
+    };
+    let measuring = match &args.eval_dataset {
+        Some(spec) => Some(measurement(spec, dir)?.begin(device, files, dir)?),
+        None => None,
+    };
+    let source = Source::check(&args.model, dir, files)?;
+    let job = Job {
+        source: &source,
+        params,
+        zero_bias: !args.no_bias,
+        sequences: calibration.as_ref().map_or(&[], |c| &c.sequences),
+        calibration: calibration.as_ref().map(|c| &c.record),
+        out: &args.out,
+        mode: args.output.mode(),
+        max_shard_size: args.output.max_shard_size,
+        stop: stop::on_signals()?,
+    };
+    let activations = ActivationCache::embed(device, files, job.sequences, params.layout())?;
+    let mut log = make(device, &job, activations, "quantizing")?;
+    if let Some(measuring) = measuring {
+        measurement::complete(&measuring, "evaluating", &args.out, &mut log)?;
     }
+    Ok(log)
 }
 
 /// Makes one artifact with progress on stderr.
@@ -101,15 +97,10 @@ pub fn make<B: Backend>(
     let groups = groups(&job.source.files().config);
     let mut progress = Progress::start(title, groups.iter().sum::<usize>() as u64);
     if let Some(c) = job.calibration {
-        progress.note(&format!(
-            "{} sequences of {} tokens from {} ({}, seed {}) on {}",
-            c.samples,
-            c.seq_len,
-            c.dataset,
-            c.sampling,
-            c.seed,
-            device.name()
-        ));
+        let CalibrationRecord { samples, seq_len, dataset, sampling, seed, .. } = c;
+        let text =
+            format!("{samples} sequences of {seq_len} tokens from {dataset} ({sampling}, seed {seed})");
+        progress.note(&format!("{text} on {}", device.name()));
     }
     let placement = activations.placement();
     if device.memory()?.is_some() && placement.chunks > 0 {
@@ -218,25 +209,17 @@ fn phase_line(log: &QuantizeLog) -> String {
     let peak = log
         .peak_memory
         .map_or(String::new(), |bytes| format!(", at most {:.1} GB on the GPU", bytes as f64 / 1e9));
+    let Phases { forward, hessian, factor, target, sweep, refine, pack, wait, read, write } = log.phases();
     format!(
-        "forward {:.1} s, Hessians {:.1} s, factors {:.1} s, targets {:.1} s, sweeps {:.1} s, refinement {:.1} s, \
-         packing {:.1} s, waiting {:.1} s (reading {:.1} s and writing {:.1} s beside), in all {:.1} s{peak}",
-        log.seconds_of(|p| p.forward),
-        log.seconds_of(|p| p.hessian),
-        log.seconds_of(|p| p.factor),
-        log.seconds_of(|p| p.target),
-        log.seconds_of(|p| p.sweep),
-        log.seconds_of(|p| p.refine),
-        log.seconds_of(|p| p.pack),
-        log.seconds_of(|p| p.wait),
-        log.seconds_of(|p| p.read),
-        log.seconds_of(|p| p.write),
+        "forward {forward:.1} s, Hessians {hessian:.1} s, factors {factor:.1} s, targets {target:.1} s, \
+         sweeps {sweep:.1} s, refinement {refine:.1} s, packing {pack:.1} s, waiting {wait:.1} s \
+         (reading {read:.1} s and writing {write:.1} s beside), in all {:.1} s{peak}",
         log.seconds
     )
 }
 
 fn print_summary(log: &QuantizeLog, out: &Path) -> Result<()> {
-    output::line(format_args!("{:>5}  {:<18} {:>14} {:>8}", "layer", "linear", "loss", "damp"))?;
+    say!("{:>5}  {:<18} {:>14} {:>8}", "layer", "linear", "loss", "damp")?;
     for layer in &log.layers {
         // Those of experts are in the log.
         for linear in layer.linears.iter().filter(|linear| !linear.module.contains(".experts.")) {
@@ -244,39 +227,38 @@ fn print_summary(log: &QuantizeLog, out: &Path) -> Result<()> {
                 let kept = [(verdict.takes_target(), "target"), (verdict.takes_refinement(), "refined")];
                 kept.iter().filter(|(kept, _)| *kept).map(|(_, what)| format!("  {what}")).collect()
             });
-            output::line(format_args!(
-                "{:>5}  {:<18} {:>14.6} {:>8}{kept}",
-                layer.layer, linear.module, linear.loss, linear.damp_percent
-            ))?;
+            let LinearRecord { module, loss, damp_percent, .. } = linear;
+            say!("{:>5}  {module:<18} {loss:>14.6} {damp_percent:>8}{kept}", layer.layer)?;
         }
     }
-    output::line(format_args!("\n{}", phase_line(log)))?;
+    say!("\n{}", phase_line(log))?;
     if let Some(line) = card::experts_line(log) {
-        output::line(format_args!("{line}"))?;
+        say!("{line}")?;
     }
     for (layer, linear) in log.raised_damp() {
-        output::line(format_args!(
-            "layer {layer}, {}: needed damp_percent {} instead of {}",
-            linear.module, linear.damp_percent, log.damp_percent
-        ))?;
+        let (module, needed) = (&linear.module, linear.damp_percent);
+        say!("layer {layer}, {module}: needed damp_percent {needed} instead of {}", log.damp_percent)?;
     }
     if let Some(held_out) = &log.held_out {
-        output::line(format_args!(
+        say!(
             "KL divergence {:.5} nats a token from the checkpoint, top-1 agreement {:.2} %, on {} calibration sequences \
              that were held out ({} tokens)",
             held_out.kl_divergence,
             100.0 * held_out.top1_agreement,
             held_out.sequences,
             held_out.tokens
-        ))?;
+        )?;
     }
     if let Some(e) = &log.evaluation {
-        output::line(format_args!(
+        say!(
             "perplexity {:.4} on {} ({} windows of {})",
-            e.perplexity, e.protocol.dataset, e.protocol.windows, e.protocol.ctx
-        ))?;
+            e.perplexity,
+            e.protocol.dataset,
+            e.protocol.windows,
+            e.protocol.ctx
+        )?;
     }
-    output::line(format_args!("total loss {:.4}\nwritten to {}", log.total_loss(), out.display()))?;
+    say!("total loss {:.4}\nwritten to {}", log.total_loss(), out.display())?;
     Ok(())
 }
 

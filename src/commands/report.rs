@@ -11,7 +11,6 @@ use gptq_quantizer::table::Row;
 
 use super::push;
 use crate::args::ReportArgs;
-use crate::output;
 
 pub fn run(args: &ReportArgs) -> Result<()> {
     let branches = published(&args.dir, None)?;
@@ -40,5 +39,5 @@ pub fn published(dir: &Path, branch: Option<&str>) -> Result<Vec<Published>> {
 
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| path.display().to_string())?;
-    Ok(output::line(format_args!("{}", path.display()))?)
+    Ok(say!("{}", path.display())?)
 }

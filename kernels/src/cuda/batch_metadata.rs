@@ -96,13 +96,13 @@ impl BatchMetadata {
     }
 
     /// Position of every row in its own sequence.
-    pub fn positions(&self, gpu: &Cuda) -> Arg {
-        Arg::Address(self.at(gpu, 4 * self.sequences))
+    pub fn positions(&self, gpu: &Cuda) -> u64 {
+        self.at(gpu, 4 * self.sequences)
     }
 
     /// Every row's place in the cache.
-    pub fn slots(&self, gpu: &Cuda) -> Arg {
-        Arg::Address(self.at(gpu, 4 * self.sequences + self.rows))
+    pub fn slots(&self, gpu: &Cuda) -> u64 {
+        self.at(gpu, 4 * self.sequences + self.rows)
     }
 }
 

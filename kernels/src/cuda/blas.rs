@@ -19,6 +19,10 @@ pub(crate) struct Operand {
     pub wide: bool,
 }
 
+/// Of products on the tensor cores also for f32, whose values are rounded to 11 bits: several times as fast, for sums that
+/// only have to be compared.
+pub(crate) const ROUGH: cublasComputeType_t = cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32;
+
 impl Operand {
     pub fn real(address: u64, stride: usize) -> Self {
         Self { address, transposed: false, stride, wide: false }
@@ -46,20 +50,8 @@ impl Cuda {
         self.gemm_as(cublasComputeType_t::CUBLAS_COMPUTE_32F, sizes, factors, [a, b, c])
     }
 
-    /// The same on the tensor cores also for f32, whose values are rounded to 11 bits: several times as fast, for sums that
-    /// only have to be compared.
-    pub(crate) fn gemm_rough(
-        &self,
-        sizes: (usize, usize, usize),
-        factors: (f32, f32),
-        a: Operand,
-        b: Operand,
-        c: Operand,
-    ) -> Result<()> {
-        self.gemm_as(cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32, sizes, factors, [a, b, c])
-    }
-
-    fn gemm_as(
+    /// The same, computed so.
+    pub(crate) fn gemm_as(
         &self,
         compute: cublasComputeType_t,
         (m, n, k): (usize, usize, usize),

@@ -1,6 +1,7 @@
 //! Launching a kernel by its name.
 
 use std::ffi::c_void;
+use std::ops::Deref;
 use std::sync::atomic::Ordering;
 
 use cudarc::driver::{CudaFunction, sys};
@@ -9,7 +10,7 @@ use super::Cuda;
 use super::compile::Program;
 use crate::{Error, Result};
 
-/// One argument, in the order of the kernel's parameters.
+/// One argument of a kernel.
 pub(crate) enum Arg {
     Address(u64),
     Int(i32),
@@ -43,6 +44,45 @@ impl Arg {
             Self::Ids(values) => values.as_ptr() as *mut c_void,
             Self::Map(map) => std::ptr::from_ref(map.as_ref()) as *mut c_void,
         }
+    }
+}
+
+/// All arguments, in the order of the kernel's parameters.
+pub(crate) struct Args(Vec<Arg>);
+
+impl Args {
+    /// Those of a kernel whose parameters begin with these addresses.
+    pub fn new<const N: usize>(addresses: [u64; N]) -> Self {
+        Self(addresses.map(Arg::Address).into())
+    }
+
+    pub fn addresses<const N: usize>(self, addresses: [u64; N]) -> Self {
+        addresses.into_iter().map(Arg::Address).fold(self, Self::and)
+    }
+
+    pub fn ints<const N: usize>(self, numbers: [usize; N]) -> Self {
+        numbers.into_iter().map(|number| Arg::Int(number as i32)).fold(self, Self::and)
+    }
+
+    pub fn floats<const N: usize>(self, numbers: [f32; N]) -> Self {
+        numbers.into_iter().map(Arg::Float).fold(self, Self::and)
+    }
+
+    pub fn long(self, number: usize) -> Self {
+        self.and(Arg::Long(number as u64))
+    }
+
+    pub fn and(mut self, arg: Arg) -> Self {
+        self.0.push(arg);
+        self
+    }
+}
+
+impl Deref for Args {
+    type Target = [Arg];
+
+    fn deref(&self) -> &[Arg] {
+        &self.0
     }
 }
 

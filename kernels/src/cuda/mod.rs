@@ -29,11 +29,11 @@ use half::{bf16, f16};
 
 pub(crate) use answer::Answer;
 pub(crate) use batch_metadata::BatchMetadata;
-pub(crate) use blas::Operand;
+pub(crate) use blas::{Operand, ROUGH};
 use buffer_pool::BufferPool;
 use compile::Program;
 pub use graph::StepGraph;
-pub(crate) use launch::{Arg, Launch};
+pub(crate) use launch::{Arg, Args, Launch};
 use memory::Pool;
 pub use offload::CudaOffloaded;
 pub use order::CudaOrder;
@@ -207,12 +207,6 @@ impl Cuda {
             }
         }
     }
-
-    /// f32 values from bytes in the compute type.
-    fn decode(&self, bytes: Vec<u8>) -> Vec<f32> {
-        let shape = vec![bytes.len() / self.dtype().size()];
-        HostTensor { dtype: self.dtype(), shape, bytes: &bytes }.to_f32()
-    }
 }
 
 impl Device for Cuda {
@@ -309,19 +303,13 @@ impl Device for Cuda {
 
     fn to_vec(&self, x: &CudaTensor) -> Result<Vec<f32>> {
         x.check_order()?;
-        let range = x.first * x.shape.1..(x.first + x.shape.0) * x.shape.1;
-        match &*x.data {
-            Data::Wide(bytes) => {
-                let view = self.view(bytes, 4 * range.start..4 * range.end)?;
-                let bytes = self.download(&view)?;
-                Ok(HostTensor { dtype: Dtype::F32, shape: vec![range.len()], bytes: &bytes }.to_f32())
-            }
-            Data::Real(bytes) => {
-                let size = self.dtype().size();
-                let view = self.view(bytes, range.start * size..range.end * size)?;
-                Ok(self.decode(self.download(&view)?))
-            }
-        }
+        let (bytes, dtype) = match &*x.data {
+            Data::Wide(bytes) => (bytes, Dtype::F32),
+            Data::Real(bytes) => (bytes, self.dtype()),
+        };
+        let row = x.shape.1 * dtype.size();
+        let bytes = self.download(&self.view(bytes, x.first * row..(x.first + x.shape.0) * row)?)?;
+        Ok(HostTensor { dtype, shape: vec![x.shape.0 * x.shape.1], bytes: &bytes }.to_f32())
     }
 
     fn shape(&self, x: &CudaTensor) -> (usize, usize) {
@@ -339,12 +327,7 @@ impl Device for Cuda {
     fn gather_rows(&self, x: &CudaTensor, indices: &[u32]) -> Result<CudaTensor> {
         let y = self.new_tensor((indices.len(), x.shape.1))?;
         let rows = self.upload(indices)?;
-        let args = [
-            Arg::Address(self.real(&y)?),
-            Arg::Address(self.real(x)?),
-            Arg::Address(self.address(&rows)),
-            Arg::Int(x.shape.1 as i32),
-        ];
+        let args = Args::new([self.real(&y)?, self.real(x)?, self.address(&rows)]).ints([x.shape.1]);
         self.launch("gather_rows", Launch::blocks(indices.len(), 256), &args)?;
         Ok(y)
     }
@@ -355,12 +338,8 @@ impl Device for Cuda {
         let y = self.new_tensor((rows, width))?;
         let mut column = 0;
         for part in parts {
-            let args = [
-                Arg::Address(self.real(&y)? + (self.dtype().size() * column) as u64),
-                Arg::Address(self.real(part)?),
-                Arg::Int(part.shape.1 as i32),
-                Arg::Int(width as i32),
-            ];
+            let args = Args::new([self.real(&y)? + (self.dtype().size() * column) as u64, self.real(part)?])
+                .ints([part.shape.1, width]);
             self.launch("put_columns", Launch::blocks(rows, 256), &args)?;
             column += part.shape.1;
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Arg, Bytes, Cuda, CudaOrder, Launch, Layout};
+use super::{Args, Bytes, Cuda, CudaOrder, Launch, Layout};
 use crate::{Error, Result};
 
 /// Activations on the GPU, row-major. A clone shares the memory; so does a range of rows.
@@ -53,6 +53,11 @@ impl Cuda {
         self.values(x)
     }
 
+    /// The same of a tensor that there may be; 0 where there is none.
+    pub(crate) fn real_or_none(&self, x: Option<&CudaTensor>) -> Result<u64> {
+        x.map_or(Ok(0), |x| self.real(x))
+    }
+
     /// The same in whatever order the features are.
     pub(crate) fn values(&self, x: &CudaTensor) -> Result<u64> {
         match &*x.data {
@@ -81,13 +86,8 @@ impl Cuda {
                     return Ok(x.clone().said_to_be_in(order));
                 }
                 let (y, layout) = self.new_tensor_in(x.shape, order)?;
-                let args = [
-                    Arg::Address(self.values(&y)?),
-                    Arg::Address(self.real(x)?),
-                    Arg::Address(layout.features),
-                    Arg::Int(x.shape.1 as i32),
-                    Arg::Int(layout.panel_tokens as i32),
-                ];
+                let args = Args::new([self.values(&y)?, self.real(x)?, layout.features])
+                    .ints([x.shape.1, layout.panel_tokens]);
                 let launch = Launch::blocks(x.shape.0, 512).shared(x.shape.1 * self.dtype().size());
                 self.launch("order_columns", launch.early().mostly_shared(), &args)?;
                 Ok(y)

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::answer::Pieces;
 use super::buffer_pool::BufferPool;
 use super::{Cuda, CudaTensor};
+use crate::error::expect;
 use crate::{Error, HostTensor, Result};
 
 /// Bytes of one pinned buffer that large uploads go through, and how many there are.
@@ -150,9 +151,7 @@ impl Cuda {
 
     /// New values in the place of old ones, after what has read those.
     pub(crate) fn overwrite<T: DeviceRepr>(&self, slice: &CudaSlice<T>, values: &[T]) -> Result<()> {
-        if values.len() != slice.len() {
-            return Err(Error::shape("overwrite", slice.len(), values.len()));
-        }
+        expect("overwrite", slice.len(), values.len())?;
         // SAFETY: the lengths agree; the copy is ordered on the stream like every other use, and pageable
         // memory is read before the call returns.
         unsafe {

@@ -20,6 +20,7 @@ pub use lanes::{V1Zeros, lane_words, pack_lane, pack_zeros, unpack_lane, v1_zero
 use scales::Rearrange;
 pub use scales::Scales;
 
+use crate::error::expect;
 use crate::{Error, Quantized, Result};
 
 /// What is subtracted from a zero point before it is stored: 1 in v1 ("gptq"), 0 in v2 ("gptq_v2").
@@ -84,9 +85,7 @@ impl<'a> PackedLinear<'a> {
             ("g_idx", self.in_features, self.g_idx.len()),
         ];
         for (name, expected, got) in lengths {
-            if expected != got {
-                return Err(Error::shape(name, expected, got));
-            }
+            expect(name, expected, got)?;
         }
         match self.g_idx.iter().find(|&&g| g as usize >= groups) {
             Some(g) => Err(Error::shape("g_idx", format!("groups below {groups}"), g)),

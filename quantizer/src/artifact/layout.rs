@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use gptq_runtime::checkpoint::FilePlan;
+use gptq_runtime::checkpoint::{FilePlan, shards};
 use gptq_runtime::layout::TensorSpec;
 use gptq_runtime::quant_config::QuantConfig;
 use serde_json::{Map, Value, json};
@@ -36,15 +36,10 @@ impl ArtifactLayout {
     /// One file, or several, split in the tensors' given order where one would grow beyond `max_shard_size`
     /// bytes of data.
     pub fn new(specs: Vec<TensorSpec>, metadata: &[(&str, String)], max_shard_size: Option<u64>) -> Self {
-        let shards = split(specs, max_shard_size.unwrap_or(u64::MAX));
-        let count = shards.len();
+        let shards = shards(specs, max_shard_size.unwrap_or(u64::MAX));
         let mut layout = Self { files: Vec::new(), places: BTreeMap::new() };
-        for (file, specs) in shards.into_iter().enumerate() {
+        for (file, (name, specs)) in shards.into_iter().enumerate() {
             let plan = FilePlan::new(specs, metadata);
-            let name = match count {
-                1 => "model.safetensors".into(),
-                _ => format!("model-{:05}-of-{count:05}.safetensors", file + 1),
-            };
             layout.files.push(FileLayout { name, length: plan.file_bytes(), header: plan.header });
             let places = plan.tensors.into_iter().map(|(spec, bytes)| (spec.name, Place { file, bytes }));
             layout.places.extend(places);
@@ -96,22 +91,6 @@ pub fn metadata(quant: &QuantConfig) -> [(&'static str, String); 6] {
         ("gptq_desc_act", desc_act.into()),
         ("gptq_damp_percent", quant.damp_percent.to_string()),
     ]
-}
-
-fn split(specs: Vec<TensorSpec>, max_shard_size: u64) -> Vec<Vec<TensorSpec>> {
-    let mut shards = vec![Vec::new()];
-    let mut size = 0;
-    for spec in specs {
-        if size > 0 && size + spec.bytes() > max_shard_size {
-            shards.push(Vec::new());
-            size = 0;
-        }
-        size += spec.bytes();
-        if let Some(shard) = shards.last_mut() {
-            shard.push(spec);
-        }
-    }
-    shards
 }
 
 #[cfg(test)]

@@ -14,6 +14,6 @@ mod writer;
 pub use begin::{Begun, OutMode, begin};
 pub use fingerprint::{Fingerprint, Hash, hash_tokens};
 pub use layout::{ArtifactLayout, metadata};
-pub use side_files::side_files;
+pub use side_files::{is_licence, side_files};
 pub use update::replace_files;
 pub use writer::ArtifactWriter;

@@ -1,5 +1,6 @@
 //! The small files beside the weights.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 
@@ -22,8 +23,11 @@ const COPIED: [&str; 9] = [
     "generation_config.json",
 ];
 
-/// Beginnings of names of files that belong to a model's licence, in capitals.
-const LICENCES: [&str; 5] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING"];
+/// Whether a file of this name belongs to a model's licence.
+pub fn is_licence(name: &str) -> bool {
+    let beginnings = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING"];
+    beginnings.iter().any(|beginning| name.to_uppercase().starts_with(beginning))
+}
 
 /// Names and contents: both configs, and the source's tokenizer and licence files. `quant` is what the configs
 /// shall say, see [`crate::engines::as_written`]; `meta` is what quantize_config.json says beside it.
@@ -45,8 +49,7 @@ pub fn side_files(
     for entry in fs::read_dir(source).map_err(Error::io(source))? {
         let entry = entry.map_err(Error::io(source))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let licence = LICENCES.iter().any(|prefix| name.to_uppercase().starts_with(prefix));
-        if (COPIED.contains(&name.as_str()) || licence) && entry.path().is_file() {
+        if (COPIED.contains(&name.as_str()) || is_licence(&name)) && entry.path().is_file() {
             /// More than any tokenizer has.
             const MOST_BYTES: u64 = 128 << 20;
             let bytes = gptq_input::read(&entry.path(), MOST_BYTES).map_err(Error::io(&entry.path()))?;
@@ -61,9 +64,9 @@ pub fn side_files(
 /// its head is corrected where the artifact's tensors are others: readers go by it.
 fn config(path: &Path, model: &ModelConfig, quant: &QuantConfig) -> Result<Vec<u8>> {
     let text = fs::read_to_string(path).map_err(Error::io(path))?;
-    let invalid = |problem: String| Error::Invalid { place: path.display().to_string(), problem };
-    let mut value: Value = serde_json::from_str(&text).map_err(|error| invalid(error.to_string()))?;
-    let map = value.as_object_mut().ok_or_else(|| invalid("expected an object".into()))?;
+    let invalid = |problem: &dyn Display| Error::invalid(path.display(), problem);
+    let mut value: Value = serde_json::from_str(&text).map_err(|error| invalid(&error))?;
+    let map = value.as_object_mut().ok_or_else(|| invalid(&"expected an object"))?;
     let class = json!([model.architecture.class_name()]);
     if map.get("architectures").is_some_and(|named| *named != class) {
         map.insert("architectures".into(), class);

@@ -43,11 +43,7 @@ pub(super) fn fingerprint<B: Backend>(
 fn source_config(job: &Job) -> Result<Value> {
     let path = job.source.dir.join("config.json");
     let text = fs::read(&path).map_err(Error::io(&path))?;
-    let invalid = |error: serde_json::Error| Error::Invalid {
-        place: path.display().to_string(),
-        problem: error.to_string(),
-    };
-    serde_json::from_slice(&text).map_err(invalid)
+    serde_json::from_slice(&text).map_err(|error| Error::invalid(path.display(), error))
 }
 
 /// Reads every weight once: refuses NaN and infinity, and returns a hash of names, types, shapes and all values. How they

@@ -90,9 +90,9 @@ pub(super) fn restore(
 ) -> Result<Vec<PackedLinear<'static>>> {
     let group = |group: LinearGroup| {
         let linears = group.linears.iter().map(|linear| restore_linear(writer, job, layer, linear));
-        PackedLinear::stack(linears.collect::<Result<Vec<_>>>()?).map_err(|_| Error::Invalid {
-            place: format!("layer {layer} of the interrupted run"),
-            problem: "expected linears of a group to share their groups".into(),
+        PackedLinear::stack(linears.collect::<Result<Vec<_>>>()?).map_err(|_| {
+            let place = format!("layer {layer} of the interrupted run");
+            Error::invalid(place, "expected linears of a group to share their groups")
         })
     };
     layout::layer(&job.source.files.config, layer).groups.into_iter().map(group).collect()

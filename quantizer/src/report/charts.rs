@@ -3,6 +3,7 @@
 use super::svg::{Anchor, Scale, Svg, colour, number};
 use crate::publish::Published;
 use crate::record::{LayerRecord, QuantizeLog};
+use crate::sequential::Phases;
 use crate::table::human_size;
 
 pub(super) const WIDTH: f64 = 760.0;
@@ -33,22 +34,18 @@ pub(super) fn trade_off(
         return None;
     }
     let height = 340.0;
-    let mut svg = Svg::new(title, WIDTH, height + LEGEND * points.len() as f64);
+    let mut svg = picture(title, LEFT, height + LEGEND * points.len() as f64);
     let scale_of = |sizes: f64| if sizes >= 1e9 { (1e9, "GB") } else { (1e6, "MB") };
     let (divisor, size_unit) = scale_of(points.iter().map(|point| point.1).fold(0.0, f64::max));
     let sizes: Vec<f64> = points.iter().map(|point| point.1 / divisor).collect();
     let measured: Vec<f64> = points.iter().map(|point| point.2).chain(baseline).collect();
     let x = Scale::of(&sizes, LEFT, WIDTH - RIGHT);
     let y = Scale::of(&measured, height - BOTTOM, TOP);
-    axes(&mut svg, title, &x, &y, height, size_unit, unit);
+    axes(&mut svg, (&x, &y), height, size_unit, unit);
     if let Some(baseline) = baseline {
         svg.rule((LEFT, y.at(baseline)), (WIDTH - RIGHT, y.at(baseline)), true);
-        svg.text(
-            (WIDTH - RIGHT, y.at(baseline) - 5.0),
-            Anchor::End,
-            "faint",
-            &format!("original {}", number(baseline)),
-        );
+        let original = format!("original {}", number(baseline));
+        svg.text((WIDTH - RIGHT, y.at(baseline) - 5.0), Anchor::End, "faint", &original);
     }
     let is_beaten = |point: &(usize, f64, f64)| {
         points
@@ -71,12 +68,31 @@ pub(super) fn trade_off(
     Some(svg)
 }
 
-fn axes(svg: &mut Svg, title: &str, x: &Scale, y: &Scale, height: f64, x_unit: &str, y_unit: &str) {
-    svg.text((LEFT, 18.0), Anchor::Start, "", title);
-    for (value, text) in y.ticks() {
-        svg.rule((LEFT, y.at(value)), (WIDTH - RIGHT, y.at(value)), false);
-        svg.text((LEFT - 8.0, y.at(value) + 4.0), Anchor::End, "faint", &text);
+/// A picture with its title.
+pub(super) fn picture(title: &str, left: f64, height: f64) -> Svg {
+    let mut svg = Svg::new(title, WIDTH, height);
+    svg.text((left, 18.0), Anchor::Start, "", title);
+    svg
+}
+
+/// At most so many values of the upright axis, with a line each.
+pub(super) fn levels(svg: &mut Svg, y: &Scale, most: usize) {
+    let ticks = y.ticks();
+    for (value, text) in ticks.iter().step_by(ticks.len().div_ceil(most).max(1)) {
+        svg.rule((LEFT, y.at(*value)), (WIDTH - RIGHT, y.at(*value)), false);
+        svg.text((LEFT - 8.0, y.at(*value) + 4.0), Anchor::End, "faint", text);
     }
+}
+
+/// Numbers of layers up to the last, about twelve of them.
+pub(super) fn layer_numbers(svg: &mut Svg, x: &Scale, last: usize, below: f64) {
+    for layer in (0..=last).step_by(last / 12 + 1) {
+        svg.text((x.at(layer as f64), below), Anchor::Middle, "faint", &layer.to_string());
+    }
+}
+
+fn axes(svg: &mut Svg, (x, y): (&Scale, &Scale), height: f64, x_unit: &str, y_unit: &str) {
+    levels(svg, y, usize::MAX);
     for (value, text) in x.ticks() {
         svg.rule((x.at(value), height - BOTTOM), (x.at(value), height - BOTTOM + 5.0), false);
         svg.text((x.at(value), height - BOTTOM + 19.0), Anchor::Middle, "faint", &text);
@@ -94,21 +110,13 @@ pub(super) fn loss_by_layer(branches: &[Published]) -> Option<Svg> {
         return None;
     }
     let height = 340.0 + LEGEND * logs.len() as f64;
-    let title = "Loss of each layer, all linears";
-    let mut svg = Svg::new(title, WIDTH, height);
+    let mut svg = picture("Loss of each layer, all linears", LEFT, height);
     let bottom = height - LEGEND * logs.len() as f64;
     let last = logs.iter().map(|(_, _, log)| log.layers.len()).max().unwrap_or(1).saturating_sub(1);
     let x = Scale::of(&[0.0, last as f64], LEFT, WIDTH - RIGHT);
     let y = Scale::of(&losses, bottom - BOTTOM, TOP);
-    svg.text((LEFT, 18.0), Anchor::Start, "", title);
-    for (value, text) in y.ticks() {
-        svg.rule((LEFT, y.at(value)), (WIDTH - RIGHT, y.at(value)), false);
-        svg.text((LEFT - 8.0, y.at(value) + 4.0), Anchor::End, "faint", &text);
-    }
-    let step = (last / 12 + 1).max(1);
-    for layer in (0..=last).step_by(step) {
-        svg.text((x.at(layer as f64), bottom - BOTTOM + 19.0), Anchor::Middle, "faint", &layer.to_string());
-    }
+    levels(&mut svg, &y, usize::MAX);
+    layer_numbers(&mut svg, &x, last, bottom - BOTTOM + 19.0);
     svg.text((WIDTH / 2.0, bottom - 8.0), Anchor::Middle, "", "layer");
     for (nth, (i, name, log)) in logs.iter().enumerate() {
         let points: Vec<_> =
@@ -147,8 +155,7 @@ pub(super) fn loss_by_linear(published: &Published) -> Option<Svg> {
     let (left, row_height) = (130.0, 22.0);
     let height = TOP + row_height * modules.len() as f64 + 44.0;
     let title = format!("Loss of every linear, {}", published.row.branch);
-    let mut svg = Svg::new(&title, WIDTH, height);
-    svg.text((left, 18.0), Anchor::Start, "", &title);
+    let mut svg = picture(&title, left, height);
     let width = (WIDTH - RIGHT - left) / log.layers.len() as f64;
     for (m, module) in modules.iter().enumerate() {
         let top = TOP + row_height * m as f64;
@@ -161,12 +168,8 @@ pub(super) fn loss_by_linear(published: &Published) -> Option<Svg> {
                 false => 0.0,
             };
             let fill = format!("fill=\"var(--s0)\" fill-opacity=\"{:.2}\"", 0.06 + 0.94 * share);
-            let tip = format!(
-                "layer {}, {module}: {} (damp {})",
-                layer.layer,
-                number(linear.loss),
-                linear.damp_percent
-            );
+            let (loss, damp) = (number(linear.loss), linear.damp_percent);
+            let tip = format!("layer {}, {module}: {loss} (damp {damp})", layer.layer);
             svg.block((left + width * l as f64, top), (width - 1.0, row_height - 2.0), &fill, &tip);
         }
     }
@@ -182,23 +185,16 @@ pub(super) fn loss_by_linear(published: &Published) -> Option<Svg> {
 
 /// Where the time went, a bar a branch.
 pub(super) fn seconds(branches: &[Published]) -> Option<Svg> {
-    type Phase = (&'static str, fn(&LayerRecord) -> f64);
-    const PHASES: [Phase; 6] = [
-        ("forward", |layer| layer.phases.forward),
-        ("Hessians", |layer| layer.phases.hessian),
-        ("factors", |layer| layer.phases.factor),
-        ("sweeps", |layer| layer.phases.sweep),
-        ("packing", |layer| layer.phases.pack),
-        ("waiting for files", |layer| layer.phases.wait),
-    ];
-    let logs = with_layers(branches);
-    let parts: Vec<Vec<f64>> = logs
-        .iter()
-        .map(|(_, _, log)| PHASES.iter().map(|(_, of)| log.layers.iter().map(of).sum()).collect())
+    let names = ["forward", "Hessians", "factors", "sweeps", "packing", "waiting for files"];
+    let logs = with_layers(branches).into_iter();
+    let bars: Vec<(&str, Vec<f64>)> = logs
+        .map(|(_, name, log)| {
+            let Phases { forward, hessian, factor, sweep, pack, wait, .. } = log.phases();
+            (name, vec![forward, hessian, factor, sweep, pack, wait])
+        })
         .collect();
-    let totals: Vec<f64> = parts.iter().map(|parts| parts.iter().sum()).collect();
-    let bars: Vec<_> = logs.iter().zip(&parts).map(|((_, name, _), parts)| (*name, parts.clone())).collect();
-    stacked("Seconds, by phase", &bars, &PHASES.map(|(name, _)| name), &totals, "s")
+    let totals: Vec<f64> = bars.iter().map(|(_, parts)| parts.iter().sum()).collect();
+    stacked("Seconds, by phase", &bars, &names, &totals, "s")
 }
 
 /// How often a branch's first choice is the original's.
@@ -225,8 +221,7 @@ fn stacked(
     let (left, row_height) = (240.0, 26.0);
     let legend = if names.len() > 1 { 24.0 } else { 0.0 };
     let height = TOP + row_height * bars.len() as f64 + 10.0 + legend;
-    let mut svg = Svg::new(title, WIDTH, height);
-    svg.text((left, 18.0), Anchor::Start, "", title);
+    let mut svg = picture(title, left, height);
     let x = Scale::from_zero(totals, left, WIDTH - RIGHT - 60.0);
     for (b, (name, parts)) in bars.iter().enumerate() {
         let top = TOP + row_height * b as f64;

@@ -33,27 +33,14 @@ pub fn pictures(branches: &[Published]) -> Vec<Picture> {
     let of = |value: fn(&Row) -> Option<f64>| branches.iter().map(|p| value(&p.row)).collect::<Vec<_>>();
     let baseline = branches.iter().find_map(|published| published.row.baseline_perplexity);
     let main = branches.iter().find(|published| published.row.branch == "main").or(branches.first());
+    let (divergences, perplexities) = (of(|row| row.kl_divergence), of(|row| row.perplexity));
+    let title = "Size and KL divergence from the original";
+    let divergence = charts::trade_off(branches, title, "nats a token", &divergences, None);
+    let title = "Size and perplexity";
+    let perplexity = charts::trade_off(branches, title, "perplexity", &perplexities, baseline);
     let made = [
-        (
-            PICTURES[0].0,
-            charts::trade_off(
-                branches,
-                "Size and KL divergence from the original",
-                "nats a token",
-                &of(|row| row.kl_divergence),
-                None,
-            ),
-        ),
-        (
-            PICTURES[1].0,
-            charts::trade_off(
-                branches,
-                "Size and perplexity",
-                "perplexity",
-                &of(|row| row.perplexity),
-                baseline,
-            ),
-        ),
+        (PICTURES[0].0, divergence),
+        (PICTURES[1].0, perplexity),
         ("agreement.svg", charts::agreement(branches)),
         ("loss-by-layer.svg", charts::loss_by_layer(branches)),
         ("loss-by-linear.svg", main.and_then(charts::loss_by_linear)),

@@ -1,6 +1,6 @@
 //! The spread of the Hessians' diagonals, layer by layer: a panel for each input of a layer's linears.
 
-use super::charts::{LEFT, RIGHT, TOP, WIDTH};
+use super::charts::{LEFT, RIGHT, TOP, WIDTH, layer_numbers, levels, picture};
 use super::svg::{Anchor, Scale, Svg, number};
 use crate::publish::Published;
 use crate::record::{LayerRecord, LinearRecord, QuantizeLog};
@@ -23,8 +23,7 @@ pub(super) fn spread(published: &Published) -> Option<Svg> {
     let last = inputs.iter().flat_map(|input| &input.layers).map(|(layer, _)| *layer).max()?;
     let title = format!("Spread of the Hessian's diagonal, {}", published.row.branch);
     let height = TOP + 14.0 + (PANEL + BETWEEN) * inputs.len() as f64 + 34.0;
-    let mut svg = Svg::new(&title, WIDTH, height);
-    svg.text((LEFT, 18.0), Anchor::Start, "", &title);
+    let mut svg = picture(&title, LEFT, height);
     let ends = |spread: &Spread| [spread.least, spread.most, 1.0];
     let all: Vec<f64> =
         inputs.iter().flat_map(|input| &input.layers).flat_map(|(_, spread)| ends(spread)).collect();
@@ -34,9 +33,7 @@ pub(super) fn spread(published: &Published) -> Option<Svg> {
         panel(&mut svg, input, &x, &Scale::of(&all, top + PANEL, top));
     }
     let below = height - 30.0;
-    for layer in (0..=last).step_by((last / 12 + 1).max(1)) {
-        svg.text((x.at(layer as f64), below), Anchor::Middle, "faint", &layer.to_string());
-    }
+    layer_numbers(&mut svg, &x, last, below);
     let legend = "layer; line: median, band: 5 to 95 %, strokes: least to most, all as multiples of the mean";
     svg.text((WIDTH / 2.0, below + 20.0), Anchor::Middle, "", legend);
     Some(svg)
@@ -45,12 +42,8 @@ pub(super) fn spread(published: &Published) -> Option<Svg> {
 fn panel(svg: &mut Svg, input: &Input, x: &Scale, y: &Scale) {
     let (bottom, top) = y.ends();
     svg.text((LEFT, top - 5.0), Anchor::Start, "", &input.names.join(", "));
-    let ticks = y.ticks();
     // A wide span has more ticks than a panel has room for.
-    for (value, text) in ticks.iter().step_by(ticks.len().div_ceil(5).max(1)) {
-        svg.rule((LEFT, y.at(*value)), (WIDTH - RIGHT, y.at(*value)), false);
-        svg.text((LEFT - 8.0, y.at(*value) + 4.0), Anchor::End, "faint", text);
-    }
+    levels(svg, y, 5);
     let places = |of: fn(&Spread) -> f64| -> Vec<(f64, f64)> {
         input.layers.iter().map(|(layer, spread)| (x.at(*layer as f64), y.at(of(spread)))).collect()
     };

@@ -14,18 +14,10 @@ const CHUNK_TOKENS: usize = 2048;
 const HELD_OUT: usize = 8;
 
 /// A tensor on the device or out of its way.
-pub(super) enum Held<B: Backend> {
+#[derive(Clone)]
+enum Held<B: Backend> {
     Here(B::Tensor),
     Offloaded(B::Offloaded),
-}
-
-impl<B: Backend> Clone for Held<B> {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Here(tensor) => Self::Here(tensor.clone()),
-            Self::Offloaded(offloaded) => Self::Offloaded(offloaded.clone()),
-        }
-    }
 }
 
 impl<B: Backend> Held<B> {
@@ -45,6 +37,7 @@ impl<B: Backend> Held<B> {
 }
 
 /// Several whole sequences that advance together.
+#[derive(Clone)]
 struct Chunk<B: Backend> {
     batch: Batch,
     /// On the device, all the time.
@@ -56,6 +49,7 @@ struct Chunk<B: Backend> {
 }
 
 /// A chunk's part of one stream: what one model has made of its tokens so far.
+#[derive(Clone)]
 struct Activations<B: Backend> {
     /// `[tokens, hidden]`, the residual stream.
     hidden: Held<B>,
@@ -63,26 +57,13 @@ struct Activations<B: Backend> {
     input: Held<B>,
 }
 
-impl<B: Backend> Clone for Chunk<B> {
-    fn clone(&self) -> Self {
-        let streams = self.streams.iter();
-        let clone = |a: &Activations<B>| Activations { hidden: a.hidden.clone(), input: a.input.clone() };
-        Self { batch: self.batch.clone(), streams: streams.map(clone).collect(), ..*self }
-    }
-}
-
 /// All chunks of a calibration set. A clone shares the activations as long as neither moves on, which is how
 /// several branches start from the same embedded tokens.
+#[derive(Clone)]
 pub struct ActivationCache<B: Backend> {
     chunks: Vec<Chunk<B>>,
     layout: Layout,
     placement: Placement,
-}
-
-impl<B: Backend> Clone for ActivationCache<B> {
-    fn clone(&self) -> Self {
-        Self { chunks: self.chunks.clone(), ..*self }
-    }
 }
 
 /// What a walk wants of its chunks.
@@ -167,7 +148,7 @@ impl<B: Backend> ActivationCache<B> {
         if layout.holds_out && sequences.len() == 1 {
             let problem = "expected two sequences or more, of which one is held out to judge by, got 1 \
                            (--target none --rounds 0 need none)";
-            return Err(Error::Invalid { place: "calibration".into(), problem: problem.into() });
+            return Err(Error::invalid("calibration", problem));
         }
         let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
         let together = (CHUNK_TOKENS / longest.max(1)).max(1);

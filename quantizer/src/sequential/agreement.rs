@@ -2,6 +2,7 @@
 
 use gptq_kernels::Backend;
 use gptq_runtime::model::{Head, ModelFiles};
+use serde::{Deserialize, Serialize};
 
 use super::activation_cache::{ActivationCache, Pass, Touched};
 use crate::Result;
@@ -9,8 +10,8 @@ use crate::Result;
 /// Rows whose scores exist at once: 256 rows of a vocabulary of 150,000 are 150 MB.
 const LOGIT_ROWS: usize = 256;
 
-/// Means over the tokens that were held out.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// How near the quantized model is to its checkpoint: means over the tokens that were held out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Agreement {
     pub sequences: usize,
     pub tokens: usize,

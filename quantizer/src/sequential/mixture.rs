@@ -10,19 +10,20 @@
 //! together count as much as what is missing. docs/models.md has what that is worth, and what else was tried.
 
 use gptq_kernels::Backend;
-use gptq_runtime::layout::{Mlp, MlpKind, Role};
+use gptq_runtime::layout::{LinearGroup, Mlp, Role};
 use gptq_runtime::model::{Layer, Tokens};
+use serde::{Deserialize, Serialize};
 
 use super::activation_cache::{Pass, Touched};
 use super::{ActivationCache, Method, Parts, Solving};
+use crate::Result;
 use crate::moments::{Evidence, Reaching};
-use crate::{Error, Result};
 
 /// Bytes of moments at a time on a device whose memory is the host's.
 const HOST_BYTES: usize = 4 << 30;
 
 /// How many calibration tokens each expert of a layer was solved with.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ExpertTokens {
     /// By expert.
     pub tokens: Vec<usize>,
@@ -71,9 +72,8 @@ impl<B: Backend> Solving<'_, '_, B> {
 
     /// Places of one half's groups, in the order in which they are read.
     fn members(&self, half: fn(Mlp) -> Role) -> Vec<usize> {
-        let MlpKind::Experts { count, shared } = self.spec.mlp else { return vec![] };
-        let mlps = (0..count).map(Mlp::Expert).chain(shared.then_some(Mlp::Shared));
-        mlps.filter_map(|mlp| self.spec.position(half(mlp))).collect()
+        let of_half = |role| matches!(role, Role::GateUp(mlp) | Role::Down(mlp) if half(mlp) == role);
+        (0..self.spec.groups.len()).filter(|place| of_half(self.spec.groups[*place].role)).collect()
     }
 
     /// Groups whose moments have room at the same time.
@@ -90,12 +90,8 @@ impl<B: Backend> Solving<'_, '_, B> {
 
     /// Asks the router about all tokens.
     fn routes(&mut self) -> Result<Routes> {
-        let MlpKind::Experts { count, .. } = self.spec.mlp else {
-            return Err(Error::Invalid {
-                place: "mixture".into(),
-                problem: "expected experts, got none".into(),
-            });
-        };
+        let is_expert = |group: &&LinearGroup| matches!(group.role, Role::GateUp(Mlp::Expert(_)));
+        let count = self.spec.groups.iter().filter(is_expert).count();
         let mut totals = ExpertTokens { tokens: vec![0; count], starved: vec![] };
         let mut activations = Vec::new();
         let inputs = self.walk.files.config.hidden_size;
@@ -107,11 +103,8 @@ impl<B: Backend> Solving<'_, '_, B> {
             let (Some(mixture), Some(x)) = (layer.mixture(), streams.first()) else { return Ok(()) };
             let experts = mixture.assignments(backend, &mixture.route(backend, x)?)?;
             if !held_out {
-                totals
-                    .tokens
-                    .iter_mut()
-                    .zip(&experts)
-                    .for_each(|(total, expert)| *total += expert.rows.len());
+                let totals = totals.tokens.iter_mut().zip(&experts);
+                totals.for_each(|(total, expert)| *total += expert.rows.len());
             }
             activations.push(Chunk { rows: backend.shape(x).0, experts });
             Ok(())

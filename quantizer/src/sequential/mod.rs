@@ -88,19 +88,9 @@ impl<'a, B: Backend> Walk<'a, B> {
         let spec = layout::layer(&self.files.config, index);
         let layers = self.layers(index)?;
         let solved = spec.groups.iter().map(|_| None).collect();
-        let clock = Clock::new();
-        let mut solving = Solving {
-            walk: self,
-            index,
-            spec,
-            layers,
-            reader,
-            coming: None,
-            through,
-            on_group,
-            clock,
-            solved,
-        };
+        let (walk, clock, coming) = (self, Clock::new(), None);
+        let mut solving =
+            Solving { walk, index, spec, layers, reader, coming, through, on_group, clock, solved };
         let experts = solving.stages()?;
         let Solving { solved, clock, .. } = solving;
         Ok(SolvedLayer { groups: solved.into_iter().flatten().collect(), experts, phases: clock.phases })
@@ -112,14 +102,11 @@ impl<'a, B: Backend> Walk<'a, B> {
         let spec = layout::layer(&self.files.config, index);
         for (group, packed) in spec.groups.iter().zip(groups) {
             for (stream, layer) in layers.iter_mut().enumerate() {
-                let projection = match stream {
-                    0 => Projection::dequantized(self.backend, packed)?,
-                    _ => {
-                        let weights = reader::read(self.backend, self.files, index, group)?;
-                        Projection::Dense(weights.original(self.backend)?)
-                    }
+                let weight = match stream {
+                    0 => self.backend.dense_weight(packed)?,
+                    _ => reader::read(self.backend, self.files, index, group)?.original(self.backend)?,
                 };
-                layer.replace(group.role, projection);
+                layer.replace(group.role, Projection::Dense(weight));
             }
         }
         let whole = Pass { reads: Touched::Hidden, writes: Touched::Hidden, held_out_only: false };
@@ -165,7 +152,7 @@ impl<B: Backend> Solving<'_, '_, B> {
         let mut experts = None;
         let stages = self.spec.stages();
         for (i, stage) in stages.iter().enumerate() {
-            match self.place(*stage) {
+            match self.spec.first_of(*stage) {
                 Some(_) if *stage == Stage::Mixture => experts = self.solve_experts()?,
                 Some(place) => self.solve(place, evidence.take().as_ref())?,
                 None => {}
@@ -193,11 +180,6 @@ impl<B: Backend> Solving<'_, '_, B> {
         Ok(Some(weights))
     }
 
-    /// The first group of a stage.
-    fn place(&self, stage: Stage) -> Option<usize> {
-        self.spec.groups.iter().position(|group| group.role.stage() == stage)
-    }
-
     /// Solves the group at a place of the spec and puts it into the layers.
     fn solve(&mut self, place: usize, evidence: Option<&Evidence<B>>) -> Result<()> {
         let (backend, role) = (self.walk.backend, self.spec.groups[place].role);
@@ -223,7 +205,7 @@ impl<B: Backend> Solving<'_, '_, B> {
 
     /// What is known of the inputs of a stage's linears: nothing yet. Experts have each their own.
     fn evidence(&self, stage: Stage) -> Result<Option<Evidence<B>>> {
-        match self.place(stage) {
+        match self.spec.first_of(stage) {
             Some(place) if stage != Stage::Mixture => {
                 self.walk.evidence(&self.spec.groups[place], self.layers[0].adds_products(stage))
             }

@@ -34,8 +34,7 @@ impl<B: Backend> Reader<B> {
     }
 
     pub fn next(&self) -> Result<(StageWeights<B>, f64)> {
-        let ended = Error::Invalid { place: "reading weights".into(), problem: "it ended too early".into() };
-        self.0.recv().map_err(|_| ended)?
+        self.0.recv().map_err(|_| Error::invalid("reading weights", "it ended too early"))?
     }
 }
 

@@ -53,6 +53,28 @@ impl FilePlan {
     }
 }
 
+/// Consecutive tensors by the files that they go to, each with its name. A file ends where it would grow beyond `max_bytes`
+/// of data; a larger tensor stands alone.
+pub fn shards(specs: Vec<TensorSpec>, max_bytes: u64) -> Vec<(String, Vec<TensorSpec>)> {
+    let (mut shards, mut size) = (vec![Vec::new()], 0);
+    for spec in specs {
+        if size > 0 && size + spec.bytes() > max_bytes {
+            shards.push(Vec::new());
+            size = 0;
+        }
+        size += spec.bytes();
+        if let Some(shard) = shards.last_mut() {
+            shard.push(spec);
+        }
+    }
+    let count = shards.len();
+    let name = |i: usize| match count {
+        1 => "model.safetensors".into(),
+        _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+    };
+    shards.into_iter().enumerate().map(|(i, specs)| (name(i), specs)).collect()
+}
+
 fn encode(json: &Value) -> Vec<u8> {
     let mut text = json.to_string().into_bytes();
     text.resize(text.len().next_multiple_of(8), b' ');

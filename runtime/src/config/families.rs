@@ -33,7 +33,7 @@ pub enum Architecture {
 
 /// The norms of a layer: names inside the layer, `None` where there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NormNames {
+pub(crate) struct NormNames {
     /// Of what the attention reads.
     pub before_attention: Option<&'static str>,
     /// Of what it adds to the residual stream.
@@ -54,7 +54,7 @@ pub enum QkNormKind {
 
 /// A yes or no of the config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flag {
+pub(crate) enum Flag {
     Never,
     Always,
     /// A key, and what holds without it.
@@ -63,7 +63,7 @@ pub(super) enum Flag {
 
 /// Which layers see only a window of the tokens before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Windows {
+pub(crate) enum Windows {
     Never,
     /// All of them, where the config has a window; the default is for configs that lack the key.
     Everywhere(Option<usize>),
@@ -75,7 +75,7 @@ pub(super) enum Windows {
 
 /// Windowed layers of a config without `layer_types`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Demand {
+pub(crate) enum Demand {
     /// From `max_window_layers` on.
     Later,
     /// Every second one before `max_window_layers`.
@@ -87,7 +87,7 @@ pub(super) enum Demand {
 
 /// Names of an MLP with experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExpertNames {
+pub(crate) struct ExpertNames {
     /// Module of the router, inside the layer.
     pub router: &'static str,
     /// What the experts' numbers follow.
@@ -109,7 +109,7 @@ pub struct ExpertNames {
 
 /// Values of keys that a config lacks.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Defaults {
+pub(crate) struct Defaults {
     pub context: usize,
     pub bos: Option<u32>,
     pub eos: Option<u32>,
@@ -126,7 +126,7 @@ pub(super) struct Defaults {
 
 /// See the module.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Family {
+pub(crate) struct Family {
     pub architecture: Architecture,
     pub class_name: &'static str,
     pub model_type: &'static str,

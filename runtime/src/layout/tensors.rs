@@ -160,7 +160,7 @@ fn tensors(config: &ModelConfig, linear: &dyn Fn(&str, &LinearSpec) -> Vec<Tenso
     let mut outer = outer_tensors(config);
     let after = outer.split_off(1);
     let mut all = outer;
-    let first = config.norm_names().before_attention.map(|name| format!("{name}.weight"));
+    let first = config.family().norms.before_attention.map(|name| format!("{name}.weight"));
     for index in 0..config.num_hidden_layers {
         let prefix = layer_prefix(index);
         let is_first = |spec: &TensorSpec| spec.name.strip_prefix(&prefix) == first.as_deref();

@@ -43,7 +43,7 @@ impl<B: Backend> AttentionPart<B> {
         };
         let shape = RopeShape {
             turned: config.rotated(),
-            pairing: config.pairing(),
+            pairing: config.family().pairing,
             stretch: if partial { config.rope_scaling.attention_factor() as f32 } else { 1.0 },
             norms,
             query_growth: config.query_growth.map(growth),

@@ -2,44 +2,20 @@
 
 use std::ops::Range;
 
-use gptq_kernels::Backend;
+use gptq_kernels::{Backend, RowSampling};
 
 use super::{ModelFiles, embedding, matrix, norm_weight};
 use crate::Result;
-use crate::config::ModelConfig;
 
-/// What comes after the layers, by itself: for a model of which no layer is loaded.
+/// What comes after the layers. It serves by itself where no layer is loaded.
 pub struct Head<B: Backend> {
     norm: B::Tensor,
     eps: f32,
     /// `[vocab, hidden]`
-    weight: B::Weight,
-    scores: Scores,
-}
-
-/// What a family does to the vocabulary's scores.
-#[derive(Clone, Copy)]
-pub(super) struct Scores {
+    pub(super) weight: B::Weight,
+    /// What a family does to the scores.
     factor: f32,
     cap: Option<f32>,
-}
-
-impl Scores {
-    pub fn of(config: &ModelConfig) -> Self {
-        Self { factor: (1.0 / config.logit_divisor) as f32, cap: config.logit_cap.map(|cap| cap as f32) }
-    }
-
-    /// A cap would make a number of what is left out.
-    pub fn keeps_infinity(self) -> bool {
-        self.cap.is_none()
-    }
-
-    pub fn of_vocabulary<B: Backend>(self, backend: &B, logits: B::Tensor) -> Result<B::Tensor> {
-        match self {
-            Self { factor: 1.0, cap: None } => Ok(logits),
-            Self { factor, cap } => Ok(backend.cap_scores(&logits, factor, cap)?),
-        }
-    }
 }
 
 impl<B: Backend> Head<B> {
@@ -52,7 +28,8 @@ impl<B: Backend> Head<B> {
                 true => embedding(backend, files)?,
                 false => matrix(backend, files, "lm_head.weight")?,
             },
-            scores: Scores::of(config),
+            factor: (1.0 / config.logit_divisor) as f32,
+            cap: config.logit_cap.map(|cap| cap as f32),
         })
     }
 
@@ -63,7 +40,34 @@ impl<B: Backend> Head<B> {
 
     /// Scores of every vocabulary entry for the given rows, `[rows, vocab]`.
     pub fn logits(&self, backend: &B, normed: &B::Tensor, rows: Range<usize>) -> Result<B::Tensor> {
-        let logits = backend.logits(&backend.rows(normed, rows)?, &self.weight)?;
-        self.scores.of_vocabulary(backend, logits)
+        self.scores(backend, &backend.rows(normed, rows)?, None)
+    }
+
+    /// Scores of every vocabulary entry, `[rows, vocab]`; where it is said how a token is drawn for each row, those that
+    /// cannot decide it may be minus infinity.
+    pub(super) fn scores(
+        &self,
+        backend: &B,
+        normed: &B::Tensor,
+        sampling: Option<&[RowSampling]>,
+    ) -> Result<B::Tensor> {
+        let scores = match sampling {
+            Some(sampling) if self.keeps_infinity() => backend.scores(normed, &self.weight, sampling)?,
+            _ => backend.logits(normed, &self.weight)?,
+        };
+        match (self.factor, self.cap) {
+            (1.0, None) => Ok(scores),
+            (factor, cap) => Ok(backend.cap_scores(&scores, factor, cap)?),
+        }
+    }
+
+    /// How much of the weight's memory [`Self::scores`] reads at least.
+    pub(super) fn share_read(&self, backend: &B, sampling: &[RowSampling]) -> f64 {
+        if self.keeps_infinity() { backend.share_read(&self.weight, sampling) } else { 1.0 }
+    }
+
+    /// A cap would make a number of what is left out.
+    fn keeps_infinity(&self) -> bool {
+        self.cap.is_none()
     }
 }

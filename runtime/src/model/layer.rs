@@ -16,7 +16,7 @@ use super::attention::AttentionPart;
 use super::mixture::Mixture;
 use super::projection::{HostProjection, Projection};
 use super::{ModelFiles, norm_weight};
-use crate::layout::{self, LayerSpec, Mlp, MlpKind, Role, Stage};
+use crate::layout::{self, LayerSpec, Mlp, Role, Stage};
 use crate::{Error, Result};
 
 /// One decoder layer.
@@ -78,16 +78,13 @@ impl<B: Backend> Layer<B> {
     pub fn without_linears(backend: &B, files: &ModelFiles, index: usize) -> Result<Self> {
         let config = &files.config;
         let spec = layout::layer(config, index);
-        let names = config.norm_names();
+        let names = config.family().norms;
         let norm = |name: Option<&str>| {
             let name = name.map(|name| format!("{}{name}.weight", layout::layer_prefix(index)));
             name.map(|name| norm_weight(backend, files, &name, config.hidden_size)).transpose()
         };
         let own = spec.groups.iter().filter(|group| group.role.stage() != Stage::Mixture).count();
-        let mixture = match spec.mlp {
-            MlpKind::Dense => None,
-            MlpKind::Experts { .. } => Some(Mixture::without_linears(backend, files, index)?),
-        };
+        let mixture = spec.first_of(Stage::Mixture).map(|_| Mixture::without_linears(backend, files, index));
         Ok(Self {
             norms: Norms {
                 before_attention: norm(names.before_attention)?,
@@ -100,7 +97,7 @@ impl<B: Backend> Layer<B> {
             residual_factor: config.residual_factor as f32,
             attention: AttentionPart::new(backend, files, index)?,
             projections: (0..own).map(|_| None).collect(),
-            mixture,
+            mixture: mixture.transpose()?,
             spec,
         })
     }
@@ -244,8 +241,7 @@ impl<B: Backend> Layer<B> {
     }
 
     fn projection(&self, stage: Stage) -> Result<&Projection<B>> {
-        let place = self.spec.groups.iter().position(|group| group.role.stage() == stage);
-        let projection = place.and_then(|place| self.projections.get(place)?.as_ref());
+        let projection = self.spec.first_of(stage).and_then(|place| self.projections.get(place)?.as_ref());
         projection.ok_or_else(|| not_put_in(stage.name()))
     }
 

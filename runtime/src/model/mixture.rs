@@ -1,5 +1,7 @@
 //! A mixture of experts in the place of an MLP: a router sends every token to a few of them.
 
+use std::collections::HashMap;
+
 use gptq_kernels::{Activation, Backend, HostExpert, Routing};
 
 use super::ModelFiles;
@@ -17,29 +19,14 @@ pub struct Mixture<B: Backend> {
     correction: Option<B::Tensor>,
     routing: Routing,
     activation: Activation,
-    experts: Experts<B>,
-    shared: Option<Shared<B>>,
-}
-
-/// Weights of all experts.
-enum Experts<B: Backend> {
-    /// One product for all of them, where the device has it.
-    Grouped(B::ExpertWeights),
-    /// One after the other.
-    Each(Vec<Pair<B>>),
-}
-
-/// An MLP; `None` until its weights are put in.
-struct Pair<B: Backend> {
-    gate_up: Option<Projection<B>>,
-    down: Option<Projection<B>>,
-}
-
-/// The MLP that all tokens go through beside the experts.
-struct Shared<B: Backend> {
-    pair: Pair<B>,
-    /// `[1, hidden]`: the sigmoid of its product weighs the result.
-    gate: Option<B::Weight>,
+    /// All experts as one product, where the device has it.
+    grouped: Option<B::ExpertWeights>,
+    /// What was put in of the groups that are no part of it.
+    projections: HashMap<Role, Projection<B>>,
+    /// An MLP that all tokens go through beside the experts.
+    shared: bool,
+    /// `[1, hidden]`: the sigmoid of its product weighs what that MLP makes.
+    shared_gate: Option<B::Weight>,
 }
 
 /// The tokens that go to one expert.
@@ -51,17 +38,11 @@ pub struct Tokens {
     pub weights: Vec<f32>,
 }
 
-impl<B: Backend> Pair<B> {
-    fn empty() -> Self {
-        Self { gate_up: None, down: None }
-    }
-}
-
 impl<B: Backend> Mixture<B> {
     /// The router of layer `index`, its experts still to be put in.
     pub fn without_linears(backend: &B, files: &ModelFiles, index: usize) -> Result<Self> {
         let (config, prefix) = (&files.config, layout::layer_prefix(index));
-        let (Some(experts), Some(names)) = (&config.experts, config.expert_names()) else {
+        let (Some(experts), Some(names)) = (&config.experts, config.family().experts) else {
             return Err(Error::Unsound {
                 tensor: format!("{prefix}mlp"),
                 problem: "its config has no experts".into(),
@@ -76,17 +57,16 @@ impl<B: Backend> Mixture<B> {
             let stored = files.checkpoint.tensor(&format!("{prefix}{name}"), &[experts.count])?;
             Ok(backend.wide_tensor(stored.to_f32(), (1, experts.count))?)
         };
-        let shared = |_| -> Result<Shared<B>> {
-            let gate = names.shared_gate.map(|name| weight(name, 1)).transpose()?;
-            Ok(Shared { pair: Pair::empty(), gate })
-        };
+        let shared = names.shared.is_some() && experts.shared_width > 0;
         Ok(Self {
             router: weight(names.router, experts.count)?,
             correction: names.correction.map(correction).transpose()?,
             routing: routing(experts, names),
             activation: config.activation,
-            experts: Experts::Each((0..experts.count).map(|_| Pair::empty()).collect()),
-            shared: names.shared.filter(|_| experts.shared_width > 0).map(shared).transpose()?,
+            grouped: None,
+            projections: HashMap::new(),
+            shared,
+            shared_gate: names.shared_gate.filter(|_| shared).map(|name| weight(name, 1)).transpose()?,
         })
     }
 
@@ -98,54 +78,36 @@ impl<B: Backend> Mixture<B> {
         };
         let experts: Vec<_> = (0..self.routing.experts).filter_map(|i| read(Mlp::Expert(i))).collect();
         let (gate_up, down): (Vec<_>, Vec<_>) = experts.iter().copied().unzip();
-        let grouped = match (host_experts(&gate_up), host_experts(&down)) {
+        self.grouped = match (host_experts(&gate_up), host_experts(&down)) {
             (Some(gate_up), Some(down)) => backend.expert_weights(&gate_up, &down)?,
             _ => None,
         };
-        match grouped {
-            Some(weights) => self.experts = Experts::Grouped(weights),
-            None => {
-                for (index, (gate_up, down)) in experts.into_iter().enumerate() {
-                    let mlp = Mlp::Expert(index);
-                    self.replace(Role::GateUp(mlp), Projection::new(backend, gate_up)?);
-                    self.replace(Role::Down(mlp), Projection::new(backend, down)?);
-                }
-            }
-        }
-        if let Some((gate_up, down)) = read(Mlp::Shared) {
-            self.replace(Role::GateUp(Mlp::Shared), Projection::new(backend, gate_up)?);
-            self.replace(Role::Down(Mlp::Shared), Projection::new(backend, down)?);
+        let alone = experts.into_iter().enumerate().filter(|_| self.grouped.is_none());
+        let alone = alone.map(|(index, pair)| (Mlp::Expert(index), pair));
+        for (mlp, (gate_up, down)) in alone.chain(read(Mlp::Shared).map(|pair| (Mlp::Shared, pair))) {
+            self.projections.insert(Role::GateUp(mlp), Projection::new(backend, gate_up)?);
+            self.projections.insert(Role::Down(mlp), Projection::new(backend, down)?);
         }
         Ok(())
     }
 
     /// Puts in the weights of one group.
     pub(super) fn replace(&mut self, role: Role, projection: Projection<B>) {
-        let (mlp, down) = match role {
-            Role::GateUp(mlp) => (mlp, false),
-            Role::Down(mlp) => (mlp, true),
-            Role::Qkv | Role::O => return,
-        };
-        let pair = match (mlp, &mut self.experts, &mut self.shared) {
-            (Mlp::Expert(index), Experts::Each(pairs), _) => pairs.get_mut(index),
-            (Mlp::Shared, _, Some(shared)) => Some(&mut shared.pair),
-            _ => None,
-        };
-        if let Some(pair) = pair {
-            *(if down { &mut pair.down } else { &mut pair.gate_up }) = Some(projection);
-        }
+        self.projections.insert(role, projection);
     }
 
     /// What all experts together make of `x`, `[tokens, hidden]` to the same.
     pub fn forward(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
         let routes = self.route(backend, x)?;
-        let y = match &self.experts {
-            Experts::Grouped(weights) => backend.experts(x, &routes, weights, self.activation)?,
-            Experts::Each(_) => self.one_by_one(backend, x, &self.assignments(backend, &routes)?)?,
+        let y = match &self.grouped {
+            Some(weights) => backend.experts(x, &routes, weights, self.activation)?,
+            None => self.one_by_one(backend, x, &self.assignments(backend, &routes)?)?,
         };
-        let Some(shared) = &self.shared else { return Ok(y) };
+        if !self.shared {
+            return Ok(y);
+        }
         let of_all = self.down(backend, Mlp::Shared, &self.gate_up(backend, Mlp::Shared, x)?)?;
-        Ok(match &shared.gate {
+        Ok(match &self.shared_gate {
             Some(gate) => backend.add_gated(&y, &of_all, &backend.logits(x, gate)?)?,
             None => backend.add(&y, &of_all)?,
         })
@@ -165,16 +127,9 @@ impl<B: Backend> Mixture<B> {
 
     /// Names of the kernels that so many tokens go through.
     pub fn kernels(&self, backend: &B, tokens: usize) -> Vec<&'static str> {
-        let of = |pair: &Pair<B>| -> Vec<&'static str> {
-            let both = [&pair.gate_up, &pair.down].into_iter().flatten();
-            both.flat_map(|projection| projection.kernels(backend, tokens)).collect()
-        };
-        let mut kernels = match &self.experts {
-            Experts::Grouped(weights) => vec![backend.experts_kernel(weights, tokens)],
-            Experts::Each(pairs) => pairs.iter().flat_map(of).collect(),
-        };
-        kernels.extend(self.shared.iter().flat_map(|shared| of(&shared.pair)));
-        kernels
+        let grouped = self.grouped.iter().map(|weights| backend.experts_kernel(weights, tokens));
+        let others = self.projections.values().flat_map(|projection| projection.kernels(backend, tokens));
+        grouped.chain(others).collect()
     }
 
     /// Where every token goes.
@@ -208,17 +163,7 @@ impl<B: Backend> Mixture<B> {
     }
 
     fn projection(&self, role: Role) -> Result<&Projection<B>> {
-        let pair = |mlp| match (mlp, &self.experts, &self.shared) {
-            (Mlp::Expert(index), Experts::Each(pairs), _) => pairs.get(index),
-            (Mlp::Shared, _, Some(shared)) => Some(&shared.pair),
-            _ => None,
-        };
-        let projection = match role {
-            Role::GateUp(mlp) => pair(mlp).and_then(|pair| pair.gate_up.as_ref()),
-            Role::Down(mlp) => pair(mlp).and_then(|pair| pair.down.as_ref()),
-            Role::Qkv | Role::O => None,
-        };
-        projection.ok_or_else(|| not_put_in(role.name()))
+        self.projections.get(&role).ok_or_else(|| not_put_in(role.name()))
     }
 }
 

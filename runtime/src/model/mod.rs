@@ -19,7 +19,6 @@ pub use mixture::{Mixture, Tokens};
 pub use projection::{HostProjection, Projection, dense_parts};
 
 use gptq_kernels::{Backend, Batch, KvDtype, KvShape, RowSampling, SequenceRows};
-use head::Scores;
 
 use rayon::prelude::*;
 
@@ -31,12 +30,10 @@ use crate::layout;
 pub struct Model<B: Backend> {
     pub config: ModelConfig,
     backend: B,
-    embedding: B::Weight,
+    /// `None` where the head's weight serves as the embedding table.
+    embedding: Option<B::Weight>,
     layers: Vec<Layer<B>>,
-    norm: B::Tensor,
-    /// `None` where the embedding serves as the head.
-    lm_head: Option<B::Weight>,
-    scores: Scores,
+    head: Head<B>,
     /// Of the caches that it makes.
     kv_dtype: KvDtype,
 }
@@ -90,12 +87,9 @@ impl<B: Backend> Model<B> {
                  f16 holds, groups of 16, 32, ... features, and widths of whole chunks of 64"
             );
         }
-        let head = (!config.tie_word_embeddings).then(|| matrix(&backend, files, "lm_head.weight"));
         Ok(Self {
-            embedding: embedding(&backend, files)?,
-            norm: norm_weight(&backend, files, "model.norm.weight", config.hidden_size)?,
-            scores: Scores::of(&config),
-            lm_head: head.transpose()?,
+            embedding: (!config.tie_word_embeddings).then(|| embedding(&backend, files)).transpose()?,
+            head: Head::load(&backend, files)?,
             kv_dtype: KvDtype::Auto,
             layers,
             backend,
@@ -129,13 +123,18 @@ impl<B: Backend> Model<B> {
 
     /// Hidden states of tokens before the first layer, `[tokens, hidden]`.
     pub fn embed(&self, ids: &[u32]) -> Result<B::Tensor> {
-        scaled(&self.backend, &self.config, self.backend.embedding(&self.embedding, ids)?)
+        scaled(&self.backend, &self.config, self.backend.embedding(self.table(), ids)?)
+    }
+
+    /// Of embeddings, `[vocab, hidden]`.
+    fn table(&self) -> &B::Weight {
+        self.embedding.as_ref().unwrap_or(&self.head.weight)
     }
 
     /// The last hidden states `[tokens, hidden]`, normed and ready for [`Self::logits`]. Without caches every token sees
     /// exact keys and values, whatever [`Self::kv_dtype`] is.
     pub fn forward(&self, ids: &[u32], batch: &Batch, caches: Option<&mut KvCaches<B>>) -> Result<B::Tensor> {
-        self.through_layers(self.backend.embedding(&self.embedding, ids)?, batch, caches)
+        self.through_layers(self.backend.embedding(self.table(), ids)?, batch, caches)
     }
 
     /// From rows of the embedding table to the last hidden states.
@@ -150,7 +149,7 @@ impl<B: Backend> Model<B> {
             let cache = caches.as_mut().map(|caches| &mut caches.layers[i]);
             hidden = layer.forward(&self.backend, hidden, batch, cache)?;
         }
-        Ok(self.backend.rms_norm(&hidden, &self.norm, self.config.rms_norm_eps as f32)?)
+        self.head.norm(&self.backend, &hidden)
     }
 
     /// Scores after one new token a sequence, `[sequences, vocab]`, valid until the next call. Where it is said how tokens
@@ -171,12 +170,12 @@ impl<B: Backend> Model<B> {
         let (asked, (mut ids, batch)) = ((ids, batch), (ids.to_vec(), filled(batch, caches)));
         ids.resize(batch.sequences.len(), 0);
         let replay = |decoder: &Decoder<B>| {
-            self.replay(&batch, decoder, |input| self.backend.embedding_into(input, &self.embedding, &ids))
+            self.replay(&batch, decoder, |input| self.backend.embedding_into(input, self.table(), &ids))
         };
         if let Some(logits) = replay(decoder)? {
             return Ok(self.backend.rows(&logits, 0..count)?);
         }
-        let hidden = self.backend.embedding(&self.embedding, &ids)?;
+        let hidden = self.backend.embedding(self.table(), &ids)?;
         let mut step = || -> Result<B::Tensor> {
             let hidden = self.through_layers(hidden.clone(), &batch, Some(&mut *caches))?;
             self.logits(&hidden, 0..ids.len())
@@ -214,7 +213,7 @@ impl<B: Backend> Model<B> {
         if !decoder.plain && count <= MOST_CAPTURED && !self.rotation_varies(batch) {
             let batch = filled(batch, caches);
             let replayed = self.replay(&batch, decoder, |input| {
-                self.backend.embedding_of_sampled(input, &self.embedding, sampled)
+                self.backend.embedding_of_sampled(input, self.table(), sampled)
             })?;
             if let Some(logits) = replayed {
                 return Ok(self.backend.rows(&logits, 0..count)?);
@@ -264,24 +263,18 @@ impl<B: Backend> Model<B> {
 
     /// Scores of every vocabulary entry for the given rows, `[rows, vocab]`.
     pub fn logits(&self, hidden: &B::Tensor, rows: Range<usize>) -> Result<B::Tensor> {
-        self.scores(&self.backend.rows(hidden, rows)?, None)
+        self.head.logits(&self.backend, hidden, rows)
     }
 
     /// How much of the head's memory [`Self::scores`] reads at least.
     pub fn head_share(&self, sampling: &[RowSampling]) -> f64 {
-        let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
-        if self.scores.keeps_infinity() { self.backend.share_read(head, sampling) } else { 1.0 }
+        self.head.share_read(&self.backend, sampling)
     }
 
     /// Scores of every vocabulary entry, `[rows, vocab]`; where it is said how a token is drawn for each row, those that
     /// cannot decide it may be minus infinity.
     pub fn scores(&self, hidden: &B::Tensor, sampling: Option<&[RowSampling]>) -> Result<B::Tensor> {
-        let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
-        let scores = match sampling {
-            Some(sampling) if self.scores.keeps_infinity() => self.backend.scores(hidden, head, sampling)?,
-            _ => self.backend.logits(hidden, head)?,
-        };
-        self.scores.of_vocabulary(&self.backend, scores)
+        self.head.scores(&self.backend, hidden, sampling)
     }
 }
 
@@ -339,7 +332,7 @@ pub fn scaled<B: Backend>(backend: &B, config: &ModelConfig, rows: B::Tensor) ->
 /// What a norm multiplies with, `[1, length]`.
 fn norm_weight<B: Backend>(backend: &B, files: &ModelFiles, name: &str, length: usize) -> Result<B::Tensor> {
     let stored = files.checkpoint.tensor(name, &[length])?;
-    Ok(match files.config.norms_add_one() {
+    Ok(match files.config.family().gemma {
         true => backend.tensor(stored.to_f32().iter().map(|w| 1.0 + w).collect(), (1, length))?,
         false => backend.tensor_from_host(&stored)?,
     })

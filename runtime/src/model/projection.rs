@@ -5,10 +5,10 @@ use gptq_kernels::{Activation, Backend, Dtype, HostTensor, Norm};
 use rayon::prelude::*;
 
 use super::ModelFiles;
+use crate::Result;
 use crate::layout::{self, LinearGroup, LinearSpec};
 use crate::quant_config::QuantConfig;
 use crate::soundness::{Module, Stored, zeros_as_v2};
-use crate::{Error, Result};
 
 /// The weights of one group on a backend.
 pub enum Projection<B: Backend> {
@@ -16,13 +16,7 @@ pub enum Projection<B: Backend> {
     Quantized(B::QuantWeight),
     /// Linears that cannot share a matrix, since groups or widths differ or some are dense: one product each, outputs side
     /// by side.
-    Parts(Vec<Part<B>>),
-}
-
-/// One linear of a group.
-pub enum Part<B: Backend> {
-    Dense(B::Weight),
-    Quantized(B::QuantWeight),
+    Parts(Vec<Self>),
 }
 
 /// The weights of one group as they were read, dense or quantized as the files are.
@@ -30,14 +24,8 @@ pub enum HostProjection<'a> {
     /// Weights and biases.
     Dense(Vec<HostTensor<'a>>, Vec<HostTensor<'a>>),
     Quantized(PackedLinear<'a>),
-    Parts(Vec<HostPart<'a>>),
-}
-
-/// One linear as it was read.
-pub enum HostPart<'a> {
-    /// Weight and bias.
-    Dense(HostTensor<'a>, Option<HostTensor<'a>>),
-    Quantized(PackedLinear<'a>),
+    /// Each linear by itself.
+    Parts(Vec<Self>),
 }
 
 impl<'a> HostProjection<'a> {
@@ -50,11 +38,10 @@ impl<'a> HostProjection<'a> {
             return Ok(Self::Dense(weights, biases));
         }
         let read = |module: &Module| match &module.quant {
-            Some(quant) => Ok(HostPart::Quantized(packed(files, quant, module)?)),
+            Some(quant) => Ok(Self::Quantized(packed(files, quant, module)?)),
             None => {
-                let (mut weights, mut biases) =
-                    dense_parts(files, index, std::slice::from_ref(&module.linear))?;
-                Ok(HostPart::Dense(weights.remove(0), biases.pop()))
+                let (weight, bias) = dense_parts(files, index, std::slice::from_ref(&module.linear))?;
+                Ok(Self::Dense(weight, bias))
             }
         };
         let parts = modules.par_iter().map(read).collect::<Result<Vec<_>>>()?;
@@ -62,16 +49,16 @@ impl<'a> HostProjection<'a> {
     }
 
     /// As one matrix, where that can be.
-    fn stacked(parts: Vec<HostPart<'a>>) -> Self {
+    fn stacked(parts: Vec<Self>) -> Self {
         let mut packed = Vec::new();
         let mut others = Vec::new();
         for part in parts {
             match part {
-                HostPart::Quantized(linear) if others.is_empty() => packed.push(linear),
+                Self::Quantized(linear) if others.is_empty() => packed.push(linear),
                 other => others.push(other),
             }
         }
-        let separate = |packed: Vec<PackedLinear<'a>>| packed.into_iter().map(HostPart::Quantized);
+        let separate = |packed: Vec<PackedLinear<'a>>| packed.into_iter().map(Self::Quantized);
         if !others.is_empty() {
             return Self::Parts(separate(packed).chain(others).collect());
         }
@@ -98,20 +85,9 @@ impl<B: Backend> Projection<B> {
             HostProjection::Dense(weights, biases) => Self::Dense(backend.weight(weights, biases)?),
             HostProjection::Quantized(whole) => Self::Quantized(backend.quant_weight(whole)?),
             HostProjection::Parts(parts) => {
-                let part = |part: &HostPart| match part {
-                    HostPart::Dense(weight, bias) => Ok::<_, Error>(Part::Dense(
-                        backend.weight(std::slice::from_ref(weight), bias.as_slice())?,
-                    )),
-                    HostPart::Quantized(packed) => Ok(Part::Quantized(backend.quant_weight(packed)?)),
-                };
-                Self::Parts(parts.iter().map(part).collect::<Result<_>>()?)
+                Self::Parts(parts.iter().map(|part| Self::new(backend, part)).collect::<Result<_>>()?)
             }
         })
-    }
-
-    /// A solved group as a dense weight with the values that the artifact will hold.
-    pub fn dequantized(backend: &B, solved: &PackedLinear) -> Result<Self> {
-        Ok(Self::Dense(backend.dense_weight(solved)?))
     }
 
     /// The order in which the weight would best get its input.
@@ -135,13 +111,7 @@ impl<B: Backend> Projection<B> {
         match self {
             Self::Dense(weight) => vec![backend.matmul_kernel(weight, rows)],
             Self::Quantized(weight) => vec![backend.quant_matmul_kernel(weight, rows)],
-            Self::Parts(parts) => {
-                let of = |part: &Part<B>| match part {
-                    Part::Dense(weight) => backend.matmul_kernel(weight, rows),
-                    Part::Quantized(weight) => backend.quant_matmul_kernel(weight, rows),
-                };
-                parts.iter().map(of).collect()
-            }
+            Self::Parts(parts) => parts.iter().flat_map(|part| part.kernels(backend, rows)).collect(),
         }
     }
 
@@ -150,9 +120,7 @@ impl<B: Backend> Projection<B> {
         match self {
             Self::Dense(_) => false,
             Self::Quantized(weight) => backend.is_dequantized(weight),
-            Self::Parts(parts) => parts
-                .iter()
-                .any(|part| matches!(part, Part::Quantized(weight) if backend.is_dequantized(weight))),
+            Self::Parts(parts) => parts.iter().any(|part| part.is_dequantized(backend)),
         }
     }
 
@@ -203,11 +171,8 @@ impl<B: Backend> Projection<B> {
             Self::Dense(weight) => backend.matmul(x, weight)?,
             Self::Quantized(weight) => backend.quant_matmul(x, weight)?,
             Self::Parts(parts) => {
-                let product = |part: &Part<B>| match part {
-                    Part::Dense(weight) => backend.matmul(x, weight),
-                    Part::Quantized(weight) => backend.quant_matmul(x, weight),
-                };
-                match &parts.iter().map(product).collect::<Result<Vec<_>, _>>()?[..] {
+                let products = parts.iter().map(|part| part.forward(backend, x));
+                match &products.collect::<Result<Vec<_>>>()?[..] {
                     [whole] => whole.clone(),
                     outputs => backend.join_columns(outputs)?,
                 }

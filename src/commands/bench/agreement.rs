@@ -11,7 +11,7 @@ use gptq_runtime::model::ModelFiles;
 use serde::Serialize;
 
 use crate::args::AgreementBenchArgs;
-use crate::commands::common::{self, Calibration, DeviceKind, OnDevice};
+use crate::commands::common::{self, Calibration, Chosen, DeviceKind};
 use crate::output;
 use crate::progress::Progress;
 
@@ -19,23 +19,21 @@ pub fn run(args: &AgreementBenchArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
     let files = common::open_model(&dir)?;
     let calibration = Calibration::load(&args.calibration, &dir, DeviceKind::Cpu)?;
-    let measure = Measure { files: &files, sequences: &calibration.sequences };
-    let (device, layers) = common::on_device(args.device, &files.config, measure)?;
+    let sequences = &calibration.sequences;
+    let (device, layers) = match common::device(args.device, &files.config)? {
+        Chosen::Cpu(cpu) => measure(&cpu, &files, sequences)?,
+        Chosen::Gpu(gpu) => measure(&gpu, &files, sequences)?,
+    };
     if args.json {
         return Ok(output::json(&layers)?);
     }
-    output::line(format_args!("{}: {device} against the CPU, 4-bit 128g act-order\n", args.model))?;
-    output::line(format_args!("{:>5} {:>14} {:>22}", "layer", "codes equal", "largest loss distance"))?;
-    for layer in &layers {
-        output::line(format_args!(
-            "{:>5} {:>12.3} % {:>20.4} %",
-            layer.layer,
-            100.0 * layer.codes_equal,
-            100.0 * layer.loss_distance
-        ))?;
+    say!("{}: {device} against the CPU, 4-bit 128g act-order\n", args.model)?;
+    say!("{:>5} {:>14} {:>22}", "layer", "codes equal", "largest loss distance")?;
+    for LayerAgreement { layer, codes_equal, loss_distance } in &layers {
+        say!("{layer:>5} {:>12.3} % {:>20.4} %", 100.0 * codes_equal, 100.0 * loss_distance)?;
     }
     let mean = layers.iter().map(|layer| layer.codes_equal).sum::<f64>() / layers.len().max(1) as f64;
-    output::line(format_args!("{:>5} {:>12.3} %", "all", 100.0 * mean))?;
+    say!("{:>5} {:>12.3} %", "all", 100.0 * mean)?;
     Ok(())
 }
 
@@ -48,41 +46,35 @@ struct LayerAgreement {
     loss_distance: f64,
 }
 
-/// The part that needs a device.
-struct Measure<'a> {
-    files: &'a ModelFiles,
-    sequences: &'a [Vec<u32>],
-}
-
-impl OnDevice for Measure<'_> {
-    type Output = (String, Vec<LayerAgreement>);
-
-    fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<Self::Output> {
-        let Self { files, sequences } = self;
-        let params = Branch::new("main".into(), 4, Some(128)).params();
-        produce::check_settings(files, &params)?;
-        let cpu = Cpu::new();
-        let layout = params.layout();
-        let mut on_cpu =
-            Walk::start(&cpu, files, &params, ActivationCache::embed(&cpu, files, sequences, layout)?);
-        let activations = ActivationCache::embed(&device, files, sequences, layout)?;
-        let mut on_device = Walk::start(&device, files, &params, activations);
-        let layers = files.config.num_hidden_layers;
-        let mut progress = Progress::start("comparing", layers as u64);
-        let layers = std::thread::scope(|scope| {
-            let for_cpu = Reader::start(scope, &cpu, files, 0);
-            let for_device = Reader::start(scope, &device, files, 0);
-            let compare = |layer| {
-                let expected = Groups::of(&cpu, on_cpu.solve_layer(layer, &for_cpu, None, &mut |_| {})?)?;
-                let through = Some(&expected.packed[..]);
-                let got = on_device.solve_layer(layer, &for_device, through, &mut |_| {})?;
-                progress.advance(1);
-                Ok(Groups::of(&device, got)?.against(&expected, layer))
-            };
-            (0..layers).map(compare).collect::<Result<Vec<_>>>()
-        })?;
-        Ok((device.name(), layers))
-    }
+/// The device's name, and how its layers agree.
+fn measure<B: Backend>(
+    device: &B,
+    files: &ModelFiles,
+    sequences: &[Vec<u32>],
+) -> Result<(String, Vec<LayerAgreement>)> {
+    let params = Branch::new("main".into(), 4, Some(128)).params();
+    produce::check_settings(files, &params)?;
+    let cpu = Cpu::new();
+    let layout = params.layout();
+    let mut on_cpu =
+        Walk::start(&cpu, files, &params, ActivationCache::embed(&cpu, files, sequences, layout)?);
+    let activations = ActivationCache::embed(device, files, sequences, layout)?;
+    let mut on_device = Walk::start(device, files, &params, activations);
+    let layers = files.config.num_hidden_layers;
+    let mut progress = Progress::start("comparing", layers as u64);
+    let layers = std::thread::scope(|scope| {
+        let for_cpu = Reader::start(scope, &cpu, files, 0);
+        let for_device = Reader::start(scope, device, files, 0);
+        let compare = |layer| {
+            let expected = Groups::of(&cpu, on_cpu.solve_layer(layer, &for_cpu, None, &mut |_| {})?)?;
+            let through = Some(&expected.packed[..]);
+            let got = on_device.solve_layer(layer, &for_device, through, &mut |_| {})?;
+            progress.advance(1);
+            Ok(Groups::of(device, got)?.against(&expected, layer))
+        };
+        (0..layers).map(compare).collect::<Result<Vec<_>>>()
+    })?;
+    Ok((device.name(), layers))
 }
 
 /// The groups of a layer in host memory, with their losses.

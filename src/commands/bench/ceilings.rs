@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use gptq_kernels::{AttentionShape, Backend, Batch};
 use gptq_runtime::config::ModelConfig;
 
-use super::{Figure, median};
+use super::{Figure, median, middle};
 use crate::commands::common::DeviceKind;
 
 /// How often each is measured; the median counts.
@@ -56,13 +56,9 @@ impl Ceilings {
         let seconds = median(device, TIMES, || device.matmul(&x, &w))?;
         let matmul = 2.0 * (rows * k * n) as f64 / seconds;
         drop((x, w));
-        let (memory, bus) = match kind {
-            DeviceKind::Cpu => (read(), None),
-            DeviceKind::Gpu => copies(device, rows).map(|(copy, bus)| (copy, Some(bus)))?,
-        };
-        let memory_by = match kind {
-            DeviceKind::Cpu => "reading memory",
-            DeviceKind::Gpu => "the copy",
+        let (memory, memory_by, bus) = match kind {
+            DeviceKind::Cpu => (read(), "reading memory", None),
+            DeviceKind::Gpu => copies(device, rows).map(|(copy, bus)| (copy, "the copy", Some(bus)))?,
         };
         Ok(Self { matmul, memory, memory_by, bus, disk: disk(out, kind)? })
     }
@@ -130,9 +126,7 @@ fn read() -> f64 {
         });
         (READ * PASSES) as f64 / start.elapsed().as_secs_f64()
     };
-    let mut rates: Vec<f64> = (0..TIMES).map(|_| pass()).collect();
-    rates.sort_by(f64::total_cmp);
-    rates[TIMES / 2]
+    middle((0..TIMES).map(|_| pass()).collect())
 }
 
 /// Single operations at the model's own shapes: where the phases' time comes from.
@@ -163,9 +157,8 @@ pub fn operations<B: Backend>(
 }
 
 fn operation(what: &str, seconds: f64, flops: f64, ceilings: &Ceilings) -> Figure {
-    let figure = Figure::new(what, 1e3 * seconds, "ms");
-    let rate = super::Rate { value: flops / seconds / 1e12, unit: "TFLOP/s" };
-    Figure { rate: Some(rate), ..figure }.share("the matrix product", flops / seconds / ceilings.matmul)
+    let figure = Figure::new(what, 1e3 * seconds, "ms").beside(flops / seconds / 1e12, "TFLOP/s");
+    figure.share("the matrix product", flops / seconds / ceilings.matmul)
 }
 
 /// Causal attention of one sequence: two products over half of the score matrix.

@@ -13,18 +13,10 @@ use super::ceilings::Ceilings;
 use super::{Figure, Workspace, decode, prefill, print, quantize};
 use crate::args::CpuBenchArgs;
 use crate::commands::common::{self, DeviceKind};
-use crate::commands::demo;
 
 pub fn run(args: &CpuBenchArgs) -> Result<()> {
     let work = Workspace::new()?;
-    let dir = match &args.model {
-        Some(model) => common::model_dir(model)?,
-        None => {
-            let dir = work.path().join("demo4m");
-            demo::write_model(&dir)?;
-            dir
-        }
-    };
+    let (name, dir) = work.model(args.model.as_deref())?;
     let device = Cpu::new();
     let files = common::open_model(&dir)?;
     let ceilings = Ceilings::measure(&device, DeviceKind::Cpu, &files.config, work.path())?;
@@ -34,36 +26,30 @@ pub fn run(args: &CpuBenchArgs) -> Result<()> {
         None => {
             let out = args.out.clone().unwrap_or(work.path().join("branches"));
             std::fs::create_dir_all(&out)?;
-            figures.extend(quantized(&device, args, &dir, &out, &ceilings)?);
+            figures.extend(quantized(&device, args, (name.as_str(), dir.as_path()), &out, &ceilings)?);
             out.join("main")
         }
     };
     drop(files);
     figures.extend(run_model(&device, args, &artifact, &ceilings)?);
-    let model = args.model.as_deref().unwrap_or("demo4m");
-    print(args.json, &format!("{model}, on {}", device.name()), &figures)
+    print(args.json, &format!("{name}, on {}", device.name()), &figures)
 }
 
 /// The phases of making the branch that decodes afterwards.
 fn quantized(
     device: &Cpu,
     args: &CpuBenchArgs,
-    dir: &Path,
+    (name, dir): (&str, &Path),
     out: &Path,
     ceilings: &Ceilings,
 ) -> Result<Vec<Figure>> {
     let files = common::open_model(dir)?;
-    let calibration = quantize::calibration(
-        args.model.is_none(),
-        args.random_tokens,
-        &args.calibration,
-        &files,
-        dir,
-        DeviceKind::Cpu,
-    )?;
-    let source = Source::check(args.model.as_deref().unwrap_or("demo4m"), dir, &files)?;
+    let (random, built_in) = (args.random_tokens, args.model.is_none());
+    let calibration =
+        quantize::calibration(random, built_in, &args.calibration, &files, dir, DeviceKind::Cpu)?;
+    let source = Source::check(name, dir, &files)?;
     let main: Vec<_> = Plan::card(Preset::Card).branches.into_iter().take(1).collect();
-    quantize::measure(device, &source, &files, &main, &calibration, out, ceilings)
+    quantize::measure(device, &source, &main, &calibration, out, ceilings)
 }
 
 /// Decoding and prompts.
@@ -75,7 +61,7 @@ fn run_model<B: Backend>(
 ) -> Result<Vec<Figure>> {
     let files = common::open_model(dir)?;
     let model = common::load_model(device, dir)?;
-    let params = SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed: 0 };
+    let params = SamplingParams::greedy();
     let contexts = args.context..args.context + args.tokens;
     let mut figures = decode::measure(&model, &files, &args.batch, &params, contexts, ceilings)?;
     figures.extend(prefill::measure(&model, &files, &args.prompt, ceilings)?);

@@ -11,43 +11,39 @@ use gptq_runtime::model::{Decoder, Model, ModelFiles};
 use gptq_runtime::sampling::{Sampler, SamplingParams};
 
 use super::ceilings::Ceilings;
-use super::{Figure, Rate, Workspace, print, tensor_bytes};
-use crate::args::{DecodeBenchArgs, KvDtypeArg};
-use crate::commands::common::{self, DeviceKind, OnDevice};
+use super::{Figure, Workspace, print, tensor_bytes, tensors};
+use crate::args::DecodeBenchArgs;
+use crate::commands::common::{self, Chosen, DeviceKind};
 
 pub fn run(args: &DecodeBenchArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
     let files = common::open_model(&dir)?;
-    let (title, figures) =
-        common::on_device(args.device, &files.config, Measure { args, dir: &dir, files: &files })?;
+    let (title, figures) = match common::device(args.device, &files.config)? {
+        Chosen::Cpu(cpu) => report(&cpu, DeviceKind::Cpu, args, &dir, &files)?,
+        Chosen::Gpu(gpu) => report(&gpu, DeviceKind::Gpu, args, &dir, &files)?,
+    };
     print(args.json, &title, &figures)
 }
 
-/// The part that needs a device.
-struct Measure<'a> {
-    args: &'a DecodeBenchArgs,
-    dir: &'a Path,
-    files: &'a ModelFiles,
-}
-
-impl OnDevice for Measure<'_> {
-    type Output = (String, Vec<Figure>);
-
-    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<Self::Output> {
-        let Self { args, dir, files } = self;
-        let work = Workspace::new()?;
-        let ceilings = Ceilings::measure(&device, kind, &files.config, work.path())?;
-        let kv_dtype = args.kv_cache.kv_cache_dtype;
-        let model = common::load_model(&device, dir)?.with_kv_dtype(kv_dtype.into());
-        let DecodeBenchArgs { temperature, top_p, top_k, .. } = *args;
-        let params = SamplingParams { temperature, top_p, top_k, repetition_penalty: 1.0, seed: 0 };
-        let contexts = args.context..args.context + args.tokens;
-        let mut figures = ceilings.figures();
-        figures.extend(measure(&model, files, &args.batch, &params, contexts, &ceilings)?);
-        let (from, to) = (args.context, args.context + args.tokens);
-        let note = kv_dtype.note();
-        Ok((format!("{}, contexts from {from} to {to}{note}, on {}", args.model, device.name()), figures))
-    }
+/// A title, and what was measured.
+fn report<B: Backend>(
+    device: &B,
+    kind: DeviceKind,
+    args: &DecodeBenchArgs,
+    dir: &Path,
+    files: &ModelFiles,
+) -> Result<(String, Vec<Figure>)> {
+    let work = Workspace::new()?;
+    let ceilings = Ceilings::measure(device, kind, &files.config, work.path())?;
+    let kv_dtype = args.kv_cache.kv_cache_dtype;
+    let model = common::load_model(device, dir)?.with_kv_dtype(kv_dtype.into());
+    let DecodeBenchArgs { temperature, top_p, top_k, .. } = *args;
+    let params = SamplingParams { temperature, top_p, top_k, repetition_penalty: 1.0, seed: 0 };
+    let contexts = args.context..args.context + args.tokens;
+    let mut figures = ceilings.figures();
+    figures.extend(measure(&model, files, &args.batch, &params, contexts, &ceilings)?);
+    let (from, to, note) = (args.context, args.context + args.tokens, common::kv_note(kv_dtype));
+    Ok((format!("{}, contexts from {from} to {to}{note}, on {}", args.model, device.name()), figures))
 }
 
 /// Tokens a second for each number of sequences, beside what memory allows.
@@ -64,11 +60,10 @@ pub(super) fn measure<B: Backend>(
         let row = Sampler::new(params.clone())?.row_at(0);
         let context = (contexts.start + contexts.end) / 2;
         let read = bytes_a_step(model, files, (*batch, context), model.head_share(&[row]));
-        let what = format!("decoding, {batch} at once{}", KvDtypeArg::from(model.kv_dtype()).note());
+        let what = format!("decoding, {batch} at once{}", common::kv_note(model.kv_dtype()));
         let figure = Figure::new(what, *batch as f64 / seconds, "tokens/s");
-        let step = Rate { value: 1e3 * seconds, unit: "ms a step" };
-        let share = read / seconds / ceilings.memory;
-        Ok(Figure { rate: Some(step), ..figure }.share(ceilings.memory_by, share).by(model.kernels(*batch)))
+        let figure = figure.beside(1e3 * seconds, "ms a step").by(model.kernels(*batch));
+        Ok(figure.share(ceilings.memory_by, read / seconds / ceilings.memory))
     };
     batches.iter().map(one).collect()
 }
@@ -120,11 +115,7 @@ fn bytes_a_step<B: Backend>(
     (batch, context): (usize, usize),
     head_share: f64,
 ) -> f64 {
-    let config = &files.config;
-    let tensors = match &files.quant {
-        Some(quant) => layout::artifact_tensors(config, quant, false),
-        None => layout::checkpoint_tensors(config),
-    };
+    let (config, tensors) = (&files.config, tensors(files));
     // The embedding gives one row a token, unless it is the head too.
     let head = if config.tie_word_embeddings { "model.embed_tokens." } else { "lm_head." };
     let (kv_heads, element) = (config.num_key_value_heads, model.backend().element_size());

@@ -3,15 +3,15 @@
 use std::path::Path;
 
 use anyhow::Result;
-use gptq_kernels::{Backend, Batch, RowSampling};
+use gptq_kernels::{Backend, Batch, Norm};
 use gptq_runtime::layout::{self, LinearGroup, Stage};
 use gptq_runtime::model::{Model, ModelFiles, Projection};
 use serde::Serialize;
 
 use super::ceilings::Ceilings;
-use super::{Workspace, median, tensor_bytes};
+use super::{Workspace, first_token, median, tensor_bytes, tensors};
 use crate::args::MatmulBenchArgs;
-use crate::commands::common::{self, DeviceKind, OnDevice};
+use crate::commands::common::{self, Chosen, DeviceKind};
 use crate::output;
 
 /// How often each is measured; the median counts.
@@ -20,7 +20,10 @@ const TIMES: usize = 20;
 pub fn run(args: &MatmulBenchArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
     let files = common::open_model(&dir)?;
-    let report = common::on_device(args.device, &files.config, Measure { args, dir: &dir, files: &files })?;
+    let report = match common::device(args.device, &files.config)? {
+        Chosen::Cpu(cpu) => measure(&cpu, DeviceKind::Cpu, args, &dir, &files)?,
+        Chosen::Gpu(gpu) => measure(&gpu, DeviceKind::Gpu, args, &dir, &files)?,
+    };
     match args.json {
         true => Ok(output::json(&report)?),
         false => report.print(),
@@ -50,51 +53,41 @@ struct Row {
     measured_us: f64,
 }
 
-/// The part that needs a device.
-struct Measure<'a> {
-    args: &'a MatmulBenchArgs,
-    dir: &'a Path,
-    files: &'a ModelFiles,
-}
-
-impl OnDevice for Measure<'_> {
-    type Output = Report;
-
-    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<Report> {
-        let Self { args, dir, files } = self;
-        let work = Workspace::new()?;
-        let ceilings = Ceilings::measure(&device, kind, &files.config, work.path())?;
-        let model = common::load_model(&device, dir)?;
-        let mut rows = Vec::new();
-        for tokens in &args.tokens {
-            // Experts have no product of their own: what a step of them takes is in `bench decode`.
-            for (place, group) in layout::layer(&files.config, 0).groups.iter().enumerate() {
-                let stage = group.role.stage();
-                if stage == Stage::Mixture {
-                    continue;
-                }
-                let (out, width) = group.dims();
-                let weights = out * width;
-                let seconds = seconds(&device, &model, (place, stage), width, *tokens)?;
-                let bytes = group_bytes(files, group);
-                let flops = 2.0 * (tokens * weights) as f64;
-                let floor = (bytes / ceilings.memory).max(flops / ceilings.matmul);
-                let (floor_us, measured_us) = (1e6 * floor, 1e6 * seconds);
-                rows.push(Row {
-                    product: stage.name(),
-                    tokens: *tokens,
-                    bytes,
-                    flops,
-                    floor_us,
-                    measured_us,
-                });
+fn measure<B: Backend>(
+    device: &B,
+    kind: DeviceKind,
+    args: &MatmulBenchArgs,
+    dir: &Path,
+    files: &ModelFiles,
+) -> Result<Report> {
+    let work = Workspace::new()?;
+    let ceilings = Ceilings::measure(device, kind, &files.config, work.path())?;
+    let model = common::load_model(device, dir)?;
+    let mut rows = Vec::new();
+    for tokens in &args.tokens {
+        // Experts have no product of their own: what a step of them takes is in `bench decode`.
+        for (place, group) in layout::layer(&files.config, 0).groups.iter().enumerate() {
+            let stage = group.role.stage();
+            if stage == Stage::Mixture {
+                continue;
             }
+            let (out, width) = group.dims();
+            let weights = out * width;
+            let seconds = seconds(device, &model, (place, stage), width, *tokens)?;
+            let bytes = group_bytes(files, group);
+            let flops = 2.0 * (tokens * weights) as f64;
+            let floor = (bytes / ceilings.memory).max(flops / ceilings.matmul);
+            let (product, tokens) = (stage.name(), *tokens);
+            let (floor_us, measured_us) = (1e6 * floor, 1e6 * seconds);
+            rows.push(Row { product, tokens, bytes, flops, floor_us, measured_us });
         }
-        let launches = launches(&device, &model)?;
-        let title = format!("{}, on {}", args.model, device.name());
-        let Ceilings { memory, memory_by, matmul, .. } = ceilings;
-        Ok(Report { title, memory, memory_by, matmul, launches, rows })
     }
+    let before = device.launches();
+    first_token(&model)?;
+    let launches = device.launches().zip(before).map(|(after, before)| after - before);
+    let title = format!("{}, on {}", args.model, device.name());
+    let Ceilings { memory, memory_by, matmul, .. } = ceilings;
+    Ok(Report { title, memory, memory_by, matmul, launches, rows })
 }
 
 /// The mean time of a stage's product over all layers, whose weights are read one after the other.
@@ -119,7 +112,7 @@ fn seconds<B: Backend>(
     let mut step = || -> Result<B::Tensor> {
         let mut last = x.clone();
         for (projection, x) in projections.iter().zip(&inputs) {
-            let norm = gptq_kernels::Norm { weight: &ones, eps: 1e-6 };
+            let norm = Norm { weight: &ones, eps: 1e-6 };
             last = match stage {
                 Stage::GateUp => projection.normed_gate_up(device, x, norm, model.config.activation)?,
                 Stage::Qkv => projection.normed(device, x, norm)?,
@@ -139,46 +132,23 @@ fn seconds<B: Backend>(
 
 /// Bytes of a group's tensors in one layer.
 fn group_bytes(files: &ModelFiles, group: &LinearGroup) -> f64 {
-    let tensors = match &files.quant {
-        Some(quant) => layout::artifact_tensors(&files.config, quant, false),
-        None => layout::checkpoint_tensors(&files.config),
-    };
-    let prefix = layout::layer_prefix(0);
+    let (tensors, prefix) = (tensors(files), layout::layer_prefix(0));
     group.linears.iter().map(|linear| tensor_bytes(&tensors, &format!("{prefix}{}.", linear.module))).sum()
-}
-
-fn launches<B: Backend>(device: &B, model: &Model<B>) -> Result<Option<u64>> {
-    let sequence = gptq_kernels::SequenceRows { rows: 1, context: 0, blocks: vec![0] };
-    let mut caches = model.kv_caches(1)?;
-    let before = device.launches();
-    let hidden = model.forward(&[1], &Batch { sequences: vec![sequence] }, Some(&mut caches))?;
-    device.sampled_tokens(&device.sample(&model.logits(&hidden, 0..1)?, &[RowSampling::likeliest()])?)?;
-    Ok(device.launches().zip(before).map(|(after, before)| after - before))
 }
 
 impl Report {
     fn print(&self) -> Result<()> {
-        output::line(format_args!("{}\n", self.title))?;
+        say!("{}\n", self.title)?;
         let (by, memory, matmul) = (self.memory_by, self.memory / 1e9, self.matmul / 1e12);
-        output::line(format_args!("{by} {memory:.1} GB/s, matrix product {matmul:.2} TFLOP/s"))?;
+        say!("{by} {memory:.1} GB/s, matrix product {matmul:.2} TFLOP/s")?;
         if let Some(launches) = self.launches {
-            output::line(format_args!("{launches} kernels a token"))?;
+            say!("{launches} kernels a token")?;
         }
-        output::line(format_args!(
-            "\n{:<8} {:>6} {:>10} {:>10} {:>10} {:>12} {:>7}",
-            "product", "tokens", "MB", "GFLOP", "floor us", "measured us", "share"
-        ))?;
-        for row in &self.rows {
-            output::line(format_args!(
-                "{:<8} {:>6} {:>10.2} {:>10.2} {:>10.1} {:>12.1} {:>5.0} %",
-                row.product,
-                row.tokens,
-                row.bytes / 1e6,
-                row.flops / 1e9,
-                row.floor_us,
-                row.measured_us,
-                100.0 * row.floor_us / row.measured_us
-            ))?;
+        say!("\nproduct  tokens         MB      GFLOP   floor us  measured us   share")?;
+        for Row { product, tokens, bytes, flops, floor_us, measured_us } in &self.rows {
+            let (mb, gflop, share) = (bytes / 1e6, flops / 1e9, 100.0 * floor_us / measured_us);
+            let work = format!("{product:<8} {tokens:>6} {mb:>10.2} {gflop:>10.2}");
+            say!("{work} {floor_us:>10.1} {measured_us:>12.1} {share:>5.0} %")?;
         }
         Ok(())
     }

@@ -17,10 +17,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use gptq_kernels::Device;
-use gptq_runtime::layout::TensorSpec;
+use gptq_kernels::{Backend, Batch, Device, RowSampling, SequenceRows};
+use gptq_runtime::layout::{self, TensorSpec};
+use gptq_runtime::model::{Model, ModelFiles};
 use serde::Serialize;
 
+use super::{common, demo};
 use crate::output;
 
 /// One measured figure.
@@ -59,7 +61,13 @@ impl Figure {
 
     /// For a time: `work` of `unit` (say 1e12 FLOP as TFLOP) was done in it.
     fn rate(self, work: f64, unit: &'static str) -> Self {
-        Self { rate: Some(Rate { value: work / self.value, unit }), ..self }
+        let value = work / self.value;
+        self.beside(value, unit)
+    }
+
+    /// Another way to say the same.
+    fn beside(self, value: f64, unit: &'static str) -> Self {
+        Self { rate: Some(Rate { value, unit }), ..self }
     }
 
     fn by(self, kernels: String) -> Self {
@@ -76,18 +84,26 @@ fn print(json: bool, title: &str, figures: &[Figure]) -> Result<()> {
     if json {
         return Ok(output::json(&figures)?);
     }
-    output::line(format_args!("{title}\n"))?;
+    say!("{title}\n")?;
     for figure in figures {
         let rate = figure.rate.map_or(String::new(), |r| format!("{:>9.2} {}", r.value, r.unit));
         let share = figure.share.map_or(String::new(), |s| format!("{:>6.1} % of {}", 100.0 * s.value, s.of));
         let line =
             format!("{:<36} {:>10.3} {:<9} {rate:<19} {share}", figure.what, figure.value, figure.unit);
-        output::line(format_args!("{}", line.trim_end()))?;
+        say!("{}", line.trim_end())?;
         if let Some(kernels) = &figure.kernels {
-            output::line(format_args!("    by {kernels}"))?;
+            say!("    by {kernels}")?;
         }
     }
     Ok(())
+}
+
+/// All tensors of a model, as its files have them.
+fn tensors(files: &ModelFiles) -> Vec<TensorSpec> {
+    match &files.quant {
+        Some(quant) => layout::artifact_tensors(&files.config, quant, false),
+        None => layout::checkpoint_tensors(&files.config),
+    }
 }
 
 /// Bytes of the tensors whose names start so.
@@ -109,8 +125,23 @@ where
         device.synchronize()?;
         seconds.push(start.elapsed().as_secs_f64());
     }
-    seconds.sort_by(f64::total_cmp);
-    Ok(seconds[times / 2])
+    Ok(middle(seconds))
+}
+
+/// The median of some values.
+fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// What a model makes of a text of one token.
+fn first_token<B: Backend>(model: &Model<B>) -> Result<()> {
+    let (device, sequence) = (model.backend(), SequenceRows { rows: 1, context: 0, blocks: vec![0] });
+    let batch = Batch { sequences: vec![sequence] };
+    let hidden = model.forward(&[1], &batch, Some(&mut model.kv_caches(1)?))?;
+    let sampled = device.sample(&model.logits(&hidden, 0..1)?, &[RowSampling::likeliest()])?;
+    device.sampled_tokens(&sampled)?;
+    Ok(())
 }
 
 /// A folder of this process's own, removed when it is dropped.
@@ -125,6 +156,19 @@ impl Workspace {
 
     fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// The name and the folder of the model that was asked for, or of the built-in one, which is laid out here.
+    fn model(&self, asked: Option<&str>) -> Result<(String, PathBuf)> {
+        let name = asked.unwrap_or("demo4m").to_owned();
+        let dir = match asked {
+            Some(model) => common::model_dir(model)?,
+            None => self.0.join(&name),
+        };
+        if asked.is_none() {
+            demo::write_model(&dir)?;
+        }
+        Ok((name, dir))
     }
 }
 

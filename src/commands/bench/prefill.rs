@@ -8,9 +8,9 @@ use gptq_runtime::layout;
 use gptq_runtime::model::{Model, ModelFiles};
 
 use super::ceilings::{Ceilings, attention_flops, sustained_product};
-use super::{Figure, Rate, Workspace, median, print};
-use crate::args::{KvDtypeArg, PrefillBenchArgs};
-use crate::commands::common::{self, DeviceKind, OnDevice};
+use super::{Figure, Workspace, median, print};
+use crate::args::PrefillBenchArgs;
+use crate::commands::common::{self, Chosen, DeviceKind};
 
 /// How often each is measured; the median counts.
 const TIMES: usize = 3;
@@ -18,35 +18,32 @@ const TIMES: usize = 3;
 pub fn run(args: &PrefillBenchArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
     let files = common::open_model(&dir)?;
-    let (title, figures) =
-        common::on_device(args.device, &files.config, Measure { args, dir: &dir, files: &files })?;
+    let (title, figures) = match common::device(args.device, &files.config)? {
+        Chosen::Cpu(cpu) => report(&cpu, DeviceKind::Cpu, args, &dir, &files)?,
+        Chosen::Gpu(gpu) => report(&gpu, DeviceKind::Gpu, args, &dir, &files)?,
+    };
     print(args.json, &title, &figures)
 }
 
-/// The part that needs a device.
-struct Measure<'a> {
-    args: &'a PrefillBenchArgs,
-    dir: &'a Path,
-    files: &'a ModelFiles,
-}
-
-impl OnDevice for Measure<'_> {
-    type Output = (String, Vec<Figure>);
-
-    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<Self::Output> {
-        let Self { args, dir, files } = self;
-        let work = Workspace::new()?;
-        let ceilings = Ceilings::measure(&device, kind, &files.config, work.path())?;
-        let kv_dtype = args.kv_cache.kv_cache_dtype;
-        let model = common::load_model(&device, dir)?.with_kv_dtype(kv_dtype.into());
-        let mut figures = ceilings.figures();
-        figures.extend(measure(&model, files, &args.tokens, &ceilings)?);
-        if kind == DeviceKind::Gpu {
-            // Last, since it heats the GPU.
-            figures.push(sustained_product(&device, &files.config, &ceilings)?);
-        }
-        Ok((format!("{}{}, on {}", args.model, kv_dtype.note(), device.name()), figures))
+/// A title, and what was measured.
+fn report<B: Backend>(
+    device: &B,
+    kind: DeviceKind,
+    args: &PrefillBenchArgs,
+    dir: &Path,
+    files: &ModelFiles,
+) -> Result<(String, Vec<Figure>)> {
+    let work = Workspace::new()?;
+    let ceilings = Ceilings::measure(device, kind, &files.config, work.path())?;
+    let kv_dtype = args.kv_cache.kv_cache_dtype;
+    let model = common::load_model(device, dir)?.with_kv_dtype(kv_dtype.into());
+    let mut figures = ceilings.figures();
+    figures.extend(measure(&model, files, &args.tokens, &ceilings)?);
+    if kind == DeviceKind::Gpu {
+        // Last, since it heats the GPU.
+        figures.push(sustained_product(device, &files.config, &ceilings)?);
     }
+    Ok((format!("{}{}, on {}", args.model, common::kv_note(kv_dtype), device.name()), figures))
 }
 
 /// Tokens a second for prompts of each length, beside what the product allows.
@@ -68,13 +65,10 @@ pub(super) fn measure<B: Backend>(
             model.logits(&hidden, tokens - 1..*tokens)
         })?;
         let flops = flops(files, *tokens);
-        let what = format!("prompt of {tokens}{}", KvDtypeArg::from(model.kv_dtype()).note());
+        let what = format!("prompt of {tokens}{}", common::kv_note(model.kv_dtype()));
         let figure = Figure::new(what, *tokens as f64 / seconds, "tokens/s");
-        let rate = Rate { value: flops / seconds / 1e12, unit: "TFLOP/s" };
-        let share = flops / seconds / ceilings.matmul;
-        Ok(Figure { rate: Some(rate), ..figure }
-            .share("the matrix product", share)
-            .by(model.kernels(*tokens)))
+        let figure = figure.beside(flops / seconds / 1e12, "TFLOP/s").by(model.kernels(*tokens));
+        Ok(figure.share("the matrix product", flops / seconds / ceilings.matmul))
     };
     lengths.iter().map(one).collect()
 }

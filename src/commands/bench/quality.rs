@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::Workspace;
 use crate::args::{CalibrationArgs, QualityBenchArgs, SamplingArg};
-use crate::commands::common::{self, Calibration, DeviceKind, OnDevice};
+use crate::commands::common::{self, Calibration, Chosen, DeviceKind};
 use crate::commands::eval::{self, Protocol};
 use crate::commands::{demo, quantize};
 use crate::output;
@@ -35,17 +35,14 @@ pub fn run(args: &QualityBenchArgs) -> Result<()> {
         );
     }
     let work = Workspace::new()?;
-    let dir = match &args.model {
-        Some(model) => common::model_dir(model)?,
-        None => {
-            let dir = work.path().join("demo4m");
-            demo::write_model(&dir)?;
-            dir
-        }
-    };
+    let (name, dir) = work.model(args.model.as_deref())?;
     let files = common::open_model(&dir)?;
-    let measure = Measure { args, dir: &dir, files: &files, out: &work.path().join("artifact") };
-    let report = common::on_device(args.device, &files.config, measure)?;
+    let out = &work.path().join("artifact");
+    let measure = Measure { args, name: &name, dir: &dir, files: &files, out };
+    let report = match common::device(args.device, &files.config)? {
+        Chosen::Cpu(cpu) => measure.report(&cpu, DeviceKind::Cpu)?,
+        Chosen::Gpu(gpu) => measure.report(&gpu, DeviceKind::Gpu)?,
+    };
     match args.json {
         true => Ok(output::json(&report)?),
         false => report.print(),
@@ -88,20 +85,19 @@ const FIGURES: [(&str, &str, usize); 5] = [
 /// The part that needs a device.
 struct Measure<'a> {
     args: &'a QualityBenchArgs,
+    name: &'a str,
     dir: &'a Path,
     files: &'a ModelFiles,
     out: &'a Path,
 }
 
-impl OnDevice for Measure<'_> {
-    type Output = Report;
-
-    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<Report> {
-        let Self { args, dir, files, .. } = self;
+impl Measure<'_> {
+    fn report<B: Backend>(&self, device: &B, kind: DeviceKind) -> Result<Report> {
+        let Self { args, name, dir, files, out } = *self;
         let (train, test) = self.texts()?;
         let protocol = Protocol { join: args.eval_join, ctx: args.ctx, max_windows: Some(args.max_windows) };
         let windows = protocol.windows(&test, dir)?.ids;
-        let source = Source::check(args.model.as_deref().unwrap_or("demo4m"), dir, files)?;
+        let source = Source::check(name, dir, files)?;
         let original = Model::load(device.clone(), files)?;
         let mut found: Vec<Found> = args.presets.iter().map(|preset| Found::of(*preset)).collect();
         let mut baseline_perplexity = f64::NAN;
@@ -110,8 +106,8 @@ impl OnDevice for Measure<'_> {
             let calibration = Calibration::from_dataset(&with_seed, &train, dir, kind)?;
             for (found, preset) in found.iter_mut().zip(&args.presets) {
                 let title = format!("{}, seed {seed}", preset.name());
-                let seconds = self.make(&device, &title, *preset, &source, &calibration)?;
-                let quantized = common::load_model(&device, self.out)?;
+                let seconds = self.make(device, &title, *preset, &source, &calibration)?;
+                let quantized = common::load_model(device, out)?;
                 let measured =
                     eval::measure(&title, &quantized, Some(Baseline::Beside(&original)), &windows)?;
                 let comparison = measured.comparison.context("a baseline was given")?;
@@ -143,9 +139,7 @@ impl OnDevice for Measure<'_> {
         );
         Ok(Report { device: device.name(), protocol, baseline_perplexity, presets: found })
     }
-}
 
-impl Measure<'_> {
     /// To calibrate with, and to measure on.
     fn texts(&self) -> Result<(Dataset, Dataset)> {
         let (calibration, dir) = (&self.args.calibration, self.dir);
@@ -211,17 +205,17 @@ fn spread(values: &[f64]) -> (f64, f64) {
 
 impl Report {
     fn print(&self) -> Result<()> {
-        output::line(format_args!("{}, on {}", self.protocol, self.device))?;
-        output::line(format_args!("perplexity of the checkpoint {:.3}\n", self.baseline_perplexity))?;
+        say!("{}, on {}", self.protocol, self.device)?;
+        say!("perplexity of the checkpoint {:.3}\n", self.baseline_perplexity)?;
         let headings: String = FIGURES.iter().map(|(_, heading, _)| format!("  {heading:>20}")).collect();
-        output::line(format_args!("{:<6}{headings}", "Preset"))?;
+        say!("{:<6}{headings}", "Preset")?;
         for found in &self.presets {
             let cell = |(name, _, digits): &(&str, &str, usize)| {
                 let (mean, deviation) = (found.mean[name], found.deviation[name]);
                 format!("  {:>20}", format!("{mean:.digits$} +- {deviation:.digits$}"))
             };
             let cells: String = FIGURES.iter().map(cell).collect();
-            output::line(format_args!("{:<6}{cells}", found.preset))?;
+            say!("{:<6}{cells}", found.preset)?;
         }
         Ok(())
     }

@@ -17,59 +17,48 @@ use gptq_runtime::model::ModelFiles;
 use super::ceilings::{self, Ceilings};
 use super::{Figure, Workspace, print, tensor_bytes};
 use crate::args::{CalibrationArgs, QuantizeBenchArgs};
-use crate::commands::common::{self, Calibration, DeviceKind, OnDevice};
+use crate::commands::common::{self, Calibration, Chosen, DeviceKind};
 use crate::commands::{demo, quantize};
 
 pub fn run(args: &QuantizeBenchArgs) -> Result<()> {
     let work = Workspace::new()?;
-    let dir = match &args.model {
-        Some(model) => common::model_dir(model)?,
-        None => {
-            let dir = work.path().join("demo4m");
-            demo::write_model(&dir)?;
-            dir
-        }
-    };
+    let (name, dir) = work.model(args.model.as_deref())?;
     let files = common::open_model(&dir)?;
     let out = args.out.clone().unwrap_or(work.path().join("branches"));
     std::fs::create_dir_all(&out)?;
-    let measure = Measure { args, dir: &dir, files: &files, out: &out };
-    let (title, figures) = common::on_device(args.device, &files.config, measure)?;
+    let model = (name.as_str(), dir.as_path(), &files);
+    let (title, figures) = match common::device(args.device, &files.config)? {
+        Chosen::Cpu(cpu) => report(&cpu, DeviceKind::Cpu, args, model, &out)?,
+        Chosen::Gpu(gpu) => report(&gpu, DeviceKind::Gpu, args, model, &out)?,
+    };
     print(args.json, &title, &figures)
 }
 
-/// The part that needs a device.
-struct Measure<'a> {
-    args: &'a QuantizeBenchArgs,
-    dir: &'a Path,
-    files: &'a ModelFiles,
-    out: &'a Path,
-}
-
-impl OnDevice for Measure<'_> {
-    type Output = (String, Vec<Figure>);
-
-    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<Self::Output> {
-        let Self { args, dir, files, out } = self;
-        let built_in = args.model.is_none();
-        let calibration = calibration(built_in, args.random_tokens, &args.calibration, files, dir, kind)?;
-        let ceilings = Ceilings::measure(&device, kind, &files.config, out)?;
-        let mut figures = ceilings.figures();
-        let count = if args.all_branches { usize::MAX } else { 1 };
-        let branches: Vec<_> = Plan::card(args.preset).branches.into_iter().take(count).collect();
-        let source = Source::check(args.model.as_deref().unwrap_or("demo4m"), dir, files)?;
-        figures.extend(measure(&device, &source, files, &branches, &calibration, out, &ceilings)?);
-        let CalibrationRecord { samples, seq_len, .. } = calibration.record;
-        let title =
-            format!("{samples} x {seq_len} tokens, damp 0.1, act-order, preset {}", args.preset.name());
-        Ok((format!("{title}, on {}", device.name()), figures))
-    }
+/// A title, and what was measured.
+fn report<B: Backend>(
+    device: &B,
+    kind: DeviceKind,
+    args: &QuantizeBenchArgs,
+    (name, dir, files): (&str, &Path, &ModelFiles),
+    out: &Path,
+) -> Result<(String, Vec<Figure>)> {
+    let built_in = args.model.is_none();
+    let calibration = calibration(args.random_tokens, built_in, &args.calibration, files, dir, kind)?;
+    let ceilings = Ceilings::measure(device, kind, &files.config, out)?;
+    let mut figures = ceilings.figures();
+    let count = if args.all_branches { usize::MAX } else { 1 };
+    let branches: Vec<_> = Plan::card(args.preset).branches.into_iter().take(count).collect();
+    let source = Source::check(name, dir, files)?;
+    figures.extend(measure(device, &source, &branches, &calibration, out, &ceilings)?);
+    let CalibrationRecord { samples, seq_len, .. } = calibration.record;
+    let title = format!("{samples} x {seq_len} tokens, damp 0.1, act-order, preset {}", args.preset.name());
+    Ok((format!("{title}, on {}", device.name()), figures))
 }
 
 /// What the checkpoint is calibrated on.
 pub(super) fn calibration(
-    built_in: bool,
     random_tokens: bool,
+    built_in: bool,
     args: &CalibrationArgs,
     files: &ModelFiles,
     dir: &Path,
@@ -86,13 +75,12 @@ pub(super) fn calibration(
 pub(super) fn measure<B: Backend>(
     device: &B,
     source: &Source,
-    files: &ModelFiles,
     branches: &[Branch],
     calibration: &Calibration,
     out: &Path,
     ceilings: &Ceilings,
 ) -> Result<Vec<Figure>> {
-    let config = &files.config;
+    let config = &source.files().config;
     let mut figures = ceilings::operations(device, config, calibration.record.seq_len, ceilings)?;
     for branch in branches {
         let log = make(device, branch, source, calibration, &out.join(&branch.name))?;
@@ -140,20 +128,20 @@ fn phases(
     let bytes = |what: &str, seconds: f64, bytes: f64| {
         Figure::new(format!("{branch}: {what}"), seconds, "s").rate(bytes / 1e9, "GB/s")
     };
-    let (reading, writing) = (log.seconds_of(|p| p.read), log.seconds_of(|p| p.write));
+    let seconds = log.phases();
     let written = tensor_bytes(&layout::artifact_tensors(config, &quant, true), "model.layers.");
     let mut figures = vec![
-        product("forward", log.seconds_of(|p| p.forward), work.forward),
-        product(hessians, log.seconds_of(|p| p.hessian), work.hessian),
-        tera("factors", log.seconds_of(|p| p.factor), work.factor),
-        Figure::new(format!("{branch}: targets"), log.seconds_of(|p| p.target), "s"),
-        tera("sweeps", log.seconds_of(|p| p.sweep), work.sweep),
-        Figure::new(format!("{branch}: refinement"), log.seconds_of(|p| p.refine), "s"),
-        Figure::new(format!("{branch}: packing"), log.seconds_of(|p| p.pack), "s"),
-        Figure::new(format!("{branch}: waiting"), log.seconds_of(|p| p.wait), "s"),
-        bytes("reading, beside", reading, work.read),
-        bytes("writing, beside", writing, written)
-            .share("writing to disk", written / writing / ceilings.disk),
+        product("forward", seconds.forward, work.forward),
+        product(hessians, seconds.hessian, work.hessian),
+        tera("factors", seconds.factor, work.factor),
+        Figure::new(format!("{branch}: targets"), seconds.target, "s"),
+        tera("sweeps", seconds.sweep, work.sweep),
+        Figure::new(format!("{branch}: refinement"), seconds.refine, "s"),
+        Figure::new(format!("{branch}: packing"), seconds.pack, "s"),
+        Figure::new(format!("{branch}: waiting"), seconds.wait, "s"),
+        bytes("reading, beside", seconds.read, work.read),
+        bytes("writing, beside", seconds.write, written)
+            .share("writing to disk", written / seconds.write / ceilings.disk),
         Figure::new(format!("{branch}: in all"), log.seconds, "s"),
     ];
     if let Some(peak) = log.peak_memory {

@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::args::ReferenceBenchArgs;
-use crate::commands::common::{self, DeviceKind, OnDevice};
+use crate::commands::common::{self, Chosen};
 use crate::commands::table;
 use crate::output;
 use crate::progress::Progress;
@@ -29,27 +29,19 @@ const TILE: usize = 4096;
 
 pub fn run(args: &ReferenceBenchArgs) -> Result<()> {
     let config = table::config(&args.arch)?;
-    let (device, rows) = common::on_device(args.device, &config, Measure { args, config: &config })?;
+    let (device, rows) = match common::device(args.device, &config)? {
+        Chosen::Cpu(cpu) => measure(&cpu, args, &config)?,
+        Chosen::Gpu(gpu) => measure(&gpu, args, &config)?,
+    };
     if args.json {
         return Ok(output::json(&rows)?);
     }
-    output::line(format_args!(
-        "{} layers of {}, 4-bit 128g act-order, {} correlated inputs, on {device}\n",
-        args.layers, args.arch, args.tokens
-    ))?;
-    output::line(format_args!(
-        "{:>5}  {:<18} {:>16} {:>18} {:>14}",
-        "layer", "linear", "GPTQ / RTN", "GPTQ / f64 GPTQ", "codes equal"
-    ))?;
-    for row in &rows {
-        output::line(format_args!(
-            "{:>5}  {:<18} {:>16.4} {:>18.5} {:>12.2} %",
-            row.layer,
-            row.linear,
-            row.against_rtn,
-            row.against_f64,
-            100.0 * row.codes_equal
-        ))?;
+    let ReferenceBenchArgs { layers, arch, tokens, .. } = args;
+    say!("{layers} layers of {arch}, 4-bit 128g act-order, {tokens} correlated inputs, on {device}\n")?;
+    say!("layer  linear                   GPTQ / RTN    GPTQ / f64 GPTQ    codes equal")?;
+    for Row { layer, linear, against_rtn, against_f64, codes_equal } in &rows {
+        let equal = 100.0 * codes_equal;
+        say!("{layer:>5}  {linear:<18} {against_rtn:>16.4} {against_f64:>18.5} {equal:>12.2} %")?;
     }
     Ok(())
 }
@@ -65,81 +57,67 @@ struct Row {
     codes_equal: f64,
 }
 
-/// The part that needs a device.
-struct Measure<'a> {
-    args: &'a ReferenceBenchArgs,
-    config: &'a ModelConfig,
+/// The device's name, and the linears of all layers.
+fn measure<B: Backend>(
+    device: &B,
+    args: &ReferenceBenchArgs,
+    config: &ModelConfig,
+) -> Result<(String, Vec<Row>)> {
+    let mut rows = Vec::new();
+    let groups = layout::layer(config, 0).groups;
+    let mut progress = Progress::start("solving", (args.layers * groups.len()) as u64);
+    for layer in 0..args.layers {
+        for (place, group) in groups.iter().enumerate() {
+            progress.message(&format!("layer {layer}, {}", group.role.name()));
+            let seed = (layer * groups.len() + place) as u64 * 1000;
+            rows.extend(solve_group(device, args, (layer, group), seed)?);
+            progress.advance(1);
+        }
+    }
+    Ok((device.name(), rows))
 }
 
-impl OnDevice for Measure<'_> {
-    type Output = (String, Vec<Row>);
-
-    fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<Self::Output> {
-        let mut rows = Vec::new();
-        let groups = layout::layer(self.config, 0).groups;
-        let mut progress = Progress::start("solving", (self.args.layers * groups.len()) as u64);
-        for layer in 0..self.args.layers {
-            for (place, group) in groups.iter().enumerate() {
-                progress.message(&format!("layer {layer}, {}", group.role.name()));
-                let seed = (layer * groups.len() + place) as u64 * 1000;
-                rows.extend(self.group(&device, layer, group, seed)?);
-                progress.advance(1);
-            }
-        }
-        Ok((device.name(), rows))
+fn solve_group<B: Backend>(
+    device: &B,
+    args: &ReferenceBenchArgs,
+    (layer, group): (usize, &LinearGroup),
+    seed: u64,
+) -> Result<Vec<Row>> {
+    let (specs, width) = (&group.linears, group.dims().1);
+    let mut hessian = device.hessian(width)?;
+    accumulate_inputs(device, &mut hessian, width, args.tokens, seed)?;
+    let evidence = Evidence::of(hessian);
+    let weights: Vec<Vec<f16>> = specs
+        .iter()
+        .zip(seed + 10..)
+        .map(|(linear, seed)| {
+            let values = normal(seed, linear.out_features * linear.in_features);
+            values.into_par_iter().map(|x| f16::from_f32(0.02 * x)).collect()
+        })
+        .collect();
+    let solved = |method| {
+        let params = GptqParams { method, ..card() };
+        let tensors = specs.iter().zip(&weights).map(|(linear, values)| {
+            let shape = vec![linear.out_features, linear.in_features];
+            HostTensor::new(Dtype::F16, shape, bytemuck::cast_slice(values))
+        });
+        let weights = StageWeights::read(device, &tensors.collect::<Result<Vec<_>, _>>()?, &[])?;
+        let evidence = (method == Method::Gptq).then_some(&evidence);
+        let solved = solve(device, &weights, evidence, &params)?;
+        anyhow::Ok(device.collect(solved.packed)?)
+    };
+    let (gptq, rtn) = (solved(Method::Gptq)?, solved(Method::Rtn)?);
+    let reference = Reference::new(&device.matrix_to_vec(&evidence.solving.hessian)?, width, 0.1)?;
+    let mut first = 0;
+    let mut rows = Vec::new();
+    for (linear, weights) in specs.iter().zip(&weights) {
+        let sample = first..first + args.rows.next_multiple_of(8).min(linear.out_features);
+        let weights: Vec<f64> = weights[..sample.len() * width].iter().map(|w| w.to_f32() as f64).collect();
+        let solved = [&gptq.rows(sample.clone())?, &rtn.rows(sample)?];
+        rows.push(compare(layer, linear, &weights, solved, &reference));
+        first += linear.out_features;
     }
-}
-
-impl Measure<'_> {
-    fn group<B: Backend>(
-        &self,
-        device: &B,
-        layer: usize,
-        group: &LinearGroup,
-        seed: u64,
-    ) -> Result<Vec<Row>> {
-        let (specs, width) = (&group.linears, group.dims().1);
-        let mut hessian = device.hessian(width)?;
-        accumulate_inputs(device, &mut hessian, width, self.args.tokens, seed)?;
-        let evidence = Evidence::of(hessian);
-        let weights: Vec<Vec<f16>> = specs
-            .iter()
-            .zip(seed + 10..)
-            .map(|(linear, seed)| {
-                let values = normal(seed, linear.out_features * linear.in_features);
-                values.into_par_iter().map(|x| f16::from_f32(0.02 * x)).collect()
-            })
-            .collect();
-        let solved = |method| {
-            let params = GptqParams { method, ..card() };
-            let tensors = specs.iter().zip(&weights).map(|(linear, values)| {
-                let shape = vec![linear.out_features, linear.in_features];
-                HostTensor::new(Dtype::F16, shape, bytemuck::cast_slice(values))
-            });
-            let weights = StageWeights::read(device, &tensors.collect::<Result<Vec<_>, _>>()?, &[])?;
-            let evidence = (method == Method::Gptq).then_some(&evidence);
-            let solved = solve(device, &weights, evidence, &params)?;
-            anyhow::Ok(device.collect(solved.packed)?)
-        };
-        let (gptq, rtn) = (solved(Method::Gptq)?, solved(Method::Rtn)?);
-        let reference = Reference::new(&device.matrix_to_vec(&evidence.solving.hessian)?, width, 0.1)?;
-        let mut first = 0;
-        let mut rows = Vec::new();
-        for (linear, weights) in specs.iter().zip(&weights) {
-            let sample = first..first + self.args.rows.next_multiple_of(8).min(linear.out_features);
-            let weights: Vec<f64> =
-                weights[..sample.len() * width].iter().map(|w| w.to_f32() as f64).collect();
-            rows.push(compare(
-                layer,
-                linear,
-                &weights,
-                [&gptq.rows(sample.clone())?, &rtn.rows(sample)?],
-                &reference,
-            ));
-            first += linear.out_features;
-        }
-        Ok(rows)
-    }
+    Ok(rows)
 }
 
 /// Of the card's main branch, which the reference solves.

@@ -5,8 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use anyhow::{Context, Result};
 
-use crate::output;
-
 /// What shells report for a program that SIGINT ended.
 const INTERRUPTED: i32 = 130;
 
@@ -27,7 +25,7 @@ impl Interrupt {
             runtime.block_on(async {
                 while tokio::signal::ctrl_c().await.is_ok() {
                     if !shared.answering.load(Relaxed) {
-                        let _ = output::line(format_args!(""));
+                        let _ = say!("");
                         end();
                     }
                     shared.stopped.store(true, Relaxed);

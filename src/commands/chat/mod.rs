@@ -14,7 +14,7 @@ use gptq_text::chat::{ChatTemplate, Conversation, message};
 use gptq_text::tokenizer::Tokenizer;
 use serde_json::Value;
 
-use super::common::{self, DeviceKind, OnDevice};
+use super::common::{self, Chosen};
 use super::generate::{self, Output};
 use super::sampling::GenerationDefaults;
 use crate::args::ChatArgs;
@@ -30,43 +30,33 @@ const ROOM: usize = 2048;
 
 pub fn run(args: &ChatArgs) -> Result<()> {
     let dir = common::model_dir(&args.model)?;
-    let config = common::model_config(&dir)?;
-    common::on_device(args.device, &config, Chat { args, dir: &dir })
-}
-
-/// The part that needs a device.
-struct Chat<'a> {
-    args: &'a ChatArgs,
-    dir: &'a Path,
-}
-
-impl OnDevice for Chat<'_> {
-    type Output = ();
-
-    fn run<B: Backend>(self, device: B, _kind: DeviceKind) -> Result<()> {
-        let Self { args, dir } = self;
-        let template =
-            ChatTemplate::load(dir).context("chat")?.with_default_system(args.default_system.clone());
-        let tokenizer = Tokenizer::load(dir)?;
-        let model = common::load_model(&device, dir)?.with_kv_dtype(args.kv_cache.kv_cache_dtype.into());
-        let stops: Vec<String> = template.stop_tokens().into_iter().map(String::from).collect();
-        let defaults = GenerationDefaults::read(dir)?;
-        let params = GenerateParams {
-            eos_token_ids: defaults.end_ids(&model.config, &tokenizer, &stops),
-            ..defaults.params(&args.sampling, args.max_new_tokens)?
-        };
-        let mut talk = Talk {
-            model: &model,
-            session: Session::new(&model, ROOM),
-            tokenizer: &tokenizer,
-            template: &template,
-            params,
-            system: args.system.clone(),
-            turns: Vec::new(),
-            interrupt: Interrupt::listen()?,
-        };
-        talk.hold()
+    match common::device(args.device, &common::model_config(&dir)?)? {
+        Chosen::Cpu(cpu) => chat(&cpu, args, &dir),
+        Chosen::Gpu(gpu) => chat(&gpu, args, &dir),
     }
+}
+
+fn chat<B: Backend>(device: &B, args: &ChatArgs, dir: &Path) -> Result<()> {
+    let template = ChatTemplate::load(dir).context("chat")?.with_default_system(args.default_system.clone());
+    let tokenizer = Tokenizer::load(dir)?;
+    let model = common::load_model(device, dir)?.with_kv_dtype(args.kv_cache.kv_cache_dtype.into());
+    let stops: Vec<String> = template.stop_tokens().into_iter().map(String::from).collect();
+    let defaults = GenerationDefaults::read(dir)?;
+    let params = GenerateParams {
+        eos_token_ids: defaults.end_ids(&model.config, &tokenizer, &stops),
+        ..defaults.params(&args.sampling, args.max_new_tokens)?
+    };
+    let mut talk = Talk {
+        model: &model,
+        session: Session::new(&model, ROOM),
+        tokenizer: &tokenizer,
+        template: &template,
+        params,
+        system: args.system.clone(),
+        turns: Vec::new(),
+        interrupt: Interrupt::listen()?,
+    };
+    talk.hold()
 }
 
 struct Talk<'a, B: Backend> {
@@ -94,7 +84,7 @@ impl<B: Backend> Talk<'_, B> {
             match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
                 ("", _) => {}
                 ("/quit", _) => return Ok(()),
-                ("/help", _) => output::line(format_args!("{HELP}"))?,
+                ("/help", _) => say!("{HELP}")?,
                 ("/reset", _) => self.turns.clear(),
                 ("/system", text) => {
                     self.system = Some(text.trim().to_owned()).filter(|text| !text.is_empty());
@@ -125,7 +115,7 @@ impl<B: Backend> Talk<'_, B> {
         answered?;
         let (tokens, computed) = (prompt.len(), self.session.computed());
         tracing::info!(tokens, computed, "the conversation so far");
-        output::line(format_args!(""))?;
+        say!("")?;
         self.turns.push(message("assistant", &out.text));
         Ok(())
     }

@@ -9,14 +9,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use gptq_kernels::{Backend, KvDtype};
-use gptq_runtime::config::ModelConfig;
+use gptq_kernels::Backend;
 use gptq_runtime::engine::{self, Inbox};
 use gptq_runtime::quant_config::QuantConfig;
 use gptq_server::{Codec, ModelInfo, ServerConfig, serve};
 use tokio::net::TcpListener;
 
-use super::common::{self, DeviceKind, OnDevice};
+use super::common::{self, Chosen, DeviceKind};
 use super::sampling::GenerationDefaults;
 use crate::args::ServeArgs;
 use crate::output;
@@ -33,7 +32,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         None => args.model_id.clone(),
     };
     let dir = common::model_dir(&model)?;
-    let config = ModelConfig::from_file(&dir.join("config.json"))?;
+    let config = common::model_config(&dir)?;
     check(args, &dir)?;
     let limits = Limits::new(args, &config)?;
     let (engine, inbox) = engine::handle();
@@ -58,7 +57,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         text: Arc::new(codec),
         engine,
     };
-    output::line(format_args!("listening on http://{}", listener.local_addr()?))?;
+    say!("listening on http://{}", listener.local_addr()?)?;
     let stop = Stop::on_signals(&runtime)?;
     let asked = stop.asked();
     let listening = runtime.spawn(async {
@@ -66,9 +65,12 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         ending::limit_engine(i32::from(ended.is_err()));
         ended
     });
-    let serve = Serve { dir: &dir, kv_dtype: args.kv_cache_dtype.into(), requested: limits.engine, inbox };
+    let run = || match common::device(args.device, &config)? {
+        Chosen::Cpu(cpu) => run_engine(&cpu, DeviceKind::Cpu, args, &dir, limits.engine, inbox),
+        Chosen::Gpu(gpu) => run_engine(&gpu, DeviceKind::Gpu, args, &dir, limits.engine, inbox),
+    };
     // Answers that are running are told before the process ends, whatever ended the engine.
-    let served = catch_unwind(AssertUnwindSafe(|| common::on_device(args.device, &config, serve)))
+    let served = catch_unwind(AssertUnwindSafe(run))
         .unwrap_or_else(|_| Err(anyhow!("the engine stopped by an error in the program")));
     if let Err(error) = &served {
         tracing::error!(error = output::chain(error), "the engine ended");
@@ -81,22 +83,17 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     ended.context("the server")
 }
 
-/// The part that needs a device: loads the model and runs the engine until the server ends.
-struct Serve<'a> {
-    dir: &'a Path,
-    kv_dtype: KvDtype,
+/// Loads the model and runs the engine until the server ends.
+fn run_engine<B: Backend>(
+    device: &B,
+    kind: DeviceKind,
+    args: &ServeArgs,
+    dir: &Path,
     requested: RequestedLimits,
     inbox: Inbox,
-}
-
-impl OnDevice for Serve<'_> {
-    type Output = ();
-
-    fn run<B: Backend>(self, device: B, kind: DeviceKind) -> Result<()> {
-        let limits = self.requested.limits(kind);
-        let model = common::load_model(&device, self.dir)?.with_kv_dtype(self.kv_dtype);
-        Ok(engine::run(&model, limits, self.inbox)?)
-    }
+) -> Result<()> {
+    let model = common::load_model(device, dir)?.with_kv_dtype(args.kv_cache_dtype.into());
+    Ok(engine::run(&model, requested.limits(kind), inbox)?)
 }
 
 /// A hub id as it is; a folder by its name, since its path tells about this machine.

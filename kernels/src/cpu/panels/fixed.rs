@@ -3,6 +3,7 @@
 
 use multiversion::multiversion;
 
+use super::kernels::Kernels;
 use super::{DIRECT, Panels, Parts, RUN, Run, pairs_in_word, team};
 use crate::cpu::zeroed;
 
@@ -38,7 +39,7 @@ pub(super) struct Block<'a> {
 }
 
 /// The numbers of tokens that there are kernels for: the least that holds `rows`.
-fn tokens(rows: usize) -> usize {
+pub(super) fn tokens(rows: usize) -> usize {
     match rows {
         0..=2 => rows,
         3..=4 => 4,
@@ -48,8 +49,8 @@ fn tokens(rows: usize) -> usize {
 }
 
 impl Blocks {
-    /// The rows of x, `[rows, in]`, as one block where they are few, else in blocks of [`BLOCK`].
-    pub fn of(weight: &Panels, x: &[f32], rows: usize) -> Self {
+    /// The rows of x, `[rows, in]`, as one block where they are few, else in blocks of [`BLOCK`]; as `kernels` want them.
+    pub fn of(weight: &Panels, x: &[f32], rows: usize, kernels: &Kernels) -> Self {
         let together = if rows <= DIRECT { tokens(rows) } else { BLOCK };
         let whole = rows / together.max(1) * together;
         let tokens = whole + tokens(rows - whole);
@@ -78,7 +79,7 @@ impl Blocks {
                 )
             };
             let x = &x[first * k..rows.min(first + count) * k];
-            fill(weight, x, count, (zeroed(places), zeroed(totals), zeroed(steps)));
+            fill(weight, x, (count, kernels), (zeroed(places), zeroed(totals), zeroed(steps)));
         });
         // SAFETY: every block has been filled.
         unsafe {
@@ -109,7 +110,7 @@ impl Blocks {
 fn fill(
     weight: &Panels,
     x: &[f32],
-    tokens: usize,
+    (tokens, kernels): (usize, &Kernels),
     (places, totals, steps): (&mut [i32], &mut [i32], &mut [f32]),
 ) {
     let (k, pairs) = (weight.dims.1, weight.words * pairs_in_word(weight.bits));
@@ -119,6 +120,7 @@ fn fill(
         integers(weight, x, row, |r, (step, total)| {
             (steps[r * tokens + t], totals[r * tokens + t]) = (step, total);
         });
+        kernels.arrange(row);
     }
     if tokens > 1 {
         for (i, x) in places.chunks_exact_mut(tokens).enumerate() {

@@ -6,22 +6,27 @@ use super::{Isa, Lanes, PANEL, Task, portable};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 
+pub(super) type Arrange = unsafe fn(&mut [i32]);
+pub(super) type Multiply = unsafe fn(&Task, &mut [[f32; PANEL]]);
+
 /// The inner loops for one width and one number of tokens.
 #[derive(Clone, Copy)]
 pub(super) struct Kernels {
     tokens: usize,
-    multiply: unsafe fn(&Task, &mut [[f32; PANEL]]),
+    arrange: Arrange,
+    multiply: Multiply,
     unpack: unsafe fn(&[Lanes], &mut [Lanes]),
 }
 
 impl Kernels {
-    /// For codes of `bits`, 16 being unpacked ones, and `tokens` of [`super::fixed::tokens`]' numbers. `isa` must be one
+    /// For codes of `bits`, or of [`super::UNPACKED`], and `tokens` of [`super::fixed::tokens`]' numbers. `isa` must be one
     /// of those that the processor has.
     pub fn of(isa: Isa, bits: usize, tokens: usize) -> Self {
         macro_rules! width {
             ($set:ident, $bits:literal) => {
                 Self {
                     tokens,
+                    arrange: as_they_are,
                     multiply: match tokens {
                         1 => $set::multiply::<$bits, 1>,
                         2 => $set::multiply::<$bits, 2>,
@@ -46,13 +51,22 @@ impl Kernels {
         }
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => set!(avx512),
+            Isa::Avx512 => match avx512::of_bytes(bits, tokens) {
+                Some((arrange, multiply)) => Self { arrange, multiply, ..set!(avx512) },
+                None => set!(avx512),
+            },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => set!(avx2),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => set!(neon),
             Isa::Portable => set!(portable),
         }
+    }
+
+    /// Puts one token's pairs of features in the order in which [`Self::multiply`] wants them.
+    pub fn arrange(&self, pairs: &mut [i32]) {
+        // SAFETY: `isa` chose instructions that the processor has.
+        unsafe { (self.arrange)(pairs) }
     }
 
     /// For every token `t` and row of the panel, with the sums over `k` in integers:
@@ -69,3 +83,6 @@ impl Kernels {
         unsafe { (self.unpack)(words, pairs) }
     }
 }
+
+/// Most kernels take pairs of integers of 16 bits.
+fn as_they_are(_: &mut [i32]) {}

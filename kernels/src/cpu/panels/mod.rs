@@ -43,6 +43,9 @@ pub(super) const RUN: usize = 128;
 /// Up to so many tokens codes go straight from words to products; beyond, a run is unpacked once for all tokens.
 const DIRECT: usize = 8;
 
+/// Bits of a code that has been unpacked.
+const UNPACKED: usize = 16;
+
 /// Tokens whose results one thread keeps at hand (24 KB) while it reads a panel.
 const TILE: usize = 192;
 
@@ -107,7 +110,7 @@ struct Task<'a> {
     codes: &'a [Lanes],
     scales: Scales<'a>,
     zeros: Zeros<'a>,
-    /// `[words, pairs in a word, tokens]`, two features each
+    /// `[words, pairs in a word, tokens]`, two features each, as [`Kernels::arrange`] leaves them.
     x: &'a [i32],
     /// `[runs, tokens]`: sum of a token's features.
     totals: &'a [i32],
@@ -204,7 +207,11 @@ impl Panels {
         let n = self.dims.0;
         let mut y = Vec::with_capacity(rows * n);
         let panels = n.div_ceil(PANEL);
-        let blocks = Blocks::of(self, x, rows);
+        let kernels = match rows {
+            ..=DIRECT => Kernels::of(isa, self.bits, fixed::tokens(rows)),
+            _ => Kernels::of(isa, UNPACKED, fixed::BLOCK),
+        };
+        let blocks = Blocks::of(self, x, rows, &kernels);
         let blocks: Vec<_> = blocks.iter().collect();
         let parts = Parts::of(&mut y.spare_capacity_mut()[..rows * n]);
         let store = |panel: usize, first: usize, tile: &[[f32; PANEL]]| {
@@ -229,7 +236,6 @@ impl Panels {
         match &blocks[..] {
             [] => {}
             [block] if rows <= DIRECT => {
-                let kernels = Kernels::of(isa, self.bits, block.tokens);
                 team::for_each(panels, |panel| {
                     let mut tile = [[0.0; PANEL]; DIRECT];
                     kernels.multiply(&self.task(panel, block), &mut tile[..block.tokens]);
@@ -267,7 +273,7 @@ impl Panels {
     fn add_tile(&self, panel: usize, blocks: &[Block], isa: Isa, y: &mut [[f32; PANEL]]) {
         let mut unpacked = [Lanes([0; PANEL]); RUN / 2 + 8];
         let narrow = Kernels::of(isa, self.bits, 1);
-        let wide = blocks.iter().map(|block| Kernels::of(isa, 16, block.tokens)).collect::<Vec<_>>();
+        let wide = blocks.iter().map(|block| Kernels::of(isa, UNPACKED, block.tokens)).collect::<Vec<_>>();
         for (r, run) in self.runs.iter().enumerate() {
             let whole = self.task(panel, &blocks[0]);
             let pairs = run.words * pairs_in_word(self.bits);

@@ -1,5 +1,5 @@
 use super::{Add, check};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
+use crate::cuda::{Args, Cuda, CudaTensor, Launch};
 use crate::{Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("add.cu");
@@ -10,12 +10,7 @@ impl Add for Cuda {
         check(shape, self.shape(b))?;
         let y = self.new_tensor(shape)?;
         let count = shape.0 * shape.1;
-        let args = [
-            Arg::Address(self.real(&y)?),
-            Arg::Address(self.real(a)?),
-            Arg::Address(self.real(b)?),
-            Arg::Long(count as u64),
-        ];
+        let args = Args::new([self.real(&y)?, self.real(a)?, self.real(b)?]).long(count);
         self.launch("add", Launch::threads(count.div_ceil(8)), &args)?;
         Ok(y)
     }

@@ -3,7 +3,8 @@
 mod cpu;
 pub(crate) mod cuda;
 
-use crate::{Device, Error, Result};
+use crate::error::expect;
+use crate::{Device, Result};
 
 /// `y = a + b`, element by element.  a, b: `[tokens, features]`
 pub trait Add: Device {
@@ -12,10 +13,7 @@ pub trait Add: Device {
 
 /// Both must have the same shape: nothing is broadcast.
 pub(crate) fn check(a: (usize, usize), b: (usize, usize)) -> Result<()> {
-    if a != b {
-        return Err(Error::shape("add", a, b));
-    }
-    Ok(())
+    expect("add", a, b)
 }
 
 #[cfg(test)]

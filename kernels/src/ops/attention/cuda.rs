@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use super::cuda_cache::CudaKvCache;
 use super::{Attention, AttentionShape, KvShape, check};
-use crate::cuda::{Arg, BatchMetadata, Cuda, CudaOrder, CudaTensor, Launch};
+use crate::cuda::{Args, BatchMetadata, Cuda, CudaOrder, CudaTensor, Launch};
 use crate::{Batch, Device, Dtype, Error, Result, Rope, RopeShape, SequenceRows};
 
 pub(crate) const SOURCE: &str = include_str!("attention.cu");
@@ -198,31 +198,18 @@ impl Cuda {
         self.depends_on_contexts();
         let parts = self.scratch(if splits > 1 { 4 * count * heads * splits * (head + 2) } else { 0 })?;
         let first = (part.row * heads * head * self.dtype().size()) as u64;
-        let args = [
-            Arg::Address(self.real(call.y)? + first),
-            Arg::Address(self.arrived(&parts)?),
-            Arg::Address(self.real(call.q)? + first),
-            Arg::Address(call.keys),
-            Arg::Address(call.values),
-            call.metadata.batch(self, part.sequences.start, true),
-            Arg::Int(heads as i32),
-            Arg::Int(call.shape.kv_heads as i32),
-            Arg::Int(call.shape.window.map_or(0, |window| window as i32)),
-            Arg::Float(call.shape.scale),
-            Arg::Float(call.shape.soft_cap.unwrap_or(0.0)),
-            Arg::Int(head as i32),
-        ];
+        let args = Args::new([self.real(call.y)? + first, self.arrived(&parts)?, self.real(call.q)? + first])
+            .addresses([call.keys, call.values])
+            .and(call.metadata.batch(self, part.sequences.start, true))
+            .ints([heads, call.shape.kv_heads, call.shape.window.unwrap_or(0)])
+            .floats([call.shape.scale, call.shape.soft_cap.unwrap_or(0.0)])
+            .ints([head]);
         let per_read = 16 / self.dtype().size();
         let shared = 4 * (head + 2 * SPLIT + DECODE_THREADS as usize * per_read);
         let launch = Launch::grid(heads, splits, count, DECODE_THREADS).shared(shared);
         self.launch("attention_decode", launch, &args)?;
         if splits > 1 {
-            let args = [
-                Arg::Address(self.real(call.y)? + first),
-                Arg::Address(self.arrived(&parts)?),
-                Arg::Int(splits as i32),
-                Arg::Int(head as i32),
-            ];
+            let args = Args::new([self.real(call.y)? + first, self.arrived(&parts)?]).ints([splits, head]);
             self.launch("attention_join", Launch::blocks(count * heads, 128), &args)?;
         }
         Ok(())
@@ -234,32 +221,23 @@ impl Cuda {
             return self.attend_on_hopper(kernel, call, &part);
         }
         let (shape, sequences) = (call.shape, &call.batch.sequences[part.sequences.clone()]);
-        let mut args = vec![
-            Arg::Address(self.real(call.y)?),
-            Arg::Address(self.real(call.q)?),
-            Arg::Address(call.keys),
-            Arg::Address(call.values),
-            call.metadata.batch(self, part.sequences.start, call.cache_rows.is_some()),
-            Arg::Int(shape.heads as i32),
-            Arg::Int(shape.kv_heads as i32),
-            Arg::Int(shape.window.map_or(0, |window| window as i32)),
-            Arg::Float(shape.scale),
-        ];
+        let args = Args::new([self.real(call.y)?, self.real(call.q)?, call.keys, call.values])
+            .and(call.metadata.batch(self, part.sequences.start, call.cache_rows.is_some()))
+            .ints([shape.heads, shape.kv_heads, shape.window.unwrap_or(0)])
+            .floats([shape.scale, shape.soft_cap.unwrap_or(0.0)]);
         let longest = sequences.iter().map(|s| s.rows).max().unwrap_or(0);
         let grid = |rows: usize, threads| {
             Launch::grid(longest.div_ceil(rows), shape.heads, sequences.len(), threads)
         };
         let head = shape.head_dim;
-        args.push(Arg::Float(shape.soft_cap.unwrap_or(0.0)));
         match self.tensor_core_kernel(head) {
             Some((kernel, tile)) => {
                 self.launch(kernel, grid(tile.queries, tile.threads).shared(tile.bytes(head)), &args)
             }
             None if head <= PLAIN_HEAD => {
-                args.push(Arg::Int(head as i32));
                 let shared = 4 * (PLAIN_TILE * (2 * head + 1) + PLAIN_ROWS * head);
                 let launch = grid(PLAIN_ROWS, 32 * PLAIN_ROWS as u32).shared(shared);
-                self.launch("attention_plain", launch, &args)
+                self.launch("attention_plain", launch, &args.ints([head]))
             }
             None => Err(Error::shape("attention head_dim on CUDA", format!("at most {PLAIN_HEAD}"), head)),
         }

@@ -6,7 +6,7 @@ use cudarc::driver::CudaSlice;
 
 use super::kv_cache::{KvDtype, KvShape};
 use super::{AttentionShape, step};
-use crate::cuda::{Arg, BatchMetadata, Cuda, CudaTensor, Launch};
+use crate::cuda::{Arg, Args, BatchMetadata, Cuda, CudaTensor, Launch};
 use crate::{Batch, Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("kv_int8.cu");
@@ -87,18 +87,16 @@ impl Cuda {
         shape: &AttentionShape,
     ) -> Result<[u64; 2]> {
         let rows = self.shape(k).0;
-        let [k, v] = [Arg::Address(self.real(k)?), Arg::Address(self.real(v)?)];
-        let (kv_heads, head) = (Arg::Int(shape.kv_heads as i32), Arg::Int(shape.head_dim as i32));
+        let new = [self.real(k)?, self.real(v)?, metadata.slots(self)];
+        let (kv_heads, head) = (shape.kv_heads, shape.head_dim);
         match &cache.kept {
             Kept::Real(real) => {
-                let [keys, values] = real.addresses(self);
-                let width = Arg::Int((shape.kv_heads * shape.head_dim) as i32);
-                let args = [Arg::Address(keys), Arg::Address(values), k, v, metadata.slots(self), width];
+                let args = Args::new(real.addresses(self)).addresses(new).ints([kv_heads * head]);
                 self.launch("kv_append", Launch::blocks(rows, THREADS), &args)?;
-                Ok([keys, values])
+                Ok(real.addresses(self))
             }
             Kept::Codes(codes) => {
-                let args = [codes.arg(self), k, v, metadata.slots(self), kv_heads, head];
+                let args = Args::new([]).and(codes.arg(self)).addresses(new).ints([kv_heads, head]);
                 self.launch("kv_append_int8", Launch::blocks(rows, THREADS), &args)?;
                 self.decode_codes(codes, (batch, metadata), shape)
             }
@@ -112,19 +110,12 @@ impl Cuda {
         (batch, metadata): (&Batch, &BatchMetadata),
         shape: &AttentionShape,
     ) -> Result<[u64; 2]> {
-        let [keys, values] = codes.decoded.addresses(self);
-        let args = [
-            Arg::Address(keys),
-            Arg::Address(values),
-            codes.arg(self),
-            metadata.batch(self, 0, true),
-            Arg::Int(shape.kv_heads as i32),
-            Arg::Int(shape.head_dim as i32),
-            Arg::Int(shape.window.map_or(0, |window| window as i32)),
-        ];
+        let decoded = codes.decoded.addresses(self);
+        let sizes = [shape.kv_heads, shape.head_dim, shape.window.unwrap_or(0)];
+        let args = Args::new(decoded).and(codes.arg(self)).and(metadata.batch(self, 0, true)).ints(sizes);
         let launch = Launch::grid(DECODERS, shape.kv_heads, batch.sequences.len(), THREADS);
         self.launch("kv_decode_int8", launch, &args)?;
-        Ok([keys, values])
+        Ok(decoded)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Attention of prompts on Hopper: blocks that go from one tile of queries to the next.
 
 use super::cuda::{Call, Part};
-use crate::cuda::{Arg, Cuda, Launch, Rows};
+use crate::cuda::{Args, Cuda, Launch, Rows};
 use crate::{Dtype, KV_BLOCK_ROWS, Result};
 
 pub(crate) const SOURCE: &str = include_str!("hopper.cu");
@@ -47,20 +47,14 @@ impl Cuda {
         let shared = shape.heads / shape.kv_heads;
         let together = CACHE / (2 * longest * head * self.dtype().size()).max(1) * shared;
         let blocks = (sequences.len() * shape.heads * tiles).min(self.multiprocessors());
-        let args = [
-            Arg::Address(self.real(call.y)?),
-            self.tensor_map(self.real(call.q)?, of_queries, KV_BLOCK_ROWS)?,
-            self.tensor_map(call.keys, of_keys, KV_BLOCK_ROWS)?,
-            self.tensor_map(call.values, of_keys, KV_BLOCK_ROWS)?,
-            call.metadata.batch(self, part.sequences.start, call.cache_rows.is_some()),
-            Arg::Int(shape.heads as i32),
-            Arg::Int(shape.kv_heads as i32),
-            Arg::Int(shape.window.map_or(0, |window| window as i32)),
-            Arg::Float(shape.scale),
-            Arg::Int(tiles as i32),
-            Arg::Int(sequences.len() as i32),
-            Arg::Int(together.clamp(shared, shape.heads) as i32),
-        ];
+        let args = Args::new([self.real(call.y)?])
+            .and(self.tensor_map(self.real(call.q)?, of_queries, KV_BLOCK_ROWS)?)
+            .and(self.tensor_map(call.keys, of_keys, KV_BLOCK_ROWS)?)
+            .and(self.tensor_map(call.values, of_keys, KV_BLOCK_ROWS)?)
+            .and(call.metadata.batch(self, part.sequences.start, call.cache_rows.is_some()))
+            .ints([shape.heads, shape.kv_heads, shape.window.unwrap_or(0)])
+            .floats([shape.scale])
+            .ints([tiles, sequences.len(), together.clamp(shared, shape.heads)]);
         let launch = Launch::blocks(blocks, THREADS).shared(ALIGNMENT + TILES * head / 64 * PANEL);
         self.launch(kernel, launch, &args)
     }

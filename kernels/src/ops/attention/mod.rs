@@ -15,6 +15,7 @@ pub(crate) mod step;
 mod tests;
 
 use crate::batch::KV_BLOCK_ROWS;
+use crate::error::expect;
 use crate::ops::scale::check_cap;
 use crate::{Batch, Error, Result, Rope, RopeShape};
 pub use kv_cache::{KvDtype, KvShape};
@@ -94,10 +95,7 @@ pub(crate) fn check(
 ) -> Result<()> {
     let (rows, d) = (batch.rows(), shape.head_dim);
     let kv = (rows, shape.kv_heads * d);
-    let expected = [(rows, shape.heads * d), kv, kv];
-    if dims != expected {
-        return Err(Error::shape("attention", expected, dims));
-    }
+    expect("attention", [(rows, shape.heads * d), kv, kv], dims)?;
     if shape.kv_heads == 0 || !shape.heads.is_multiple_of(shape.kv_heads) {
         return Err(Error::shape(
             "attention heads",
@@ -107,9 +105,7 @@ pub(crate) fn check(
     }
     check_cap(shape.soft_cap)?;
     let cached = cache.map_or((shape.kv_heads, d), |cache| (cache.kv_heads, cache.head_dim));
-    if cached != (shape.kv_heads, d) {
-        return Err(Error::shape("attention KV cache heads", (shape.kv_heads, d), cached));
-    }
+    expect("attention KV cache heads", (shape.kv_heads, d), cached)?;
     for sequence in &batch.sequences {
         let length = sequence.context + sequence.rows;
         let Some(KvShape { blocks, .. }) = cache else {

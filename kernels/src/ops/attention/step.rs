@@ -5,7 +5,7 @@ use cudarc::driver::CudaSlice;
 use super::cuda::{Call, Part, Product};
 use super::cuda_cache::Kept;
 use super::{AttentionShape, KvDtype, check};
-use crate::cuda::{Arg, BatchMetadata, Cuda, CudaOrder, CudaTensor, Launch, Layout};
+use crate::cuda::{Args, BatchMetadata, Cuda, CudaOrder, CudaTensor, Launch, Layout};
 use crate::ops::rope;
 use crate::{Batch, Device, Dtype, Pairing, Result, RopeShape, SequenceRows};
 
@@ -137,35 +137,22 @@ impl Cuda {
             None => (0, 0, 0.0),
         };
         let growth = rope.query_growth.unwrap_or(rope::NO_GROWTH);
-        let mut args = vec![
-            Arg::Address(first(y, shape.heads * shape.head_dim)),
-            Arg::Address(first(self.real(qkv)?, self.shape(qkv).1)),
-        ];
-        match &cache.kept {
-            Kept::Real(real) => args.extend(real.addresses(self).map(Arg::Address)),
-            Kept::Codes(codes) => args.push(codes.arg(self)),
-        }
-        args.extend([
-            metadata.batch(self, part.sequences.start, true),
-            Arg::Address(self.wide(&rope.inv_freq)?),
-            Arg::Address(q_norm),
-            Arg::Address(k_norm),
-            Arg::Address(layout.places),
-            Arg::Int(shape.heads as i32),
-            Arg::Int(shape.kv_heads as i32),
-            Arg::Int(shape.window.map_or(0, |window| window as i32)),
-            Arg::Float(eps),
-            Arg::Float(shape.scale),
-            Arg::Int(layout.panel_tokens as i32),
-            Arg::Address(self.address(&cache.shares.found)),
-            Arg::Address(self.address(&cache.shares.arrived)),
-            Arg::Int(rope.turned as i32),
-            Arg::Int((rope.pairing == Pairing::Neighbours) as i32),
-            Arg::Float(rope.stretch),
-            Arg::Float(growth.beta),
-            Arg::Int(growth.original as i32),
-            Arg::Float(shape.soft_cap.unwrap_or(0.0)),
-        ]);
+        let (y, qkv) = (first(y, shape.heads * shape.head_dim), first(self.real(qkv)?, self.shape(qkv).1));
+        let args = match &cache.kept {
+            Kept::Real(real) => Args::new([y, qkv]).addresses(real.addresses(self)),
+            Kept::Codes(codes) => Args::new([y, qkv]).and(codes.arg(self)),
+        };
+        let args = args
+            .and(metadata.batch(self, part.sequences.start, true))
+            .addresses([self.wide(&rope.inv_freq)?, q_norm, k_norm, layout.places])
+            .ints([shape.heads, shape.kv_heads, shape.window.unwrap_or(0)])
+            .floats([eps, shape.scale])
+            .ints([layout.panel_tokens])
+            .addresses([self.address(&cache.shares.found), self.address(&cache.shares.arrived)])
+            .ints([rope.turned, usize::from(rope.pairing == Pairing::Neighbours)])
+            .floats([rope.stretch, growth.beta])
+            .ints([growth.original])
+            .floats([shape.soft_cap.unwrap_or(0.0)]);
         let sequences = part.sequences.len();
         let launch = Launch::grid(shape.heads, self.step_splits(sequences, shape), sequences, THREADS);
         self.launch(kernel, launch.early().mostly_shared(), &args)

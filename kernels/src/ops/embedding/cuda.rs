@@ -1,5 +1,6 @@
 use super::{Embedding, check};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
+use crate::cuda::{Arg, Args, Cuda, CudaTensor, Launch};
+use crate::error::expect;
 use crate::ops::sample::cuda::CudaSampled;
 use crate::{Device, Error, MatMul, Result};
 
@@ -23,9 +24,7 @@ impl Embedding for Cuda {
     ) -> Result<()> {
         let (vocab, hidden) = table.dims();
         check(ids, vocab)?;
-        if self.shape(target) != (ids.len(), hidden) {
-            return Err(Error::shape("embedding", (ids.len(), hidden), self.shape(target)));
-        }
+        expect("embedding", (ids.len(), hidden), self.shape(target))?;
         let mut few = [0; FEW];
         let uploaded = match few.get_mut(..ids.len()) {
             Some(few) => {
@@ -34,15 +33,10 @@ impl Embedding for Cuda {
             }
             None => Some(self.upload(ids)?),
         };
-        let args = [
-            Arg::Address(self.real(target)?),
-            Arg::Address(self.arrived(table.values())?),
-            Arg::Address(uploaded.as_ref().map_or(0, |ids| self.address(ids))),
-            Arg::Ids(few),
-            Arg::Int(ids.len() as i32),
-            Arg::Int(vocab as i32),
-            Arg::Int(hidden as i32),
-        ];
+        let args = Args::new([self.real(target)?, self.arrived(table.values())?])
+            .addresses([uploaded.as_ref().map_or(0, |ids| self.address(ids))])
+            .and(Arg::Ids(few))
+            .ints([ids.len(), vocab, hidden]);
         self.launch("embedding", Launch::blocks(ids.len(), 256).early(), &args)
     }
 
@@ -56,15 +50,9 @@ impl Embedding for Cuda {
         if rows < sampled.rows() || width != hidden {
             return Err(Error::shape("embedding", (sampled.rows(), hidden), (rows, width)));
         }
-        let args = [
-            Arg::Address(self.real(target)?),
-            Arg::Address(self.arrived(table.values())?),
-            Arg::Address(sampled.ids(self)?),
-            Arg::Ids([0; FEW]),
-            Arg::Int(sampled.rows() as i32),
-            Arg::Int(vocab as i32),
-            Arg::Int(hidden as i32),
-        ];
+        let args = Args::new([self.real(target)?, self.arrived(table.values())?, sampled.ids(self)?])
+            .and(Arg::Ids([0; FEW]))
+            .ints([sampled.rows(), vocab, hidden]);
         self.launch("embedding", Launch::blocks(rows, 256).early(), &args)
     }
 }

@@ -3,7 +3,7 @@ use super::{
     Experts, HostExpert, Route, RouterScores, Routing, SIGMOID_SUM, check_gate, check_routing, check_scatter,
     check_weights,
 };
-use crate::cuda::{Arg, Bytes, Cuda, CudaTensor, Launch};
+use crate::cuda::{Args, Bytes, Cuda, CudaTensor, Launch};
 use crate::{Activation, Device, Error, Result};
 
 pub(crate) const SOURCE: &str = include_str!("route.cu");
@@ -49,20 +49,13 @@ impl Experts for Cuda {
             of: experts,
         };
         let sigmoid = routing.scores == RouterScores::Sigmoid;
-        let args = [
-            Arg::Address(self.arrived(&routes.experts)?),
-            Arg::Address(self.arrived(&routes.weights)?),
-            Arg::Address(self.wide(scores)?),
-            Arg::Address(bias.map_or(Ok(0), |bias| self.wide(bias))?),
-            Arg::Int(experts as i32),
-            Arg::Int(per_token as i32),
-            Arg::Int(sigmoid as i32),
-            Arg::Int(routing.renormalise as i32),
-            Arg::Float(if sigmoid { SIGMOID_SUM } else { 0.0 }),
-            Arg::Int(groups as i32),
-            Arg::Int(routing.groups_kept as i32),
-            Arg::Float(routing.factor),
-        ];
+        let args =
+            Args::new([self.arrived(&routes.experts)?, self.arrived(&routes.weights)?, self.wide(scores)?])
+                .addresses([bias.map_or(Ok(0), |bias| self.wide(bias))?])
+                .ints([experts, per_token, usize::from(sigmoid), usize::from(routing.renormalise)])
+                .floats([if sigmoid { SIGMOID_SUM } else { 0.0 }])
+                .ints([groups, routing.groups_kept])
+                .floats([routing.factor]);
         let launch = Launch::blocks(tokens, 32).shared(4 * (3 * experts + 2 * groups));
         self.launch("route", launch.early(), &args)?;
         Ok(routes)
@@ -85,13 +78,9 @@ impl Experts for Cuda {
     ) -> Result<()> {
         check_scatter(self.shape(y), self.shape(part), rows, weights)?;
         let (places, factors) = (self.upload(rows)?, self.upload(weights)?);
-        let args = [
-            Arg::Address(self.real(y)?),
-            Arg::Address(self.real(part)?),
-            Arg::Address(self.address(&places)),
-            Arg::Address(self.address(&factors)),
-            Arg::Int(self.shape(y).1 as i32),
-        ];
+        let args =
+            Args::new([self.real(y)?, self.real(part)?, self.address(&places), self.address(&factors)])
+                .ints([self.shape(y).1]);
         self.launch("scatter_add", Launch::blocks(rows.len(), THREADS), &args)
     }
 
@@ -99,12 +88,7 @@ impl Experts for Cuda {
         let shape = self.shape(x);
         check_weights(shape.0, weights)?;
         let (y, factors) = (self.new_tensor(shape)?, self.upload(weights)?);
-        let args = [
-            Arg::Address(self.real(&y)?),
-            Arg::Address(self.real(x)?),
-            Arg::Address(self.address(&factors)),
-            Arg::Int(shape.1 as i32),
-        ];
+        let args = Args::new([self.real(&y)?, self.real(x)?, self.address(&factors)]).ints([shape.1]);
         self.launch("weigh_rows", Launch::blocks(shape.0, THREADS), &args)?;
         Ok(y)
     }
@@ -113,13 +97,8 @@ impl Experts for Cuda {
         let shape = self.shape(a);
         check_gate(shape, self.shape(b), self.shape(gate))?;
         let y = self.new_tensor(shape)?;
-        let args = [
-            Arg::Address(self.real(&y)?),
-            Arg::Address(self.real(a)?),
-            Arg::Address(self.real(b)?),
-            Arg::Address(self.wide(gate)?),
-            Arg::Int(shape.1 as i32),
-        ];
+        let args =
+            Args::new([self.real(&y)?, self.real(a)?, self.real(b)?, self.wide(gate)?]).ints([shape.1]);
         self.launch("add_gated", Launch::blocks(shape.0, THREADS).early(), &args)?;
         Ok(y)
     }

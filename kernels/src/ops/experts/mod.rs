@@ -6,6 +6,7 @@ pub(crate) mod product;
 #[cfg(test)]
 mod tests;
 
+use crate::error::expect;
 use crate::packing::PackedLinear;
 use crate::{Activation, Error, HostTensor, QuantMatMul, Result};
 
@@ -125,12 +126,8 @@ pub(crate) fn check_routing(
     routing: &Routing,
 ) -> Result<()> {
     let Routing { experts, per_token, groups, groups_kept, .. } = *routing;
-    if scores.1 != experts {
-        return Err(Error::shape("router scores", (scores.0, experts), scores));
-    }
-    if let Some(bias) = bias.filter(|bias| *bias != (1, experts)) {
-        return Err(Error::shape("router bias", (1, experts), bias));
-    }
+    expect("router scores", (scores.0, experts), scores)?;
+    expect("router bias", (1, experts), bias.unwrap_or((1, experts)))?;
     if !(1..=experts).contains(&per_token) {
         return Err(Error::shape("experts per token", format!("1 to {experts}"), per_token));
     }
@@ -150,10 +147,7 @@ pub(crate) fn check_scatter(
     rows: &[u32],
     weights: &[f32],
 ) -> Result<()> {
-    let expected = (rows.len(), y.1);
-    if part != expected {
-        return Err(Error::shape("scatter_add", expected, part));
-    }
+    expect("scatter_add", (rows.len(), y.1), part)?;
     check_weights(rows.len(), weights)?;
     match rows.iter().find(|row| **row as usize >= y.0) {
         Some(row) => Err(Error::shape("scatter_add", format!("rows below {}", y.0), row)),
@@ -162,19 +156,11 @@ pub(crate) fn check_scatter(
 }
 
 pub(crate) fn check_weights(rows: usize, weights: &[f32]) -> Result<()> {
-    match weights.len() == rows {
-        true => Ok(()),
-        false => Err(Error::shape("weights of rows", rows, weights.len())),
-    }
+    expect("weights of rows", rows, weights.len())
 }
 
 /// Equal shapes, and a gate for each row.
 pub(crate) fn check_gate(a: (usize, usize), b: (usize, usize), gate: (usize, usize)) -> Result<()> {
-    if a != b {
-        return Err(Error::shape("add_gated", a, b));
-    }
-    match gate == (a.0, 1) {
-        true => Ok(()),
-        false => Err(Error::shape("gate of a shared expert", (a.0, 1), gate)),
-    }
+    expect("add_gated", a, b)?;
+    expect("gate of a shared expert", (a.0, 1), gate)
 }

@@ -4,7 +4,8 @@ use cudarc::driver::CudaSlice;
 
 use super::HostExpert;
 use super::cuda::{CudaRoutes, MOST_EXPERTS};
-use crate::cuda::{Arg, Bytes, Cuda, CudaTensor, Launch};
+use crate::cuda::{Args, Bytes, Cuda, CudaTensor, Launch};
+use crate::error::expect;
 use crate::ops::matmul::check_parts;
 use crate::ops::quant_matmul::fragments::order_of;
 use crate::packing::{PackedLinear, Scales};
@@ -66,9 +67,7 @@ struct Sorted {
 impl CudaExperts {
     pub fn new(gpu: &Cuda, gate_up: &[HostExpert], down: &[HostExpert]) -> Result<Option<Self>> {
         let experts = gate_up.len();
-        if down.len() != experts {
-            return Err(Error::shape("experts", experts, down.len()));
-        }
+        expect("experts", experts, down.len())?;
         let ([Some(up), Some(after)], true) =
             ([Alike::of(gate_up)?, Alike::of(down)?], experts <= MOST_EXPERTS)
         else {
@@ -88,10 +87,8 @@ impl CudaExperts {
         routes: &CudaRoutes,
         activation: Activation,
     ) -> Result<CudaTensor> {
-        let ((tokens, hidden), expected) = (gpu.shape(x), (routes.tokens, self.gate_up.dims.1));
-        if (tokens, hidden) != expected {
-            return Err(Error::shape("experts", expected, (tokens, hidden)));
-        }
+        let (tokens, hidden) = gpu.shape(x);
+        expect("experts", (routes.tokens, self.gate_up.dims.1), (tokens, hidden))?;
         if routes.of != self.experts {
             return Err(Error::shape("routes", format!("to {} experts", self.experts), routes.of));
         }
@@ -122,13 +119,8 @@ impl CudaExperts {
         let gates = self.gate_up.product(gpu, x, &sorted, per_token)?;
         let products = gpu.gated(&gates, activation)?;
         let parts = self.down.product(gpu, &products, &sorted, 1)?;
-        let args = [
-            Arg::Address(gpu.real(y)?),
-            Arg::Address(gpu.real(&parts)?),
-            Arg::Address(gpu.arrived(&routes.weights)? + from),
-            Arg::Int(per_token as i32),
-            Arg::Int(hidden as i32),
-        ];
+        let args = Args::new([gpu.real(y)?, gpu.real(&parts)?, gpu.arrived(&routes.weights)? + from])
+            .ints([per_token, hidden]);
         gpu.launch("sum_experts", Launch::blocks(tokens, THREADS).early(), &args)
     }
 
@@ -137,15 +129,8 @@ impl CudaExperts {
         let tile = if many { MANY } else { FEW };
         let most = pairs / tile + self.experts.min(pairs);
         let sorted = Sorted { pairs: gpu.scratch(4 * pairs)?, tiles: gpu.scratch(16 * most)?, most, tile };
-        let args = [
-            Arg::Address(gpu.arrived(&sorted.pairs)?),
-            Arg::Address(gpu.arrived(&sorted.tiles)?),
-            Arg::Address(experts_of),
-            Arg::Int(pairs as i32),
-            Arg::Int(self.experts as i32),
-            Arg::Int(tile as i32),
-            Arg::Int(most as i32),
-        ];
+        let addresses = [gpu.arrived(&sorted.pairs)?, gpu.arrived(&sorted.tiles)?, experts_of];
+        let args = Args::new(addresses).ints([pairs, self.experts, tile, most]);
         gpu.launch("expert_tiles", Launch::blocks(1, 1024).early(), &args)?;
         Ok(sorted)
     }
@@ -157,24 +142,12 @@ impl Stack {
         let (n, k) = self.dims;
         let y = gpu.new_tensor((gpu.shape(x).0 * share, n))?;
         let coded = self.coded.as_ref();
-        let args = [
-            Arg::Address(gpu.real(&y)?),
-            Arg::Address(gpu.real(x)?),
-            Arg::Address(gpu.arrived(&self.values)?),
-            Arg::Address(coded.map_or(0, |coded| gpu.address(&coded.zeros))),
-            Arg::Address(coded.map_or(0, |coded| gpu.address(&coded.scales))),
-            Arg::Address(coded.map_or(0, |coded| gpu.address(&coded.group_of))),
-            Arg::Address(coded.and_then(|coded| coded.feature.as_ref()).map_or(0, |f| gpu.address(f))),
-            Arg::Int(k as i32),
-            Arg::Int(n as i32),
-            Arg::Int(coded.map_or(0, |coded| coded.groups) as i32),
-            Arg::Int(coded.map_or(0, |coded| coded.group_size) as i32),
-            Arg::Int(coded.map_or(0, |coded| coded.zero_offset).into()),
-            Arg::Int(coded.is_some_and(|coded| coded.wide_scales) as i32),
-            Arg::Address(gpu.arrived(&sorted.pairs)?),
-            Arg::Address(gpu.arrived(&sorted.tiles)?),
-            Arg::Int(share as i32),
-        ];
+        let args = Args::new([gpu.real(&y)?, gpu.real(x)?, gpu.arrived(&self.values)?])
+            .addresses(coded.map_or([0; 4], |coded| coded.addresses(gpu)))
+            .ints([k, n])
+            .ints(coded.map_or([0; 4], Coded::numbers))
+            .addresses([gpu.arrived(&sorted.pairs)?, gpu.arrived(&sorted.tiles)?])
+            .ints([share]);
         let kernel = kernel(coded.map(|coded| coded.bits), sorted.tile == MANY);
         gpu.launch(kernel, Launch::grid(sorted.most, n.div_ceil(OUTPUTS), 1, THREADS).early(), &args)?;
         Ok(y)
@@ -251,6 +224,15 @@ impl<'a> Alike<'a> {
 }
 
 impl Coded {
+    fn addresses(&self, gpu: &Cuda) -> [u64; 4] {
+        let feature = self.feature.as_ref().map_or(0, |feature| gpu.address(feature));
+        [gpu.address(&self.zeros), gpu.address(&self.scales), gpu.address(&self.group_of), feature]
+    }
+
+    fn numbers(&self) -> [usize; 4] {
+        [self.groups, self.group_size, self.zero_offset.into(), self.wide_scales.into()]
+    }
+
     /// With the codes, whose groups lie in one run each.
     fn upload(gpu: &Cuda, packed: &[&PackedLinear]) -> Result<(Self, Bytes)> {
         let (bits, _, k, groups, zero_offset, wide_scales) = format(packed[0]);
@@ -297,14 +279,9 @@ fn ordered_codes(gpu: &Cuda, packed: &[&PackedLinear], feature: &CudaSlice<u32>)
     let codes = gpu.alloc::<u8>(4 * words * packed.len())?;
     for (i, linear) in packed.iter().enumerate() {
         let stored = gpu.upload_parts(&linear.qweight_pieces().collect::<Vec<_>>())?;
-        let args = [
-            Arg::Address(gpu.address(&codes) + (4 * words * i) as u64),
-            Arg::Address(gpu.address(&stored)),
-            Arg::Address(gpu.address(feature) + (4 * k * i) as u64),
-            Arg::Int(k as i32),
-            Arg::Int(n as i32),
-            Arg::Int(bits as i32),
-        ];
+        let args = Args::new([gpu.address(&codes) + (4 * words * i) as u64, gpu.address(&stored)])
+            .addresses([gpu.address(feature) + (4 * k * i) as u64])
+            .ints([k, n, bits as usize]);
         gpu.launch("order_codes", Launch::threads(words), &args)?;
     }
     Ok(codes)

@@ -1,5 +1,5 @@
 use super::{Activation, CUBIC, Gated, LINEAR, check};
-use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
+use crate::cuda::{Arg, Args, Cuda, CudaOrder, CudaTensor, Launch};
 use crate::{Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("gated.cu");
@@ -34,15 +34,9 @@ impl Cuda {
     ) -> Result<CudaTensor> {
         let n = check(self.shape(x))?;
         let (y, layout) = self.new_tensor_in((self.shape(x).0, n), order)?;
-        let args = [
-            Arg::Address(self.values(&y)?),
-            Arg::Address(self.real(x)?),
-            Arg::Int(n as i32),
-            Arg::Int(run as i32),
-            Arg::Int(layout.lane_shift as i32),
-            Arg::Int(layout.panel_tokens as i32),
-            activation.gate(),
-        ];
+        let args = Args::new([self.values(&y)?, self.real(x)?])
+            .ints([n, run, layout.lane_shift, layout.panel_tokens])
+            .and(activation.gate());
         let launch = Launch::blocks(y.shape().0, 512);
         self.launch("gated", launch.early().mostly_shared(), &args)?;
         Ok(y)

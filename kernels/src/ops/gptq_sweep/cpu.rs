@@ -13,7 +13,7 @@ use super::grid::Grid;
 use super::{GptqSweep, GridKind, GridSpec, Grouping, Quantized, stacked_dims};
 use crate::cpu::{all_cores, axpy};
 use crate::packing::{PackedLinear, ZeroOffset};
-use crate::{Cpu, Error, HostTensor, MatMul, QuantMatMul, Result};
+use crate::{Cpu, Error, HostTensor, QuantMatMul, Result};
 use search::Search;
 
 /// Weights `[out, in]` in the checkpoint's order.
@@ -51,11 +51,6 @@ impl GptqSweep for Cpu {
         Ok(CpuSource { values: weights.iter().flat_map(HostTensor::to_f32).collect(), in_features })
     }
 
-    fn source_weight(&self, source: &CpuSource, bias: Option<Vec<f32>>) -> Result<Self::Weight> {
-        let rows = source.values.len() / source.in_features.max(1);
-        self.weight_from_f32(source.values.clone(), (rows, source.in_features), bias)
-    }
-
     fn sweep_start(
         &self,
         source: &CpuSource,
@@ -90,67 +85,6 @@ impl GptqSweep for Cpu {
             }
             None => rows.par_iter_mut().for_each(|row| row.round(grouping, spec, block.clone())),
         }
-        Ok(())
-    }
-
-    fn sweep_weights(&self, sweep: &CpuSweep) -> Result<Array2<f32>> {
-        let values: Vec<f32> = sweep.rows.iter().flat_map(|row| &row.weights).copied().collect();
-        let dims = sweep.dims();
-        Array2::from_shape_vec(dims, values)
-            .map_err(|_| Error::shape("gptq_sweep weights", dims, "other rows"))
-    }
-
-    fn sweep_pull(
-        &self,
-        weights: &Array2<f32>,
-        order: &[u32],
-        shift: Option<&Array2<f32>>,
-        residual: Option<&Array2<f32>>,
-    ) -> Result<Array2<f32>> {
-        target::pull(weights, order, shift, residual)
-    }
-
-    fn sweep_toward(
-        &self,
-        sweep: &mut CpuSweep,
-        pull: &Array2<f32>,
-        factor: &Array2<f32>,
-        share: f32,
-    ) -> Result<()> {
-        let dims = sweep.dims();
-        target::move_toward(&mut sweep.rows, dims, (pull, factor), share)
-    }
-
-    fn sweep_refine(
-        &self,
-        sweep: &mut CpuSweep,
-        target: &Array2<f32>,
-        hessian: &Array2<f32>,
-        rounds: usize,
-    ) -> Result<()> {
-        refine::refine(sweep, target, hessian, rounds)
-    }
-
-    fn sweep_losses(
-        &self,
-        sweep: &CpuSweep,
-        weights: &Array2<f32>,
-        hessian: &Array2<f32>,
-        pull: Option<&Array2<f32>>,
-    ) -> Result<Vec<f32>> {
-        refine::losses(sweep, weights, hessian, pull)
-    }
-
-    fn sweep_copy(&self, sweep: &CpuSweep) -> Result<CpuSweep> {
-        Ok(sweep.clone())
-    }
-
-    fn sweep_take_rows(&self, sweep: &mut CpuSweep, from: &CpuSweep, rows: Range<usize>) -> Result<()> {
-        let (dims, other) = (sweep.dims(), from.dims());
-        if dims != other || rows.end > dims.0 || rows.start > rows.end {
-            return Err(Error::shape("sweep_take_rows", (dims, "rows of both"), (other, rows)));
-        }
-        sweep.rows[rows.clone()].clone_from_slice(&from.rows[rows]);
         Ok(())
     }
 

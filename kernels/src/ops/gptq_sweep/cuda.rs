@@ -11,7 +11,7 @@ use cudarc::driver::CudaSlice;
 use half::f16;
 
 use super::{GptqSweep, GridKind, GridSpec, Grouping, stacked_dims};
-use crate::cuda::{Arg, Bytes, Cuda, Launch, Operand};
+use crate::cuda::{Arg, Args, Bytes, Cuda, Launch, Operand};
 use crate::ops::hessian::cuda::CudaMatrix;
 use crate::ops::matmul::cuda::CudaWeight;
 use crate::ops::quant_matmul::cuda::StoredWeight;
@@ -143,75 +143,6 @@ impl GptqSweep for Cuda {
         self.gemm((k - block.end, sweep.rows, block.len()), (-1.0, 1.0), factor, e, after)
     }
 
-    fn source_weight(&self, source: &CudaSource, bias: Option<Vec<f32>>) -> Result<CudaWeight> {
-        self.stored_values(source, bias)
-    }
-
-    fn sweep_weights(&self, sweep: &CudaSweep) -> Result<CudaMatrix> {
-        Ok(CudaMatrix { values: self.copied(&sweep.weights)?, dims: sweep.dims() })
-    }
-
-    fn sweep_pull(
-        &self,
-        weights: &CudaMatrix,
-        order: &[u32],
-        shift: Option<&CudaMatrix>,
-        residual: Option<&CudaMatrix>,
-    ) -> Result<CudaMatrix> {
-        self.pull(weights, order, shift, residual)
-    }
-
-    fn sweep_toward(
-        &self,
-        sweep: &mut CudaSweep,
-        pull: &CudaMatrix,
-        factor: &CudaMatrix,
-        share: f32,
-    ) -> Result<()> {
-        self.move_toward(sweep, pull, factor, share)
-    }
-
-    fn sweep_refine(
-        &self,
-        sweep: &mut CudaSweep,
-        target: &CudaMatrix,
-        hessian: &CudaMatrix,
-        rounds: usize,
-    ) -> Result<()> {
-        self.refine(sweep, target, hessian, rounds)
-    }
-
-    fn sweep_losses(
-        &self,
-        sweep: &CudaSweep,
-        weights: &CudaMatrix,
-        hessian: &CudaMatrix,
-        pull: Option<&CudaMatrix>,
-    ) -> Result<Vec<f32>> {
-        self.losses(sweep, weights, hessian, pull)
-    }
-
-    fn sweep_copy(&self, sweep: &CudaSweep) -> Result<CudaSweep> {
-        Ok(CudaSweep {
-            weights: self.copied(&sweep.weights)?,
-            codes: self.copied(&sweep.codes)?,
-            losses: self.copied(&sweep.losses)?,
-            scales: self.copied(&sweep.scales)?,
-            zeros: self.copied(&sweep.zeros)?,
-            group_of: self.copied(&sweep.group_of)?,
-            group_end: self.copied(&sweep.group_end)?,
-            order: self.copied(&sweep.order)?,
-            rows: sweep.rows,
-            grids_known: sweep.grids_known,
-            grouping: sweep.grouping.clone(),
-            spec: sweep.spec,
-        })
-    }
-
-    fn sweep_take_rows(&self, sweep: &mut CudaSweep, from: &CudaSweep, rows: Range<usize>) -> Result<()> {
-        self.take_rows(sweep, from, rows)
-    }
-
     fn sweep_pack(
         &self,
         sweep: CudaSweep,
@@ -232,11 +163,8 @@ impl GptqSweep for Cuda {
             dims,
             bias,
         };
-        let args = [
-            Arg::Address(self.address(&weight.scales)),
-            Arg::Address(self.address(&sweep.scales)),
-            Arg::Int((groups * dims.0) as i32),
-        ];
+        let args =
+            Args::new([self.address(&weight.scales), self.address(&sweep.scales)]).ints([groups * dims.0]);
         self.launch("store_scales", Launch::threads(groups * dims.0), &args)?;
         let losses = self.download(&sweep.losses.slice(..dims.0))?;
         Ok((CudaPacked { weight, g_idx }, losses))
@@ -286,24 +214,13 @@ impl Cuda {
         run: &Range<usize>,
         grids_known: bool,
     ) -> Result<()> {
-        let args = [
-            Arg::Address(self.address(&sweep.weights)),
-            Arg::Address(self.address(&sweep.codes)),
-            Arg::Address(self.address(errors) + 4 * (run.start - block.start) as u64),
-            Arg::Address(self.address(&sweep.losses)),
-            Arg::Address(self.address(&sweep.scales)),
-            Arg::Address(self.address(&sweep.zeros)),
-            Arg::Address(u),
-            Arg::Address(self.address(&sweep.group_of)),
-            Arg::Address(self.address(&sweep.group_end)),
-            Arg::Int(sweep.rows as i32),
-            Arg::Int(sweep.dims().1 as i32),
-            Arg::Int(run.start as i32),
-            Arg::Int(run.len() as i32),
-            Arg::Int(block.len() as i32),
-            Arg::Int(grids_known as i32),
-            Arg::Spec(sweep.spec.numbers()),
-        ];
+        let args = Args::new([self.address(&sweep.weights), self.address(&sweep.codes)])
+            .addresses([self.address(errors) + 4 * (run.start - block.start) as u64])
+            .addresses([self.address(&sweep.losses), self.address(&sweep.scales), self.address(&sweep.zeros)])
+            .addresses([u, self.address(&sweep.group_of), self.address(&sweep.group_end)])
+            .ints([sweep.rows, sweep.dims().1, run.start, run.len(), block.len()])
+            .ints([usize::from(grids_known)])
+            .and(sweep.spec.arg());
         let shared = 4 * run.len() * (run.len() + ROWS);
         let launch = Launch::blocks(sweep.rows.div_ceil(ROWS), 32 * ROWS as u32).shared(shared);
         self.launch("sweep_block", launch, &args)
@@ -313,13 +230,8 @@ impl Cuda {
         let k = source.in_features;
         let mut target = self.address(&sweep.weights);
         for part in &source.parts {
-            let args = [
-                Arg::Address(target),
-                Arg::Address(self.arrived(&part.bytes)?),
-                Arg::Address(self.address(&sweep.order)),
-                Arg::Int(k as i32),
-                Arg::Int(part.dtype as i32),
-            ];
+            let args = Args::new([target, self.arrived(&part.bytes)?, self.address(&sweep.order)])
+                .ints([k, part.dtype as usize]);
             self.launch("sweep_gather", Launch::blocks(part.rows, 256), &args)?;
             target += 4 * (part.rows * k) as u64;
         }
@@ -333,11 +245,7 @@ impl Cuda {
         let order = &sweep.grouping.order;
         let cleared: Vec<u8> = order.iter().map(|i| dead.contains(i) as u8).collect();
         let cleared = self.upload(&cleared)?;
-        let args = [
-            Arg::Address(self.address(&sweep.weights)),
-            Arg::Address(self.address(&cleared)),
-            Arg::Int(order.len() as i32),
-        ];
+        let args = Args::new([self.address(&sweep.weights), self.address(&cleared)]).ints([order.len()]);
         self.launch("sweep_clear", Launch::blocks(sweep.rows, 256), &args)
     }
 
@@ -351,25 +259,19 @@ impl Cuda {
             .collect();
         let widest = starts.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
         let (members, starts) = (self.upload(&members)?, self.upload(&starts)?);
-        let args = [
-            Arg::Address(self.address(&sweep.scales)),
-            Arg::Address(self.address(&sweep.zeros)),
-            Arg::Address(self.address(&sweep.weights)),
-            Arg::Address(self.address(&members)),
-            Arg::Address(self.address(&starts)),
-            Arg::Int(order.len() as i32),
-            Arg::Int(sweep.rows as i32),
-            Arg::Spec(sweep.spec.numbers()),
-        ];
+        let args = Args::new([self.address(&sweep.scales), self.address(&sweep.zeros)])
+            .addresses([self.address(&sweep.weights), self.address(&members), self.address(&starts)])
+            .ints([order.len(), sweep.rows])
+            .and(sweep.spec.arg());
         let launch = Launch::grid(sweep.rows, *groups, 1, 32).shared(4 * widest as usize);
         self.launch("sweep_static_grids", launch, &args)
     }
 }
 
 impl GridSpec {
-    /// In the order of the kernel's `struct Spec`.
-    fn numbers(&self) -> [i32; 5] {
-        [self.bits as i32, self.sym as i32, self.kind as i32, self.min_zero as i32, self.f16_scales as i32]
+    fn arg(&self) -> Arg {
+        let Self { bits, sym, kind, min_zero, f16_scales } = *self;
+        Arg::Spec([bits as i32, sym as i32, kind as i32, min_zero as i32, f16_scales as i32])
     }
 }
 

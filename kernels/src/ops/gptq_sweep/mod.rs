@@ -48,9 +48,10 @@ pub struct Quantized {
 ///
 /// Around the blocks, with H the second moments of the input x, `H + damp` by [`InverseCholesky::damped`]:
 ///
-/// - before them, [`Self::sweep_pull`] and [`Self::sweep_toward`] move the weights to the target of another objective;
-/// - after them, [`Self::sweep_refine`] changes codes and scales where that brings the result nearer to a target;
-/// - at any time, [`Self::sweep_losses`] measures, and [`Self::sweep_take_rows`] goes back to an earlier state.
+/// - before them, [`SweepTarget::sweep_pull`] and [`SweepTarget::sweep_toward`] move the weights to the target of another objective;
+/// - after them, [`SweepRefine::sweep_refine`] changes codes and scales where that brings the result nearer to a target;
+/// - at any time, [`SweepRefine::sweep_losses`] measures, and [`SweepRefine::sweep_take_rows`] goes back to an earlier
+///   state.
 ///
 /// Matrices beside H are `[out, in]` with columns in sweep order, except where features are named.
 pub trait GptqSweep: InverseCholesky + MatMul {
@@ -65,9 +66,6 @@ pub trait GptqSweep: InverseCholesky + MatMul {
 
     /// Reads `[out_i, in]` matrices, to be stacked along `out`. A thread of its own may do so ahead of time.
     fn sweep_source(&self, weights: &[HostTensor]) -> Result<Self::Source>;
-
-    /// The same values as a dense weight, with a bias for all rows or none: the model as it was.
-    fn source_weight(&self, source: &Self::Source, bias: Option<Vec<f32>>) -> Result<Self::Weight>;
 
     /// Puts the columns into sweep order; features in `dead` become zero.
     fn sweep_start(
@@ -93,6 +91,27 @@ pub trait GptqSweep: InverseCholesky + MatMul {
         block: Range<usize>,
     ) -> Result<()>;
 
+    /// Packs the solved matrix as the file has it, still on the device; with it comes each row's loss,
+    /// `sum_i ((w_i - q_i) / U_ii)^2 / 2`, the damped objective in the Hessian's own scale, as the sweep left it.
+    fn sweep_pack(
+        &self,
+        sweep: Self::Sweep,
+        zero_offset: ZeroOffset,
+        bias: Option<Vec<f32>>,
+    ) -> Result<(Self::Packed, Vec<f32>)>;
+
+    /// The packed matrix as a dense weight, with the values that the file will give.
+    fn packed_weight(&self, packed: &Self::Packed) -> Result<Self::Weight>;
+
+    /// The packed matrix in host memory. Another thread may ask, and computing goes on meanwhile.
+    fn collect(&self, packed: Self::Packed) -> Result<PackedLinear<'static>>;
+}
+
+/// What a sweep starts from, and where it is to go.
+pub trait SweepTarget: GptqSweep {
+    /// The values of a source as a dense weight, with a bias for all rows or none: the model as it was.
+    fn source_weight(&self, source: &Self::Source, bias: Option<Vec<f32>>) -> Result<Self::Weight>;
+
     /// The weights as they are: those to come, and of solved columns the values of their codes.
     fn sweep_weights(&self, sweep: &Self::Sweep) -> Result<Self::Matrix>;
 
@@ -116,7 +135,10 @@ pub trait GptqSweep: InverseCholesky + MatMul {
         factor: &Self::Matrix,
         share: f32,
     ) -> Result<()>;
+}
 
+/// What becomes of a finished sweep.
+pub trait SweepRefine: GptqSweep {
     /// Lowers `(W - Q) H (W - Q)^T` of a finished sweep for the target W, `rounds` times over. `hessian` is symmetric and
     /// positive definite, in sweep order. With `G = (W - Q) H`, a round takes window after window of at most
     /// [`LOOP_WINDOW`] columns; in each
@@ -150,21 +172,6 @@ pub trait GptqSweep: InverseCholesky + MatMul {
 
     /// Puts back rows of an earlier copy: weights, codes, grids and losses.
     fn sweep_take_rows(&self, sweep: &mut Self::Sweep, from: &Self::Sweep, rows: Range<usize>) -> Result<()>;
-
-    /// Packs the solved matrix as the file has it, still on the device; with it comes each row's loss,
-    /// `sum_i ((w_i - q_i) / U_ii)^2 / 2`, the damped objective in the Hessian's own scale, as the sweep left it.
-    fn sweep_pack(
-        &self,
-        sweep: Self::Sweep,
-        zero_offset: ZeroOffset,
-        bias: Option<Vec<f32>>,
-    ) -> Result<(Self::Packed, Vec<f32>)>;
-
-    /// The packed matrix as a dense weight, with the values that the file will give.
-    fn packed_weight(&self, packed: &Self::Packed) -> Result<Self::Weight>;
-
-    /// The packed matrix in host memory. Another thread may ask, and computing goes on meanwhile.
-    fn collect(&self, packed: Self::Packed) -> Result<PackedLinear<'static>>;
 }
 
 /// Columns within which errors move at once, one column after the other.

@@ -3,7 +3,7 @@ use std::ops::Range;
 use cudarc::cusolver::sys::{cublasFillMode_t, cusolverDnSpotrf, cusolverDnSpotrf_bufferSize};
 
 use super::{InverseCholesky, check};
-use crate::cuda::{Arg, Cuda, Launch, Operand};
+use crate::cuda::{Args, Cuda, Launch, Operand};
 use crate::ops::hessian::cuda::CudaMatrix;
 use crate::{Error, Result};
 
@@ -18,24 +18,16 @@ impl InverseCholesky for Cuda {
         check(size, order)?;
         let reversed = self.alloc::<f32>(size * size)?;
         let order = self.upload(order)?;
-        let args = [
-            Arg::Address(self.address(&reversed)),
-            Arg::Address(self.address(&hessian.values)),
-            Arg::Address(self.address(&order)),
-            Arg::Int(size as i32),
-            Arg::Float(damp),
-        ];
+        let args = Args::new([self.address(&reversed), self.address(&hessian.values), self.address(&order)])
+            .ints([size])
+            .floats([damp]);
         self.launch("reversed_lower", Launch::grid(size.div_ceil(256), size, 1, 256), &args)?;
         self.factor(self.address(&reversed), size)?;
         self.invert(self.address(&reversed), size)?;
         let u = CudaMatrix { values: self.alloc(size * size)?, dims: (size, size) };
         let not_finite = self.zeros::<u32>(1)?;
-        let args = [
-            Arg::Address(self.address(&u.values)),
-            Arg::Address(self.address(&not_finite)),
-            Arg::Address(self.address(&reversed)),
-            Arg::Int(size as i32),
-        ];
+        let args = Args::new([self.address(&u.values), self.address(&not_finite), self.address(&reversed)])
+            .ints([size]);
         self.launch("turn_inverse", Launch::grid(size.div_ceil(256), size, 1, 256), &args)?;
         match self.download(&not_finite.slice(..))?[0] {
             0 => Ok(u),
@@ -48,13 +40,10 @@ impl InverseCholesky for Cuda {
         check(size, order)?;
         let out = CudaMatrix { values: self.alloc(size * size)?, dims: (size, size) };
         let order = self.upload(order)?;
-        let args = [
-            Arg::Address(self.address(&out.values)),
-            Arg::Address(self.address(&hessian.values)),
-            Arg::Address(self.address(&order)),
-            Arg::Int(size as i32),
-            Arg::Float(damp),
-        ];
+        let args =
+            Args::new([self.address(&out.values), self.address(&hessian.values), self.address(&order)])
+                .ints([size])
+                .floats([damp]);
         self.launch("damped", Launch::grid(size.div_ceil(256), size, 1, 256), &args)?;
         Ok(out)
     }
@@ -87,7 +76,7 @@ impl Cuda {
 
     /// Replaces a lower triangle, column-major and zero above, by its inverse.
     fn invert(&self, matrix: u64, size: usize) -> Result<()> {
-        let args = [Arg::Address(matrix), Arg::Int(size as i32)];
+        let args = Args::new([matrix]).ints([size]);
         let leaves = Launch::blocks(size.div_ceil(LEAF), LEAF as u32).shared(4 * LEAF * (LEAF + 1));
         self.launch("invert_leaves", leaves, &args)?;
         let half = (size / 2).next_multiple_of(LEAF);

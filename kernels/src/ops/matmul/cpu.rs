@@ -5,10 +5,10 @@ use candle_core::Tensor;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::{MatMul, check, check_parts};
+use super::{MatMul, check, check_parts, check_values};
 use crate::cpu::{DenseRow, GEMV_ROWS, Isa, Panels, RowSource, Sketch, View, linear};
 use crate::ops::sample;
-use crate::{Cpu, Device, Dtype, Error, HostTensor, Result, RowSampling};
+use crate::{Cpu, Device, Dtype, HostTensor, Result, RowSampling};
 
 /// A weight `[out, in]`, kept in the checkpoint's own type and widened row by row; or one that was quantized and stands
 /// for its values.
@@ -57,12 +57,7 @@ impl MatMul for Cpu {
         dims: (usize, usize),
         bias: Option<Vec<f32>>,
     ) -> Result<CpuWeight> {
-        if values.len() != dims.0 * dims.1 {
-            return Err(Error::shape("matmul weight", dims, values.len()));
-        }
-        if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != dims.0) {
-            return Err(Error::shape("matmul bias", dims.0, bias.len()));
-        }
+        check_values(&values, dims, bias.as_deref())?;
         Ok(CpuWeight::dense(Values::F32(values), dims, bias))
     }
 

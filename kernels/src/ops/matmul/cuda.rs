@@ -1,6 +1,6 @@
-use super::{MatMul, check, check_parts};
-use crate::cuda::{Arg, Bytes, Cuda, CudaTensor, Launch, Operand};
-use crate::{Device, Dtype, Error, HostTensor, Result};
+use super::{MatMul, check, check_parts, check_values};
+use crate::cuda::{Args, Bytes, Cuda, CudaTensor, Launch, Operand};
+use crate::{Device, Dtype, HostTensor, Result};
 
 pub(crate) const SMALL_M_SOURCE: &str = include_str!("small_m.cu");
 
@@ -54,12 +54,7 @@ impl MatMul for Cuda {
         dims: (usize, usize),
         bias: Option<Vec<f32>>,
     ) -> Result<CudaWeight> {
-        if values.len() != dims.0 * dims.1 {
-            return Err(Error::shape("matmul weight", dims, values.len()));
-        }
-        if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != dims.0) {
-            return Err(Error::shape("matmul bias", dims.0, bias.len()));
-        }
+        check_values(&values, dims, bias.as_deref())?;
         let bias = bias.map(|bias| self.tensor(bias, (1, dims.0))).transpose()?;
         Ok(CudaWeight::new(self.upload_bytes(&[&self.encode(&values)])?, dims, false, bias))
     }
@@ -78,11 +73,7 @@ impl MatMul for Cuda {
         let target = Operand::real(self.real(&y)?, weight.dims.0);
         self.product(x, weight, target)?;
         if let Some(bias) = &weight.bias {
-            let args = [
-                Arg::Address(self.real(&y)?),
-                Arg::Address(self.real(bias)?),
-                Arg::Int(weight.dims.0 as i32),
-            ];
+            let args = Args::new([self.real(&y)?, self.real(bias)?]).ints([weight.dims.0]);
             self.launch("add_bias", Launch::blocks(y.shape().0, 256), &args)?;
         }
         Ok(y)
@@ -108,16 +99,9 @@ impl Cuda {
 
     fn small_m_dense(&self, x: &CudaTensor, weight: &CudaWeight, y: u64, wide: bool) -> Result<()> {
         let ((rows, k), n) = (self.shape(x), weight.dims.0);
-        let args = [
-            Arg::Address(y),
-            Arg::Address(self.real(x)?),
-            Arg::Address(self.arrived(&weight.values)?),
-            Arg::Address(weight.bias.as_ref().map_or(Ok(0), |bias| self.real(bias))?),
-            Arg::Int(rows as i32),
-            Arg::Int(k as i32),
-            Arg::Int(n as i32),
-            Arg::Int(wide as i32),
-        ];
+        let args = Args::new([y, self.real(x)?, self.arrived(&weight.values)?])
+            .addresses([self.real_or_none(weight.bias.as_ref())?])
+            .ints([rows, k, n, usize::from(wide)]);
         let kernel = if rows <= 8 { "small_m_dense_1" } else { "small_m_dense_2" };
         let launch = Launch::blocks(n.div_ceil(SMALL_M_OUTPUTS), SMALL_M_THREADS).early();
         self.launch(kernel, launch, &args)

@@ -3,6 +3,7 @@
 pub(crate) mod cpu;
 pub(crate) mod cuda;
 
+use crate::error::expect;
 use crate::{Device, Error, HostTensor, Result, RowSampling};
 
 /// `y[t, n] = sum_k x[t, k] * weight[n, k] + bias[n]`.
@@ -69,12 +70,17 @@ pub(crate) fn check_parts(parts: &[HostTensor], biases: &[HostTensor]) -> Result
     Ok((outs.iter().sum(), in_features))
 }
 
+/// Values of all of a weight `(out, in)`, and a bias for every output.
+pub(crate) fn check_values(values: &[f32], dims: (usize, usize), bias: Option<&[f32]>) -> Result<()> {
+    if values.len() != dims.0 * dims.1 {
+        return Err(Error::shape("matmul weight", dims, values.len()));
+    }
+    bias.map_or(Ok(()), |bias| expect("matmul bias", dims.0, bias.len()))
+}
+
 /// `x` must be as wide as the weight.
 pub(crate) fn check(x: (usize, usize), weight: (usize, usize)) -> Result<()> {
-    if x.1 != weight.1 {
-        return Err(Error::shape("matmul", (x.0, weight.1), x));
-    }
-    Ok(())
+    expect("matmul", (x.0, weight.1), x)
 }
 
 #[cfg(test)]

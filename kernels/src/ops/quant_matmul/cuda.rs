@@ -2,7 +2,7 @@ use cudarc::driver::CudaSlice;
 
 use super::fragments::{Around, DEQUANTIZED, Fragments, GATES, Gates};
 use super::{QuantMatMul, check};
-use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
+use crate::cuda::{Args, Cuda, CudaOrder, CudaTensor, Launch};
 use crate::ops::matmul::cuda::CudaWeight;
 use crate::packing::{PackedLinear, Scales};
 use crate::{Activation, Add, Device, Error, Gated, MatMul, Norm, Result, RmsNorm};
@@ -184,18 +184,11 @@ impl Cuda {
     pub(crate) fn dequantize(&self, weight: &StoredWeight) -> Result<CudaWeight> {
         let (n, k) = weight.dims;
         let values = self.alloc::<u8>(n * k * self.dtype().size())?;
-        let args = [
-            Arg::Address(self.address(&values)),
-            Arg::Address(self.address(&weight.qweight)),
-            Arg::Address(self.address(&weight.qzeros)),
-            Arg::Address(self.address(&weight.scales)),
-            Arg::Address(self.address(&weight.g_idx)),
-            Arg::Int(k as i32),
-            Arg::Int(n as i32),
-            Arg::Int(weight.bits as i32),
-            Arg::Int(weight.zero_offset as i32),
-            Arg::Int(weight.wide_scales as i32),
-        ];
+        let args =
+            Args::new([self.address(&values), self.address(&weight.qweight), self.address(&weight.qzeros)])
+                .addresses([self.address(&weight.scales), self.address(&weight.g_idx)])
+                .ints([k, n, weight.bits as usize, weight.zero_offset as usize])
+                .ints([usize::from(weight.wide_scales)]);
         self.launch("dequantize", Launch::grid(n.div_ceil(256), k.div_ceil(TILE), 1, 256), &args)?;
         let bias = weight.bias.clone().map(|bias| self.tensor(bias, (1, n))).transpose()?;
         Ok(CudaWeight::new(values.into(), (n, k), true, bias))

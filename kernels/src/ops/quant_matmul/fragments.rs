@@ -6,7 +6,7 @@ use cudarc::driver::CudaSlice;
 
 use super::cuda::StoredWeight;
 use super::{check, hopper, medium_m, small_m};
-use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch, Layout, PANEL_ROWS};
+use crate::cuda::{Args, Cuda, CudaOrder, CudaTensor, Launch, PANEL_ROWS};
 use crate::ops::matmul::cuda::{CudaWeight, SMALL_M_OUTPUTS};
 use crate::packing::PackedLinear;
 use crate::{Activation, Add, Device, Dtype, MatMul, Norm, Result};
@@ -38,13 +38,21 @@ pub(crate) struct Fragments {
     pub(super) groups: usize,
     pub(super) group_size: usize,
     /// How each kernel goes through the groups: for up to eight rows, where there is such a way,
-    pub(super) small_m: Option<small_m::Tiling>,
+    small_m: Option<small_m::Tiling>,
     /// for up to 64,
     pub(super) medium_m: medium_m::Tiling,
     /// and on Hopper for rows in panels.
     panels: Option<hopper::Tiling>,
     /// The codes that are read after these.
     pub(super) next: OnceLock<Arc<CudaSlice<u32>>>,
+}
+
+/// What multiplies some rows by a weight.
+enum Way {
+    SmallM(small_m::Tiling),
+    Hopper(hopper::Tiling),
+    MediumM,
+    Dequantized,
 }
 
 /// Features of a chunk.
@@ -96,29 +104,14 @@ impl Fragments {
             gates.and_then(|gates| gates.order).map_or(0, |order| order.features_of_rows(gpu));
         let words = n * k * bits as usize / 32;
         let (codes, grids) = (gpu.alloc::<u32>(words)?, gpu.alloc::<u32>(groups * n)?);
-        let args = [
-            Arg::Address(gpu.address(&codes)),
-            Arg::Address(gpu.address(&stored.qweight)),
-            Arg::Address(gpu.address(&features)),
-            Arg::Int(k as i32),
-            Arg::Int(n as i32),
-            Arg::Int(bits as i32),
-            Arg::Int(stored.bits as i32),
-            Arg::Int(gates.is_some() as i32),
-            Arg::Address(result_features),
-        ];
+        let args = Args::new([gpu.address(&codes), gpu.address(&stored.qweight), gpu.address(&features)])
+            .ints([k, n, bits as usize, stored.bits as usize, usize::from(gates.is_some())])
+            .addresses([result_features]);
         gpu.launch("repack_codes", Launch::threads(words), &args)?;
-        let args = [
-            Arg::Address(gpu.address(&grids)),
-            Arg::Address(gpu.address(&stored.scales)),
-            Arg::Address(gpu.address(&stored.qzeros)),
-            Arg::Int(groups as i32),
-            Arg::Int(n as i32),
-            Arg::Int(stored.bits as i32),
-            Arg::Int(stored.zero_offset as i32),
-            Arg::Int(gates.is_some() as i32),
-            Arg::Address(result_features),
-        ];
+        let args = Args::new([gpu.address(&grids), gpu.address(&stored.scales), gpu.address(&stored.qzeros)])
+            .ints([groups, n, stored.bits as usize, stored.zero_offset as usize])
+            .ints([usize::from(gates.is_some())])
+            .addresses([result_features]);
         gpu.launch("repack_grids", Launch::threads(groups * n), &args)?;
         let panels = hopper::Tiling::of(gpu, bits, stored.dims, (groups, group_size))?;
         let bias = packed.bias.as_ref().map(|bias| match gates {
@@ -142,33 +135,38 @@ impl Fragments {
         }))
     }
 
+    /// What multiplies so many rows.
+    fn way(&self, rows: usize) -> Way {
+        match (rows, self.small_m, self.panels) {
+            (1..=small_m::ROWS, Some(tiling), _) => Way::SmallM(tiling),
+            (_, _, Some(tiling)) if PANEL_ROWS.contains(&rows) => Way::Hopper(tiling),
+            (..=medium_m::ROWS, ..) => Way::MediumM,
+            _ => Way::Dequantized,
+        }
+    }
+
     /// Name of the kernel for so many rows.
     pub(super) fn kernel_name(&self, rows: usize) -> &'static str {
-        match rows {
-            ..=small_m::ROWS if self.small_m.is_some() => "small_m",
-            _ if self.panels.is_some() && PANEL_ROWS.contains(&rows) => "hopper",
-            ..=medium_m::ROWS => "medium_m",
-            _ => DEQUANTIZED,
+        match self.way(rows) {
+            Way::SmallM(_) => "small_m",
+            Way::Hopper(_) => "hopper",
+            Way::MediumM => "medium_m",
+            Way::Dequantized => DEQUANTIZED,
         }
     }
 
     /// The product, as one kernel where there is one for so many rows.
     pub(super) fn product(&self, gpu: &Cuda, x: &CudaTensor, around: Around) -> Result<CudaTensor> {
         check(gpu.shape(x), self.dims.1)?;
-        if let Some(y) = self.small_m(gpu, x, around)? {
-            return Ok(y);
-        }
-        let x = match around.norm {
-            Some(norm) => gpu.rms_norm_in_order(x, norm, self.order.as_ref())?,
-            None => gpu.in_order(x, self.order.as_ref())?,
+        let ordered = |x: &CudaTensor| match around.norm {
+            Some(norm) => gpu.rms_norm_in_order(x, norm, self.order.as_ref()),
+            None => gpu.in_order(x, self.order.as_ref()),
         };
-        let in_panels = Layout::of(gpu, x.order(), gpu.shape(&x).0).panel_tokens > 0;
-        if let Some(tiling) = self.panels.filter(|_| in_panels) {
-            return self.hopper(gpu, &x, around, tiling);
-        }
-        let y = match self.medium_m(gpu, &x)? {
-            Some(y) => y,
-            None => gpu.matmul(&x.said_to_be_in(None), &self.dequantized(gpu)?)?,
+        let y = match self.way(gpu.shape(x).0) {
+            Way::SmallM(tiling) => return self.small_m(gpu, x, around, tiling),
+            Way::Hopper(tiling) => return self.hopper(gpu, &ordered(x)?, around, tiling),
+            Way::MediumM => self.medium_m(gpu, &ordered(x)?)?,
+            Way::Dequantized => gpu.matmul(&ordered(x)?.said_to_be_in(None), &self.dequantized(gpu)?)?,
         };
         let y = match around.activation {
             Some(activation) => gpu.gated_in_order(&y, GATES, activation, around.order)?,
@@ -181,15 +179,8 @@ impl Fragments {
     fn dequantized(&self, gpu: &Cuda) -> Result<CudaWeight> {
         let (n, k) = self.dims;
         let values = gpu.alloc::<u8>(n * k * gpu.dtype().size())?;
-        let args = [
-            Arg::Address(gpu.address(&values)),
-            Arg::Address(gpu.address(&self.codes)),
-            Arg::Address(gpu.address(&self.grids)),
-            Arg::Int(k as i32),
-            Arg::Int(n as i32),
-            Arg::Int(self.bits as i32),
-            Arg::Int(self.group_size as i32),
-        ];
+        let args = Args::new([gpu.address(&values), gpu.address(&self.codes), gpu.address(&self.grids)])
+            .ints([k, n, self.bits as usize, self.group_size]);
         // Eight features of two outputs each.
         gpu.launch("dequantize_fragments", Launch::threads(n * k / 16), &args)?;
         Ok(CudaWeight::new(values.into(), self.dims, false, self.bias.clone()))

@@ -1,7 +1,7 @@
 //! The product with 9 and more rows on Hopper, from fragments and panels of activations.
 
 use super::fragments::{Around, Fragments, chunk};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Layout, PANEL_ROWS, PANEL_TILE};
+use crate::cuda::{Args, Cuda, CudaTensor, Launch, Layout, PANEL_ROWS, PANEL_TILE};
 use crate::ops::add;
 use crate::{Device, Result};
 
@@ -31,7 +31,7 @@ pub(super) struct Tiling {
     /// Grids of a stage.
     grids: usize,
     /// Where a stage has one grid, `2^shift` stages share it.
-    shift: i32,
+    shift: usize,
     /// Blocks that divide the features of the same outputs, for each number of tiles of tokens.
     splits: [u8; MOST_TILES],
 }
@@ -52,7 +52,7 @@ impl Tiling {
             _ if per_group == 0 && bits != 4 => return Ok(None),
             _ if per_group == 0 => (4, 0),
             _ if per_group < STAGE_CHUNKS => (2, 0),
-            _ => (1, (per_group / STAGE_CHUNKS).ilog2() as i32),
+            _ => (1, (per_group / STAGE_CHUNKS).ilog2() as usize),
         };
         let kernel = kernel(bits, MOST_TOKENS, grids);
         let mut at_once = [0; MOST_SPLITS];
@@ -102,23 +102,13 @@ impl Fragments {
         if let Some(residual) = around.residual {
             add::check(gpu.shape(residual), gpu.shape(&y))?;
         }
-        let args = [
-            Arg::Address(gpu.values(&y)?),
-            Arg::Address(gpu.values(x)?),
-            Arg::Address(gpu.address(&self.codes)),
-            Arg::Address(gpu.address(&self.grids)),
-            Arg::Address(self.bias.as_ref().map_or(Ok(0), |bias| gpu.real(bias))?),
-            Arg::Address(around.residual.map_or(Ok(0), |residual| gpu.real(residual))?),
-            Arg::Int(if gated { result.lane_shift as i32 } else { 0 }),
-            Arg::Int(result.panel_tokens as i32),
-            around.activation.unwrap_or_default().gate(),
-            Arg::Int(room as i32),
-            Arg::Int(rows as i32),
-            Arg::Int(k as i32),
-            Arg::Int(n as i32),
-            Arg::Int(self.groups as i32),
-            Arg::Int(tiling.shift),
-        ];
+        let args =
+            Args::new([gpu.values(&y)?, gpu.values(x)?, gpu.address(&self.codes), gpu.address(&self.grids)])
+                .addresses([gpu.real_or_none(self.bias.as_ref())?])
+                .addresses([gpu.real_or_none(around.residual)?])
+                .ints([if gated { result.lane_shift } else { 0 }, result.panel_tokens])
+                .and(around.activation.unwrap_or_default().gate())
+                .ints([room, rows, k, n, self.groups, tiling.shift]);
         let launch = launch(self.bits, n, (tokens, tiles), tiling.splits[tiles - 1].into());
         gpu.launch(kernel(self.bits, tokens, tiling.grids), launch, &args)?;
         Ok(y)

@@ -1,7 +1,7 @@
 //! The product with up to 64 rows: weights are read once, by many small blocks.
 
 use super::fragments::{Fragments, chunk};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
+use crate::cuda::{Args, Cuda, CudaTensor, Launch};
 use crate::ops::matmul::cuda::{SMALL_M_OUTPUTS, SMALL_M_THREADS};
 use crate::{Device, Result};
 
@@ -22,7 +22,7 @@ pub(super) struct Tiling {
     /// Chunks of a unit; 0 where a chunk has two groups.
     unit: usize,
     /// A group is `2^shift` units.
-    shift: i32,
+    shift: usize,
 }
 
 impl Tiling {
@@ -38,70 +38,49 @@ impl Tiling {
                 return None;
             }
             _ if per_group <= LARGEST_UNIT => (per_group, 0),
-            _ => (LARGEST_UNIT, (per_group / LARGEST_UNIT).ilog2() as i32),
+            _ => (LARGEST_UNIT, (per_group / LARGEST_UNIT).ilog2() as usize),
         };
         Some(Self { unit, shift })
     }
 }
 
-impl Fragments {
-    /// `None` for more rows than the kernel takes.  x: in the order of the groups
-    pub(super) fn medium_m(&self, gpu: &Cuda, x: &CudaTensor) -> Result<Option<CudaTensor>> {
-        let ((n, k), rows) = (self.dims, gpu.shape(x).0);
-        if rows > ROWS {
-            return Ok(None);
-        }
-        let tiling = self.medium_m;
-        let y = gpu.new_tensor((rows, n))?;
-        let args = [
-            Arg::Address(gpu.real(&y)?),
-            Arg::Address(gpu.values(x)?),
-            Arg::Address(gpu.address(&self.codes)),
-            Arg::Address(gpu.address(&self.grids)),
-            Arg::Address(self.bias.as_ref().map_or(Ok(0), |bias| gpu.real(bias))?),
-            Arg::Int(rows as i32),
-            Arg::Int(k as i32),
-            Arg::Int(n as i32),
-            Arg::Int(self.groups as i32),
-            Arg::Int(tiling.shift),
-        ];
-        let (kernel, outputs) = self.kernel(tiling, rows);
-        gpu.launch(kernel, Launch::blocks(n / outputs, SMALL_M_THREADS), &args)?;
-        Ok(Some(y))
-    }
-
-    /// The kernel for so many rows, and the outputs of one of its blocks.
-    fn kernel(&self, tiling: Tiling, rows: usize) -> (&'static str, usize) {
-        let names: &[&'static str; 4] = match (self.bits, tiling.unit) {
-            (4, 0) => &NAMES_4_0,
-            (4, 1) => &NAMES_4_1,
-            (4, _) => &NAMES_4_2,
-            (_, 1) => &NAMES_8_1,
-            (_, _) => &NAMES_8_2,
-        };
-        match rows.div_ceil(TILE) {
-            0 | 1 => (names[0], SMALL_M_OUTPUTS),
-            2 => (names[1], SMALL_M_OUTPUTS),
-            3 | 4 => (names[2], 2 * SMALL_M_OUTPUTS),
-            _ => (names[3], 2 * SMALL_M_OUTPUTS),
-        }
-    }
-}
-
-macro_rules! names {
-    ($name:ident, $bits:literal, $unit:literal) => {
-        /// Kernels by the tiles of tokens that they take: 1, 2, 4 and 8.
-        const $name: [&str; 4] = [
+/// The kernels of one way through the groups, by the tiles of tokens that they take.
+macro_rules! kernels {
+    ($bits:literal, $unit:literal) => {
+        [
             concat!("medium_m_quant_", $bits, "_1_", $unit),
             concat!("medium_m_quant_", $bits, "_2_", $unit),
             concat!("medium_m_quant_", $bits, "_4_", $unit),
             concat!("medium_m_quant_", $bits, "_8_", $unit),
-        ];
+        ]
     };
 }
 
-names!(NAMES_4_0, 4, 0);
-names!(NAMES_4_1, 4, 1);
-names!(NAMES_4_2, 4, 2);
-names!(NAMES_8_1, 8, 1);
-names!(NAMES_8_2, 8, 2);
+impl Fragments {
+    /// x: up to [`ROWS`] rows, in the order of the groups
+    pub(super) fn medium_m(&self, gpu: &Cuda, x: &CudaTensor) -> Result<CudaTensor> {
+        let ((n, k), rows) = (self.dims, gpu.shape(x).0);
+        let tiling = self.medium_m;
+        let y = gpu.new_tensor((rows, n))?;
+        let args =
+            Args::new([gpu.real(&y)?, gpu.values(x)?, gpu.address(&self.codes), gpu.address(&self.grids)])
+                .addresses([gpu.real_or_none(self.bias.as_ref())?])
+                .ints([rows, k, n, self.groups, tiling.shift]);
+        let (kernel, outputs) = self.kernel(tiling, rows);
+        gpu.launch(kernel, Launch::blocks(n / outputs, SMALL_M_THREADS), &args)?;
+        Ok(y)
+    }
+
+    /// The kernel for so many rows, and the outputs of one of its blocks.
+    fn kernel(&self, tiling: Tiling, rows: usize) -> (&'static str, usize) {
+        let all: [&'static str; 4] = match (self.bits, tiling.unit) {
+            (4, 0) => kernels!(4, 0),
+            (4, 1) => kernels!(4, 1),
+            (4, _) => kernels!(4, 2),
+            (_, 1) => kernels!(8, 1),
+            (_, _) => kernels!(8, 2),
+        };
+        let tiles = rows.div_ceil(TILE).next_power_of_two();
+        (all[tiles.ilog2() as usize], if tiles <= 2 { SMALL_M_OUTPUTS } else { 2 * SMALL_M_OUTPUTS })
+    }
+}

@@ -7,8 +7,9 @@ pub(crate) mod hopper;
 pub(crate) mod medium_m;
 pub(crate) mod small_m;
 
+use crate::error::expect;
 use crate::packing::PackedLinear;
-use crate::{Activation, Add, Error, Gated, MatMul, Norm, Result, RmsNorm};
+use crate::{Activation, Add, Gated, MatMul, Norm, Result, RmsNorm};
 
 /// `y[t, n] = sum_k x[t, k] * (code[n, k] - zero[g, n]) * scale[g, n] + bias[n]` with `g = g_idx[k]`.
 /// x: `[tokens, in]`, result: `[tokens, out]`
@@ -85,10 +86,7 @@ pub trait QuantMatMul: MatMul + RmsNorm + Gated + Add {
 
 /// `x` must be as wide as the weight.
 pub(crate) fn check(x: (usize, usize), in_features: usize) -> Result<()> {
-    if x.1 != in_features {
-        return Err(Error::shape("quant_matmul", (x.0, in_features), x));
-    }
-    Ok(())
+    expect("quant_matmul", (x.0, in_features), x)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The product with up to eight rows, and with what surrounds it in a model, as one kernel.
 
 use super::fragments::{Around, Fragments, chunk};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch, Layout, PANEL_ROWS};
+use crate::cuda::{Args, Cuda, CudaTensor, Launch, Layout, PANEL_ROWS};
 use crate::ops::matmul::cuda::SMALL_M_OUTPUTS;
 use crate::ops::{add, rms_norm};
 use crate::{Device, Result};
@@ -32,7 +32,7 @@ pub(super) struct Tiling {
     /// Grids of a portion.
     grids: usize,
     /// `2^shift` portions share a grid, where a portion has only one.
-    shift: i32,
+    shift: usize,
 }
 
 impl Tiling {
@@ -42,35 +42,38 @@ impl Tiling {
         let (grids, shift) = match groups {
             _ if !k.is_multiple_of(portion) => return None,
             1 => (1, 30),
+            _ if 2 * group_size == chunk(bits) && bits != 4 => return None,
             _ if 2 * group_size == chunk(bits) => (2 * PORTION, 0),
-            _ if per_group > PORTION => (1, (per_group / PORTION).ilog2() as i32),
+            _ if per_group > PORTION => (1, (per_group / PORTION).ilog2() as usize),
             _ => (PORTION / per_group.max(1), 0),
         };
-        kernel(bits, grids, 1).map(|_| Self { grids, shift })
+        Some(Self { grids, shift })
     }
 }
 
-fn kernel(bits: u32, grids: usize, rows: usize) -> Option<&'static str> {
-    Some(match (bits, grids) {
+fn kernel(bits: u32, grids: usize, rows: usize) -> &'static str {
+    match (bits, grids) {
         (4, 1) => "small_m_quant_4_1",
         (4, 2) => "small_m_quant_4_2",
         (4, 4) => "small_m_quant_4_4",
-        (4, 8) if rows <= PAIRED_ROWS => "small_m_quant_4_8_paired",
-        (4, 8) => "small_m_quant_4_8",
-        (8, 1) => "small_m_quant_8_1",
-        (8, 2) => "small_m_quant_8_2",
-        (8, 4) => "small_m_quant_8_4",
-        _ => return None,
-    })
+        (4, _) if rows <= PAIRED_ROWS => "small_m_quant_4_8_paired",
+        (4, _) => "small_m_quant_4_8",
+        (_, 1) => "small_m_quant_8_1",
+        (_, 2) => "small_m_quant_8_2",
+        (_, _) => "small_m_quant_8_4",
+    }
 }
 
 impl Fragments {
-    /// `None` where the kernel does not take the rows or the weight.
-    pub(super) fn small_m(&self, gpu: &Cuda, x: &CudaTensor, around: Around) -> Result<Option<CudaTensor>> {
+    /// x: up to [`ROWS`] rows
+    pub(super) fn small_m(
+        &self,
+        gpu: &Cuda,
+        x: &CudaTensor,
+        around: Around,
+        Tiling { grids, shift }: Tiling,
+    ) -> Result<CudaTensor> {
         let ((n, k), rows) = (self.dims, gpu.shape(x).0);
-        let tiling = self.small_m.filter(|_| (1..=ROWS).contains(&rows));
-        let Some(Tiling { grids, shift }) = tiling else { return Ok(None) };
-        let Some(kernel) = kernel(self.bits, grids, rows) else { return Ok(None) };
         // And tiles times rows whose sums wait, as in the kernel: most other GPUs have 99 KB of shared memory a block.
         let (warps, waiting) = if gpu.is_hopper() { (16, 16) } else { (12, 8) };
         let here = rows * k * gpu.dtype().size();
@@ -90,27 +93,17 @@ impl Fragments {
         }
         let order = Layout::of(gpu, self.order.as_ref().filter(|_| norm.is_some()), rows);
         let (next, next_bytes) = self.next.get().map_or((0, 0), |next| (gpu.address(next), 4 * next.len()));
-        let args = [
-            Arg::Address(gpu.real(&y)?),
-            Arg::Address(if norm.is_some() { gpu.real(&x)? } else { gpu.values(&x)? }),
-            Arg::Address(norm.map_or(Ok(0), |norm| gpu.real(norm.weight))?),
-            Arg::Address(order.places),
-            Arg::Float(norm.map_or(0.0, |norm| norm.eps)),
-            Arg::Address(gpu.address(&self.codes)),
-            Arg::Address(gpu.address(&self.grids)),
-            Arg::Address(self.bias.as_ref().map_or(Ok(0), |bias| gpu.real(bias))?),
-            Arg::Address(around.residual.map_or(Ok(0), |residual| gpu.real(residual))?),
-            Arg::Int(around.activation.is_some() as i32),
-            around.activation.unwrap_or_default().gate(),
-            Arg::Int(rows as i32),
-            Arg::Int(k as i32),
-            Arg::Int(n as i32),
-            Arg::Int(self.groups as i32),
-            Arg::Int(shift),
-            Arg::Int(norm.is_some() as i32),
-            Arg::Address(next),
-            Arg::Long(next_bytes as u64),
-        ];
+        let args = Args::new([gpu.real(&y)?, if norm.is_some() { gpu.real(&x)? } else { gpu.values(&x)? }])
+            .addresses([gpu.real_or_none(norm.map(|norm| norm.weight))?, order.places])
+            .floats([norm.map_or(0.0, |norm| norm.eps)])
+            .addresses([gpu.address(&self.codes), gpu.address(&self.grids)])
+            .addresses([gpu.real_or_none(self.bias.as_ref())?])
+            .addresses([gpu.real_or_none(around.residual)?])
+            .ints([usize::from(around.activation.is_some())])
+            .and(around.activation.unwrap_or_default().gate())
+            .ints([rows, k, n, self.groups, shift, usize::from(norm.is_some())])
+            .addresses([next])
+            .long(next_bytes);
         let rings = warps * DEPTH * (512 * PORTION + 64 * grids);
         // In two places.
         let sums = 2 * 4 * waiting * warps * SMALL_M_OUTPUTS;
@@ -120,7 +113,7 @@ impl Fragments {
             .shared(rings + sums + if norm.is_some() { here + rows * gaps } else { 0 })
             .early()
             .mostly_shared();
-        gpu.launch(kernel, launch, &args)?;
-        Ok(Some(y.said_to_be_in(around.order)))
+        gpu.launch(kernel(self.bits, grids, rows), launch, &args)?;
+        Ok(y.said_to_be_in(around.order))
     }
 }

@@ -1,5 +1,5 @@
 use super::{Norm, RmsNorm, check};
-use crate::cuda::{Arg, Cuda, CudaOrder, CudaTensor, Launch};
+use crate::cuda::{Args, Cuda, CudaOrder, CudaTensor, Launch};
 use crate::{Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("rms_norm.cu");
@@ -24,15 +24,10 @@ impl Cuda {
         let shape = self.shape(x);
         check(shape, self.shape(norm.weight))?;
         let (y, layout) = self.new_tensor_in(shape, order)?;
-        let args = [
-            Arg::Address(self.values(&y)?),
-            Arg::Address(self.real(x)?),
-            Arg::Address(self.real(norm.weight)?),
-            Arg::Address(layout.features),
-            Arg::Int(shape.1 as i32),
-            Arg::Float(norm.eps),
-            Arg::Int(layout.panel_tokens as i32),
-        ];
+        let args = Args::new([self.values(&y)?, self.real(x)?, self.real(norm.weight)?, layout.features])
+            .ints([shape.1])
+            .floats([norm.eps])
+            .ints([layout.panel_tokens]);
         let shared = if layout.features == 0 { 0 } else { shape.1 * self.dtype().size() };
         let launch = Launch::blocks(shape.0, THREADS).shared(shared);
         self.launch("rms_norm", launch.early().mostly_shared(), &args)?;

@@ -3,7 +3,8 @@
 pub(crate) mod cpu;
 pub(crate) mod cuda;
 
-use crate::{Device, Error, Result};
+use crate::error::expect;
+use crate::{Device, Result};
 
 /// What a norm multiplies with, and what keeps it from dividing by zero.
 pub struct Norm<'a, T> {
@@ -29,10 +30,7 @@ pub trait RmsNorm: Device {
 
 /// The weight must be one row as wide as `x`.
 pub(crate) fn check(x: (usize, usize), weight: (usize, usize)) -> Result<()> {
-    if weight != (1, x.1) {
-        return Err(Error::shape("rms_norm weight", (1, x.1), weight));
-    }
-    Ok(())
+    expect("rms_norm weight", (1, x.1), weight)
 }
 
 #[cfg(test)]

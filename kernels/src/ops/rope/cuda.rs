@@ -1,5 +1,5 @@
 use super::{NO_GROWTH, Pairing, Rope, RopeShape, check, frequency_rows};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
+use crate::cuda::{Args, Cuda, CudaTensor, Launch};
 use crate::{Batch, Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("rope.cu");
@@ -16,7 +16,7 @@ impl Rope for Cuda {
     ) -> Result<[CudaTensor; 3]> {
         let (rows, width) = (batch.rows(), shape.kv_heads * shape.head_dim);
         let [k, v] = [self.new_tensor((rows, width))?, self.new_tensor((rows, width))?];
-        let q = self.rope_into(qkv, batch, shape, [self.real(&k)?, self.real(&v)?], Arg::Address(0))?;
+        let q = self.rope_into(qkv, batch, shape, [self.real(&k)?, self.real(&v)?], 0)?;
         Ok([q, k, v])
     }
 }
@@ -29,7 +29,7 @@ impl Cuda {
         batch: &Batch,
         shape: &RopeShape<CudaTensor>,
         [k, v]: [u64; 2],
-        slots: Arg,
+        slots: u64,
     ) -> Result<CudaTensor> {
         check(self, qkv, batch, shape)?;
         let rows = batch.rows();
@@ -47,36 +47,22 @@ impl Cuda {
             1 => None,
             _ => Some(self.upload(&frequency_rows(batch, several))?),
         };
-        let mut args = vec![
-            Arg::Address(self.real(&q)?),
-            Arg::Address(k),
-            Arg::Address(v),
-            Arg::Address(self.real(qkv)?),
-            metadata.positions(self),
-            slots,
-            Arg::Address(self.wide(&shape.inv_freq)?),
-            Arg::Address(tables.as_ref().map_or(0, |tables| self.address(tables))),
-            Arg::Address(q_norm),
-            Arg::Address(k_norm),
-            Arg::Int(shape.heads as i32),
-            Arg::Int(shape.kv_heads as i32),
-            Arg::Int(shape.head_dim as i32),
-            Arg::Float(eps),
-        ];
+        let mut args = Args::new([self.real(&q)?, k, v, self.real(qkv)?])
+            .addresses([metadata.positions(self), slots, self.wide(&shape.inv_freq)?])
+            .addresses([tables.as_ref().map_or(0, |tables| self.address(tables)), q_norm, k_norm])
+            .ints([shape.heads, shape.kv_heads, shape.head_dim])
+            .floats([eps]);
         let in_halves = shape.turned == shape.head_dim && shape.pairing == Pairing::Halves;
         let kernel = match in_halves && !q_whole && !k_whole && HALVES.contains(&shape.head_dim) {
             true => "rope_halves",
             false => {
-                args.extend([
-                    Arg::Int(q_whole as i32),
-                    Arg::Int(k_whole as i32),
-                    Arg::Int(shape.turned as i32),
-                    Arg::Int((shape.pairing == Pairing::Neighbours) as i32),
-                ]);
+                let neighbours = shape.pairing == Pairing::Neighbours;
+                let [q_whole, k_whole, neighbours] = [q_whole, k_whole, neighbours].map(usize::from);
+                args = args.ints([q_whole, k_whole, shape.turned, neighbours]);
                 "rope"
             }
         };
-        args.extend([Arg::Float(shape.stretch), Arg::Float(growth.beta), Arg::Int(growth.original as i32)]);
+        let args = args.floats([shape.stretch, growth.beta]).ints([growth.original]);
         self.launch(kernel, Launch::blocks(rows, 256).shared(4 * shape.head_dim), &args)?;
         Ok(q)
     }

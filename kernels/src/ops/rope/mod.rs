@@ -4,6 +4,7 @@
 mod cpu;
 pub(crate) mod cuda;
 
+use crate::error::expect;
 use crate::{Batch, Device, Error, Result};
 
 /// How the columns of a stage's `q|k|v` output are read.
@@ -110,10 +111,7 @@ pub(crate) fn check<D: Device>(
     shape: &RopeShape<D::Tensor>,
 ) -> Result<()> {
     let d = shape.head_dim;
-    let (qkv, expected) = (device.shape(qkv), (batch.rows(), (shape.heads + 2 * shape.kv_heads) * d));
-    if qkv != expected {
-        return Err(Error::shape("rope", expected, qkv));
-    }
+    expect("rope", (batch.rows(), (shape.heads + 2 * shape.kv_heads) * d), device.shape(qkv))?;
     if !d.is_multiple_of(2) || !shape.turned.is_multiple_of(2) || shape.turned > d {
         return Err(Error::shape(
             "rope",

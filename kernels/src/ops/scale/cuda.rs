@@ -1,5 +1,5 @@
 use super::{Scale, check_cap};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
+use crate::cuda::{Args, Cuda, CudaTensor, Launch};
 use crate::ops::add;
 use crate::{Device, Result};
 
@@ -19,13 +19,9 @@ impl Scale for Cuda {
         check_cap(cap)?;
         let shape = self.shape(scores);
         let y = self.new_wide_tensor(shape)?;
-        let args = [
-            Arg::Address(self.wide(&y)?),
-            Arg::Address(self.wide(scores)?),
-            Arg::Float(factor),
-            Arg::Float(cap.unwrap_or(0.0)),
-            Arg::Long((shape.0 * shape.1) as u64),
-        ];
+        let args = Args::new([self.wide(&y)?, self.wide(scores)?])
+            .floats([factor, cap.unwrap_or(0.0)])
+            .long(shape.0 * shape.1);
         self.launch("cap_scores", Launch::threads(shape.0 * shape.1).early(), &args)?;
         Ok(y)
     }
@@ -37,13 +33,8 @@ impl Cuda {
         let shape = self.shape(b);
         let y = self.new_tensor(shape)?;
         let count = shape.0 * shape.1;
-        let args = [
-            Arg::Address(self.real(&y)?),
-            Arg::Address(a.map_or(Ok(0), |a| self.real(a))?),
-            Arg::Address(self.real(b)?),
-            Arg::Float(factor),
-            Arg::Long(count as u64),
-        ];
+        let args =
+            Args::new([self.real(&y)?, self.real_or_none(a)?, self.real(b)?]).floats([factor]).long(count);
         self.launch("add_scaled", Launch::threads(count.div_ceil(8)).early(), &args)?;
         Ok(y)
     }

@@ -1,5 +1,5 @@
 use super::{Divergence, TokenLoss, check_pair, check_targets};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
+use crate::cuda::{Args, Cuda, CudaTensor, Launch};
 use crate::{Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("token_loss.cu");
@@ -13,12 +13,7 @@ impl TokenLoss for Cuda {
         check_targets((rows, vocab), targets)?;
         let loss = self.alloc::<f32>(rows)?;
         let targets = self.upload(targets)?;
-        let args = [
-            Arg::Address(self.address(&loss)),
-            Arg::Address(self.wide(logits)?),
-            Arg::Address(self.address(&targets)),
-            Arg::Int(vocab as i32),
-        ];
+        let args = Args::new([self.address(&loss), self.wide(logits)?, self.address(&targets)]).ints([vocab]);
         self.launch("token_loss", Launch::blocks(rows, THREADS), &args)?;
         self.download(&loss.slice(..rows))
     }
@@ -27,13 +22,9 @@ impl TokenLoss for Cuda {
         let (rows, vocab) = self.shape(logits);
         check_pair(self.shape(reference), (rows, vocab))?;
         let (kl, same) = (self.alloc::<f32>(rows)?, self.alloc::<u32>(rows)?);
-        let args = [
-            Arg::Address(self.address(&kl)),
-            Arg::Address(self.address(&same)),
-            Arg::Address(self.wide(reference)?),
-            Arg::Address(self.wide(logits)?),
-            Arg::Int(vocab as i32),
-        ];
+        let args =
+            Args::new([self.address(&kl), self.address(&same), self.wide(reference)?, self.wide(logits)?])
+                .ints([vocab]);
         self.launch("divergence", Launch::blocks(rows, THREADS), &args)?;
         let same = self.download(&same.slice(..rows))?;
         let pairs = self.download(&kl.slice(..rows))?.into_iter().zip(same);

@@ -3,6 +3,7 @@
 mod cpu;
 pub(crate) mod cuda;
 
+use crate::error::expect;
 use crate::{Device, Error, Result};
 
 /// One token's distance between two models.
@@ -25,9 +26,7 @@ pub trait TokenLoss: Device {
 
 /// A target for every row, inside the vocabulary.
 pub(crate) fn check_targets(logits: (usize, usize), targets: &[u32]) -> Result<()> {
-    if targets.len() != logits.0 {
-        return Err(Error::shape("token_loss targets", logits.0, targets.len()));
-    }
+    expect("token_loss targets", logits.0, targets.len())?;
     match targets.iter().find(|&&t| t as usize >= logits.1) {
         Some(t) => Err(Error::shape("token_loss target", format!("below {}", logits.1), t)),
         None => Ok(()),
@@ -36,10 +35,7 @@ pub(crate) fn check_targets(logits: (usize, usize), targets: &[u32]) -> Result<(
 
 /// Both must have one row a token over the same vocabulary.
 pub(crate) fn check_pair(reference: (usize, usize), logits: (usize, usize)) -> Result<()> {
-    if reference != logits {
-        return Err(Error::shape("divergence", reference, logits));
-    }
-    Ok(())
+    expect("divergence", reference, logits)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 use super::{Likeliest, TopLogits, check};
-use crate::cuda::{Arg, Cuda, CudaTensor, Launch};
+use crate::cuda::{Args, Cuda, CudaTensor, Launch};
 use crate::{Device, Result};
 
 pub(crate) const SOURCE: &str = include_str!("top_logits.cu");
@@ -18,21 +18,11 @@ impl TopLogits for Cuda {
         // Ids and logits of the candidates, and the total.
         let width = 2 * count + 1;
         let best = self.scratch(4 * rows * width)?;
-        let args = [
-            Arg::Address(self.arrived(&keys)?),
-            Arg::Address(self.arrived(&masses)?),
-            Arg::Address(self.wide(logits)?),
-            Arg::Int(vocab as i32),
-            Arg::Int(count as i32),
-        ];
+        let args = Args::new([self.arrived(&keys)?, self.arrived(&masses)?, self.wide(logits)?])
+            .ints([vocab, count]);
         self.launch("top_logits_of_parts", Launch::grid(parts, rows, 1, THREADS).early(), &args)?;
-        let args = [
-            Arg::Address(self.arrived(&best)?),
-            Arg::Address(self.arrived(&keys)?),
-            Arg::Address(self.arrived(&masses)?),
-            Arg::Int(parts as i32),
-            Arg::Int(count as i32),
-        ];
+        let args = Args::new([self.arrived(&best)?, self.arrived(&keys)?, self.arrived(&masses)?])
+            .ints([parts, count]);
         let launch = Launch::blocks(rows, THREADS).shared(8 * parts * count).early();
         self.launch("top_logits_of_all", launch, &args)?;
         let best = self.answer(&self.view(&best, 0..4 * rows * width)?)?.words()?;

@@ -22,7 +22,7 @@ use super::http::{Http, Server};
 use super::report::Report;
 use super::{load, report, runtime};
 use crate::args::ServeBenchArgs;
-use crate::commands::common::{self, DeviceKind, OnDevice};
+use crate::commands::common::{self, Chosen, DeviceKind};
 use crate::commands::serve::prefill_limits;
 use crate::output;
 
@@ -32,7 +32,10 @@ pub fn run(args: &ServeBenchArgs, model: &str) -> Result<()> {
     let text = Arc::new(Codec::load(&dir, None)?);
     let limits = limits(args, &config)?;
     let compare = Compare { args, dir: &dir, config: &config, text, limits };
-    let comparison = common::on_device(args.device, &config, compare)?;
+    let comparison = match common::device(args.device, &config)? {
+        Chosen::Cpu(cpu) => compare.run(&cpu, DeviceKind::Cpu)?,
+        Chosen::Gpu(gpu) => compare.run(&gpu, DeviceKind::Gpu)?,
+    };
     match args.json {
         true => output::json(&comparison)?,
         false => comparison.print(args, model)?,
@@ -62,7 +65,7 @@ fn limits(args: &ServeBenchArgs, config: &ModelConfig) -> Result<EngineLimits> {
 #[derive(Serialize)]
 struct Comparison {
     device: String,
-    kv_cache_dtype: &'static str,
+    kv_cache_dtype: String,
     /// The median of all rounds.
     http_share: f64,
     /// By this share, the smallest first.
@@ -97,7 +100,7 @@ impl Round {
 }
 
 impl Comparison {
-    fn new(device: String, kv_cache_dtype: &'static str, mut rounds: Vec<Round>) -> Self {
+    fn new(device: String, kv_cache_dtype: String, mut rounds: Vec<Round>) -> Self {
         rounds.sort_by(|a, b| a.http_share.total_cmp(&b.http_share));
         let http_share = rounds.get(rounds.len() / 2).map_or(f64::NAN, |round| round.http_share);
         Self { device, kv_cache_dtype, http_share, rounds }
@@ -107,18 +110,18 @@ impl Comparison {
     fn print(&self, args: &ServeBenchArgs, model: &str) -> Result<()> {
         let (first, last) = (self.rounds.first(), self.rounds.last());
         let Some(round) = self.rounds.get(self.rounds.len() / 2) else { return Ok(()) };
-        report::title(args, &format!("{model}{}, on {}", args.kv_cache_dtype.note(), self.device))?;
+        report::title(args, &format!("{model}{}, on {}", common::kv_note(args.kv_cache_dtype), self.device))?;
         report::table(round.runs().map(|(name, run)| (name, &run.report)))?;
         let cached = round.runs().map(|(name, run)| format!("{name} {}", run.cached_tokens));
         let cached = cached.collect::<Vec<_>>().join("; ");
-        output::line(format_args!("\nprompt tokens found in the prefix cache: {cached}"))?;
+        say!("\nprompt tokens found in the prefix cache: {cached}")?;
         let percent = |round: Option<&Round>| 100.0 * round.map_or(f64::NAN, |round| round.http_share);
         let range = match self.rounds.len() {
             1 => String::new(),
             n => format!(" (median of {n} rounds, {:.1} to {:.1})", percent(first), percent(last)),
         };
         let share = percent(Some(round));
-        Ok(output::line(format_args!("HTTP has {share:.1} % of the engine's tokens a second{range}"))?)
+        Ok(say!("HTTP has {share:.1} % of the engine's tokens a second{range}")?)
     }
 }
 
@@ -138,19 +141,15 @@ enum Way {
     Http,
 }
 
-impl OnDevice for Compare<'_> {
-    type Output = Comparison;
-
-    fn run<B: Backend>(mut self, device: B, kind: DeviceKind) -> Result<Comparison> {
+impl Compare<'_> {
+    fn run<B: Backend>(mut self, device: &B, kind: DeviceKind) -> Result<Comparison> {
         self.limits.prefill = prefill_limits(kind, None, None);
         let kv_dtype = self.args.kv_cache_dtype;
-        let model = common::load_model(&device, self.dir)?.with_kv_dtype(kv_dtype.into());
+        let model = common::load_model(device, self.dir)?.with_kv_dtype(kv_dtype.into());
         let rounds = (0..self.args.rounds).map(|number| self.round(&model, number));
-        Ok(Comparison::new(device.name(), kv_dtype.name(), rounds.collect::<Result<_>>()?))
+        Ok(Comparison::new(device.name(), common::name(kv_dtype), rounds.collect::<Result<_>>()?))
     }
-}
 
-impl Compare<'_> {
     /// Which of them goes first changes from round to round, since a machine is not the same all the time.
     fn round<B: Backend>(&self, model: &Model<B>, number: u32) -> Result<Round> {
         let straight = || self.measure(model, Way::Straight, self.limits);

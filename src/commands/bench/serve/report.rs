@@ -7,7 +7,6 @@ use serde::Serialize;
 
 use super::load::{Outcome, Times};
 use crate::args::ServeBenchArgs;
-use crate::output;
 
 /// Too many requests at a time.
 const REFUSED: u16 = 429;
@@ -123,7 +122,7 @@ impl Report {
 
     pub fn print(&self, args: &ServeBenchArgs) -> Result<()> {
         title(args, &args.url)?;
-        let line = |what: &str, value: String| output::line(format_args!("{what:<26} {value}"));
+        let line = |what: &str, value: String| say!("{what:<26} {value}");
         line("seconds", format!("{:>9.1}", self.seconds))?;
         line("whole streams", format!("{:>9}   {:.1} a second", self.whole, self.requests_per_second))?;
         line("tokens", format!("{:>9}   {:.1} a second", self.tokens, self.tokens_per_second))?;
@@ -154,15 +153,13 @@ pub fn title(args: &ServeBenchArgs, what: &str) -> Result<()> {
         0 => String::new(),
         shared => format!(", {shared} of them shared"),
     };
-    Ok(output::line(format_args!("{what}: {clients} clients, {prompt_tokens}{shared} + {tokens} tokens\n"))?)
+    Ok(say!("{what}: {clients} clients, {prompt_tokens}{shared} + {tokens} tokens\n")?)
 }
 
 /// Several reports, one a line.
 pub fn table<'a>(reports: impl Iterator<Item = (&'static str, &'a Report)>) -> Result<()> {
-    output::line(format_args!(
-        "{:<22} {:>8} {:>9}   first token, ms: p50 / p95 / p99   between tokens, ms: p50 / p95 / p99",
-        "", "streams", "tokens/s"
-    ))?;
+    let latencies = "first token, ms: p50 / p95 / p99   between tokens, ms: p50 / p95 / p99";
+    say!("                        streams  tokens/s   {latencies}")?;
     for (name, report) in reports {
         let ms = |percentiles: Option<Percentiles>| {
             let [p50, p95, p99] = percentiles.map_or([f64::NAN; 3], Percentiles::milliseconds);
@@ -170,7 +167,7 @@ pub fn table<'a>(reports: impl Iterator<Item = (&'static str, &'a Report)>) -> R
         };
         let (whole, rate) = (report.whole, report.tokens_per_second);
         let (first, between) = (ms(report.first_token_seconds), ms(report.between_tokens_seconds));
-        output::line(format_args!("{name:<22} {whole:>8} {rate:>9.1}   {first} {between}"))?;
+        say!("{name:<22} {whole:>8} {rate:>9.1}   {first} {between}")?;
     }
     Ok(())
 }

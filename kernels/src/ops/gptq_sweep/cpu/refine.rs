@@ -10,85 +10,95 @@ use rayon::prelude::*;
 use super::target::view;
 use super::{CpuSweep, Row};
 use crate::cpu::axpy;
-use crate::ops::gptq_sweep::{GridSpec, Grouping};
-use crate::{Error, Result};
+use crate::error::expect;
+use crate::ops::gptq_sweep::{GridSpec, Grouping, SweepRefine};
+use crate::{Cpu, Error, Result};
 
 /// Rows that a thread takes at a time.
 const STRIP: usize = 64;
 
-pub(super) fn refine(
-    sweep: &mut CpuSweep,
-    target: &Array2<f32>,
-    hessian: &Array2<f32>,
-    rounds: usize,
-) -> Result<()> {
-    check(sweep, target, hessian)?;
-    let columns = sweep.dims().1;
-    let CpuSweep { rows, grouping, spec } = sweep;
-    let ((windows, whole), places) = (grouping.windows(), grouping.places());
-    let targets = target.as_slice().unwrap_or_default().par_chunks(STRIP * columns.max(1));
-    rows.par_chunks_mut(STRIP).zip(targets).for_each(|(rows, target)| {
-        let missing = missing(rows, target);
-        let mut strip = Strip { rows, missing, hessian };
-        for _ in 0..rounds {
-            for window in &windows {
-                strip.descend(grouping, window, whole.then_some(spec));
+impl SweepRefine for Cpu {
+    fn sweep_refine(
+        &self,
+        sweep: &mut CpuSweep,
+        target: &Array2<f32>,
+        hessian: &Array2<f32>,
+        rounds: usize,
+    ) -> Result<()> {
+        check(sweep, target, hessian)?;
+        let columns = sweep.dims().1;
+        let CpuSweep { rows, grouping, spec } = sweep;
+        let ((windows, whole), places) = (grouping.windows(), grouping.places());
+        let targets = target.as_slice().unwrap_or_default().par_chunks(STRIP * columns.max(1));
+        rows.par_chunks_mut(STRIP).zip(targets).for_each(|(rows, target)| {
+            let missing = missing(rows, target);
+            let mut strip = Strip { rows, missing, hessian };
+            for _ in 0..rounds {
+                for window in &windows {
+                    strip.descend(grouping, window, whole.then_some(spec));
+                }
+                for (group, places) in places.iter().enumerate().filter(|_| !whole) {
+                    strip.refit_alone(spec, group, places);
+                }
             }
-            for (group, places) in places.iter().enumerate().filter(|_| !whole) {
-                strip.refit_alone(spec, group, places);
-            }
-        }
-    });
-    Ok(())
-}
-
-/// `E H E^T + 2 E P^T` of each row.
-pub(super) fn losses(
-    sweep: &CpuSweep,
-    weights: &Array2<f32>,
-    hessian: &Array2<f32>,
-    pull: Option<&Array2<f32>>,
-) -> Result<Vec<f32>> {
-    check(sweep, weights, hessian)?;
-    if let Some(pull) = pull.filter(|pull| pull.dim() != weights.dim()) {
-        return Err(Error::shape("sweep_losses pull", weights.dim(), pull.dim()));
+        });
+        Ok(())
     }
-    let columns = sweep.dims().1.max(1);
-    let strips = sweep.rows.par_chunks(STRIP).enumerate();
-    let losses = strips.flat_map_iter(|(i, rows)| {
-        let start = i * STRIP * columns;
-        let part = |matrix: &Array2<f32>| -> Vec<f32> {
-            matrix.as_slice().unwrap_or_default()[start..][..rows.len() * columns].to_vec()
-        };
-        let weights = part(weights);
-        let gradient = product(&missing(rows, &weights), rows.len(), view(hessian));
-        let pull = pull.map(part);
-        rows.iter()
-            .enumerate()
-            .map(move |(r, row)| {
-                let here = r * columns..(r + 1) * columns;
-                let pull = pull.as_ref().map(|pull| &pull[here.clone()]);
-                let term = |(j, (w, g)): (usize, (&f32, &f32))| {
-                    let pull = pull.map_or(0.0, |pull| 2.0 * pull[j] as f64);
-                    (w - row.weights[j]) as f64 * (*g as f64 + pull)
-                };
-                let pairs = weights[here.clone()].iter().zip(&gradient[here.clone()]);
-                pairs.enumerate().map(term).sum::<f64>() as f32
-            })
-            .collect::<Vec<_>>()
-    });
-    Ok(losses.collect())
+
+    fn sweep_losses(
+        &self,
+        sweep: &CpuSweep,
+        weights: &Array2<f32>,
+        hessian: &Array2<f32>,
+        pull: Option<&Array2<f32>>,
+    ) -> Result<Vec<f32>> {
+        check(sweep, weights, hessian)?;
+        expect("sweep_losses pull", weights.dim(), pull.map_or(weights.dim(), Array2::dim))?;
+        let columns = sweep.dims().1.max(1);
+        let strips = sweep.rows.par_chunks(STRIP).enumerate();
+        let losses = strips.flat_map_iter(|(i, rows)| {
+            let start = i * STRIP * columns;
+            let part = |matrix: &Array2<f32>| -> Vec<f32> {
+                matrix.as_slice().unwrap_or_default()[start..][..rows.len() * columns].to_vec()
+            };
+            let weights = part(weights);
+            let gradient = product(&missing(rows, &weights), rows.len(), view(hessian));
+            let pull = pull.map(part);
+            rows.iter()
+                .enumerate()
+                .map(move |(r, row)| {
+                    let here = r * columns..(r + 1) * columns;
+                    let pull = pull.as_ref().map(|pull| &pull[here.clone()]);
+                    let term = |(j, (w, g)): (usize, (&f32, &f32))| {
+                        let pull = pull.map_or(0.0, |pull| 2.0 * pull[j] as f64);
+                        (w - row.weights[j]) as f64 * (*g as f64 + pull)
+                    };
+                    let pairs = weights[here.clone()].iter().zip(&gradient[here.clone()]);
+                    pairs.enumerate().map(term).sum::<f64>() as f32
+                })
+                .collect::<Vec<_>>()
+        });
+        Ok(losses.collect())
+    }
+
+    fn sweep_copy(&self, sweep: &CpuSweep) -> Result<CpuSweep> {
+        Ok(sweep.clone())
+    }
+
+    fn sweep_take_rows(&self, sweep: &mut CpuSweep, from: &CpuSweep, rows: Range<usize>) -> Result<()> {
+        let (dims, other) = (sweep.dims(), from.dims());
+        if dims != other || rows.end > dims.0 || rows.start > rows.end {
+            return Err(Error::shape("sweep_take_rows", (dims, "rows of both"), (other, rows)));
+        }
+        sweep.rows[rows.clone()].clone_from_slice(&from.rows[rows]);
+        Ok(())
+    }
 }
 
 fn check(sweep: &CpuSweep, weights: &Array2<f32>, hessian: &Array2<f32>) -> Result<()> {
     let (rows, columns) = sweep.dims();
-    match (weights.dim(), hessian.dim()) == ((rows, columns), (columns, columns)) {
-        true => Ok(()),
-        false => {
-            let expected = ((rows, columns), (columns, columns));
-            Err(Error::shape("gptq_sweep target and Hessian", expected, (weights.dim(), hessian.dim())))
-        }
-    }
+    let got = (weights.dim(), hessian.dim());
+    expect("gptq_sweep target and Hessian", ((rows, columns), (columns, columns)), got)
 }
 
 /// `E = W - Q` of some rows.

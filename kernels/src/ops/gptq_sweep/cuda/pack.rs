@@ -4,7 +4,7 @@ use cudarc::driver::CudaSlice;
 
 use super::CudaSweep;
 use crate::Result;
-use crate::cuda::{Arg, Cuda, Launch};
+use crate::cuda::{Args, Cuda, Launch};
 use crate::packing::{ZeroOffset, lane_words};
 
 impl Cuda {
@@ -13,13 +13,7 @@ impl Cuda {
         let words = lane_words(k, bits)?;
         let codes = self.codes_in_file_order(sweep)?;
         let qweight = self.alloc::<u32>(words * rows)?;
-        let args = [
-            Arg::Address(self.address(&qweight)),
-            Arg::Address(self.address(&codes)),
-            Arg::Int(rows as i32),
-            Arg::Int(k as i32),
-            Arg::Int(bits as i32),
-        ];
+        let args = Args::new([self.address(&qweight), self.address(&codes)]).ints([rows, k, bits as usize]);
         self.launch("pack_codes", Launch::grid(rows.div_ceil(256), words, 1, 256), &args)?;
         Ok(qweight)
     }
@@ -28,14 +22,8 @@ impl Cuda {
         let (rows, groups, bits) = (sweep.rows, sweep.grouping.groups, sweep.spec.bits);
         let words = lane_words(rows, bits)?;
         let qzeros = self.alloc::<u32>(groups * words)?;
-        let args = [
-            Arg::Address(self.address(&qzeros)),
-            Arg::Address(self.address(&sweep.zeros)),
-            Arg::Int(words as i32),
-            Arg::Int(rows as i32),
-            Arg::Int(bits as i32),
-            Arg::Int(zero_offset as i32),
-        ];
+        let numbers = [words, rows, bits as usize, zero_offset.into()];
+        let args = Args::new([self.address(&qzeros), self.address(&sweep.zeros)]).ints(numbers);
         self.launch("pack_zeros", Launch::grid(words.div_ceil(256), groups, 1, 256), &args)?;
         Ok(qzeros)
     }
@@ -44,12 +32,8 @@ impl Cuda {
     pub(super) fn codes_in_file_order(&self, sweep: &CudaSweep) -> Result<CudaSlice<u8>> {
         let k = sweep.grouping.order.len();
         let codes = self.alloc::<u8>(sweep.rows * k)?;
-        let args = [
-            Arg::Address(self.address(&codes)),
-            Arg::Address(self.address(&sweep.codes)),
-            Arg::Address(self.address(&sweep.order)),
-            Arg::Int(k as i32),
-        ];
+        let args = Args::new([self.address(&codes), self.address(&sweep.codes), self.address(&sweep.order)])
+            .ints([k]);
         self.launch("sweep_scatter", Launch::blocks(sweep.rows, 256), &args)?;
         Ok(codes)
     }

@@ -5,7 +5,9 @@ use std::ops::Range;
 use cudarc::driver::{CudaSlice, DeviceRepr};
 
 use super::{CudaSweep, ROWS};
-use crate::cuda::{Arg, Cuda, Launch, Operand};
+use crate::cuda::{Args, Cuda, Launch, Operand, ROUGH};
+use crate::error::expect;
+use crate::ops::gptq_sweep::SweepRefine;
 use crate::ops::hessian::cuda::CudaMatrix;
 use crate::{Error, Result};
 
@@ -22,8 +24,8 @@ struct Refining<'a> {
     whole: bool,
 }
 
-impl Cuda {
-    pub(super) fn refine(
+impl SweepRefine for Cuda {
+    fn sweep_refine(
         &self,
         sweep: &mut CudaSweep,
         target: &CudaMatrix,
@@ -45,7 +47,7 @@ impl Cuda {
         Ok(())
     }
 
-    pub(super) fn losses(
+    fn sweep_losses(
         &self,
         sweep: &CudaSweep,
         weights: &CudaMatrix,
@@ -53,37 +55,64 @@ impl Cuda {
         pull: Option<&CudaMatrix>,
     ) -> Result<Vec<f32>> {
         check(sweep, weights, hessian)?;
-        if let Some(pull) = pull.filter(|pull| pull.dims != weights.dims) {
-            return Err(Error::shape("sweep_losses pull", weights.dims, pull.dims));
-        }
+        expect("sweep_losses pull", weights.dims, pull.map_or(weights.dims, |pull| pull.dims))?;
         let (rows, columns) = sweep.dims();
         let difference = self.missing(sweep, weights)?;
         let gradient = self.alloc::<f32>(rows * columns)?;
         let wide = |slice: &CudaSlice<f32>| Operand::wide(self.address(slice), columns);
         let (h, e) = (wide(&hessian.values), wide(&difference));
-        self.gemm_rough((columns, rows, columns), (1.0, 0.0), h, e, wide(&gradient))?;
+        self.gemm_as(ROUGH, (columns, rows, columns), (1.0, 0.0), [h, e, wide(&gradient)])?;
         let losses = self.alloc::<f32>(rows)?;
-        let args = [
-            Arg::Address(self.address(&losses)),
-            Arg::Address(self.address(&difference)),
-            Arg::Address(self.address(&gradient)),
-            Arg::Address(pull.map_or(0, |pull| self.address(&pull.values))),
-            Arg::Int(columns as i32),
-        ];
+        let args = Args::new([self.address(&losses), self.address(&difference), self.address(&gradient)])
+            .addresses([pull.map_or(0, |pull| self.address(&pull.values))])
+            .ints([columns]);
         self.launch("sweep_row_losses", Launch::blocks(rows, 256), &args)?;
         self.download(&losses.slice(..rows))
     }
 
+    fn sweep_copy(&self, sweep: &CudaSweep) -> Result<CudaSweep> {
+        Ok(CudaSweep {
+            weights: self.copied(&sweep.weights)?,
+            codes: self.copied(&sweep.codes)?,
+            losses: self.copied(&sweep.losses)?,
+            scales: self.copied(&sweep.scales)?,
+            zeros: self.copied(&sweep.zeros)?,
+            group_of: self.copied(&sweep.group_of)?,
+            group_end: self.copied(&sweep.group_end)?,
+            order: self.copied(&sweep.order)?,
+            rows: sweep.rows,
+            grids_known: sweep.grids_known,
+            grouping: sweep.grouping.clone(),
+            spec: sweep.spec,
+        })
+    }
+
+    fn sweep_take_rows(&self, sweep: &mut CudaSweep, from: &CudaSweep, rows: Range<usize>) -> Result<()> {
+        let (dims, other) = (sweep.dims(), from.dims());
+        if dims != other || rows.end > dims.0 || rows.start > rows.end {
+            return Err(Error::shape("sweep_take_rows", (dims, "rows of both"), (other, rows)));
+        }
+        let values = rows.start * dims.1..rows.end * dims.1;
+        self.copy_range(&from.weights, &mut sweep.weights, values.clone())?;
+        self.copy_range(&from.codes, &mut sweep.codes, values)?;
+        self.copy_range(&from.losses, &mut sweep.losses, rows.clone())?;
+        let args =
+            Args::new([self.address(&sweep.scales), self.address(&sweep.zeros), self.address(&from.scales)])
+                .addresses([self.address(&from.zeros)])
+                .ints([dims.0, rows.start, rows.len()]);
+        let groups = sweep.grouping.groups;
+        self.launch("sweep_take_grids", Launch::grid(rows.len().div_ceil(256), groups, 1, 256), &args)
+    }
+}
+
+impl Cuda {
     /// `W - Q`
     fn missing(&self, sweep: &CudaSweep, weights: &CudaMatrix) -> Result<CudaSlice<f32>> {
         let count = sweep.rows * sweep.dims().1;
         let difference = self.alloc::<f32>(count)?;
-        let args = [
-            Arg::Address(self.address(&difference)),
-            Arg::Address(self.address(&weights.values)),
-            Arg::Address(self.address(&sweep.weights)),
-            Arg::Long(count as u64),
-        ];
+        let args = Args::new([self.address(&difference), self.address(&weights.values)])
+            .addresses([self.address(&sweep.weights)])
+            .long(count);
         self.launch("sweep_minus", Launch::threads(count), &args)?;
         Ok(difference)
     }
@@ -105,24 +134,13 @@ impl Cuda {
         for window in windows {
             let width = window.len();
             let changes = self.alloc::<f32>(rows * width)?;
-            let args = [
-                Arg::Address(self.address(&sweep.weights)),
-                Arg::Address(self.address(&sweep.codes)),
-                Arg::Address(self.address(missing)),
-                Arg::Address(self.address(&changes)),
-                Arg::Address(g(window.start).address),
-                Arg::Address(self.address(&sweep.scales)),
-                Arg::Address(self.address(&sweep.zeros)),
-                Arg::Address(self.address(&hessian.values)),
-                Arg::Address(self.address(&sweep.group_of)),
-                Arg::Int(rows as i32),
-                Arg::Int(k as i32),
-                Arg::Int(window.start as i32),
-                Arg::Int(width as i32),
-                Arg::Int(span.len() as i32),
-                Arg::Int(*whole as i32),
-                Arg::Spec(sweep.spec.numbers()),
-            ];
+            let args =
+                Args::new([self.address(&sweep.weights), self.address(&sweep.codes), self.address(missing)])
+                    .addresses([self.address(&changes), g(window.start).address, self.address(&sweep.scales)])
+                    .addresses([self.address(&sweep.zeros), self.address(&hessian.values)])
+                    .addresses([self.address(&sweep.group_of)])
+                    .ints([rows, k, window.start, width, span.len(), usize::from(*whole)])
+                    .and(sweep.spec.arg());
             let launch = Launch::blocks(rows.div_ceil(ROWS), 32 * ROWS as u32).shared(4 * width * width);
             self.launch("sweep_descend", launch, &args)?;
             // G -= D H for the windows that are still to come.
@@ -144,33 +162,19 @@ impl Cuda {
         let inside = self.taken(hessian, places, places, (width, width))?;
         let matrix = || self.alloc::<f32>(rows * width);
         let (codes, product, gradient) = (matrix()?, matrix()?, matrix()?);
-        let sizes = [rows, k, width, number].map(|size| Arg::Int(size as i32));
-        let args = [
-            Arg::Address(self.address(&codes)),
-            Arg::Address(self.address(&sweep.codes)),
-            Arg::Address(self.address(&sweep.zeros)),
-            Arg::Address(places),
-        ];
-        let args: Vec<Arg> = args.into_iter().chain(sizes).collect();
+        let args =
+            Args::new([self.address(&codes), self.address(&sweep.codes), self.address(&sweep.zeros), places])
+                .ints([rows, k, width, number]);
         self.launch("sweep_signed_codes", Launch::blocks(rows, 128), &args)?;
         let wide = |slice: &CudaSlice<f32>| Operand::wide(self.address(slice), width);
         self.gemm((width, rows, width), (1.0, 0.0), wide(&inside), wide(&codes), wide(&product))?;
         let e = Operand::wide(self.address(missing), k);
         self.gemm((width, rows, k), (1.0, 0.0), wide(&columns), e, wide(&gradient))?;
-        let args = [
-            Arg::Address(self.address(&sweep.weights)),
-            Arg::Address(self.address(missing)),
-            Arg::Address(self.address(&sweep.scales)),
-            Arg::Address(self.address(&codes)),
-            Arg::Address(self.address(&product)),
-            Arg::Address(self.address(&gradient)),
-            Arg::Address(places),
-            Arg::Int(rows as i32),
-            Arg::Int(k as i32),
-            Arg::Int(width as i32),
-            Arg::Int(number as i32),
-            Arg::Spec(sweep.spec.numbers()),
-        ];
+        let args =
+            Args::new([self.address(&sweep.weights), self.address(missing), self.address(&sweep.scales)])
+                .addresses([self.address(&codes), self.address(&product), self.address(&gradient), places])
+                .ints([rows, k, width, number])
+                .and(sweep.spec.arg());
         self.launch("sweep_rescale", Launch::blocks(rows.div_ceil(ROWS), 32 * ROWS as u32), &args)
     }
 
@@ -183,43 +187,10 @@ impl Cuda {
         dims: (usize, usize),
     ) -> Result<CudaSlice<f32>> {
         let taken = self.alloc::<f32>(dims.0 * dims.1)?;
-        let args = [
-            Arg::Address(self.address(&taken)),
-            Arg::Address(self.address(&matrix.values)),
-            Arg::Address(rows),
-            Arg::Address(columns),
-            Arg::Int(matrix.dims.1 as i32),
-            Arg::Int(dims.1 as i32),
-        ];
+        let args = Args::new([self.address(&taken), self.address(&matrix.values), rows, columns])
+            .ints([matrix.dims.1, dims.1]);
         self.launch("sweep_take", Launch::grid(dims.1.div_ceil(256), dims.0, 1, 256), &args)?;
         Ok(taken)
-    }
-
-    pub(super) fn take_rows(
-        &self,
-        sweep: &mut CudaSweep,
-        from: &CudaSweep,
-        rows: Range<usize>,
-    ) -> Result<()> {
-        let (dims, other) = (sweep.dims(), from.dims());
-        if dims != other || rows.end > dims.0 || rows.start > rows.end {
-            return Err(Error::shape("sweep_take_rows", (dims, "rows of both"), (other, rows)));
-        }
-        let values = rows.start * dims.1..rows.end * dims.1;
-        self.copy_range(&from.weights, &mut sweep.weights, values.clone())?;
-        self.copy_range(&from.codes, &mut sweep.codes, values)?;
-        self.copy_range(&from.losses, &mut sweep.losses, rows.clone())?;
-        let args = [
-            Arg::Address(self.address(&sweep.scales)),
-            Arg::Address(self.address(&sweep.zeros)),
-            Arg::Address(self.address(&from.scales)),
-            Arg::Address(self.address(&from.zeros)),
-            Arg::Int(dims.0 as i32),
-            Arg::Int(rows.start as i32),
-            Arg::Int(rows.len() as i32),
-        ];
-        let groups = sweep.grouping.groups;
-        self.launch("sweep_take_grids", Launch::grid(rows.len().div_ceil(256), groups, 1, 256), &args)
     }
 
     /// The same values in memory of their own.
@@ -232,9 +203,6 @@ impl Cuda {
 
 fn check(sweep: &CudaSweep, weights: &CudaMatrix, hessian: &CudaMatrix) -> Result<()> {
     let (rows, columns) = sweep.dims();
-    let expected = ((rows, columns), (columns, columns));
-    match (weights.dims, hessian.dims) == expected {
-        true => Ok(()),
-        false => Err(Error::shape("gptq_sweep target and Hessian", expected, (weights.dims, hessian.dims))),
-    }
+    let got = (weights.dims, hessian.dims);
+    expect("gptq_sweep target and Hessian", ((rows, columns), (columns, columns)), got)
 }

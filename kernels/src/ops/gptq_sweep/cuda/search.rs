@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::CudaSweep;
-use crate::cuda::{Arg, Cuda, Launch};
+use crate::cuda::{Args, Cuda, Launch};
 use crate::{Error, LOOP_WINDOW, Result};
 
 /// Bytes of a window's part of U, and of what one warp keeps: errors of 32 candidates, weights of two rows.
@@ -36,18 +36,10 @@ impl Cuda {
             let problem = format!("a block needs {} KB of shared memory", (TRIANGLE + WARP) >> 10);
             return Err(Error::cuda("the loop search of grids", problem));
         }
-        let args = [
-            Arg::Address(self.address(&sweep.scales)),
-            Arg::Address(self.address(&sweep.zeros)),
-            Arg::Address(self.address(&sweep.weights)),
-            Arg::Address(u),
-            Arg::Int(rows as i32),
-            Arg::Int(columns as i32),
-            Arg::Int(start as i32),
-            Arg::Int(count as i32),
-            Arg::Int(group as i32),
-            Arg::Spec(sweep.spec.numbers()),
-        ];
+        let args = Args::new([self.address(&sweep.scales), self.address(&sweep.zeros)])
+            .addresses([self.address(&sweep.weights), u])
+            .ints([rows, columns, start, count, group as usize])
+            .and(sweep.spec.arg());
         let launch = Launch::blocks(rows.div_ceil(2 * warps), 32 * warps as u32);
         self.launch("sweep_search", launch.shared(TRIANGLE + warps * WARP), &args)
     }

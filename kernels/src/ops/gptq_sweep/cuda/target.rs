@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use super::{CudaSource, CudaSweep};
-use crate::cuda::{Arg, Cuda, Launch, Operand};
+use crate::cuda::{Args, Cuda, Launch, Operand};
+use crate::error::expect;
+use crate::ops::gptq_sweep::SweepTarget;
 use crate::ops::hessian::cuda::CudaMatrix;
 use crate::ops::matmul::cuda::CudaWeight;
 use crate::{Device, Error, Result};
@@ -11,8 +13,8 @@ use crate::{Device, Error, Result};
 /// Columns of one panel of a product with a triangle.
 const PANEL: usize = 1024;
 
-impl Cuda {
-    pub(super) fn stored_values(&self, source: &CudaSource, bias: Option<Vec<f32>>) -> Result<CudaWeight> {
+impl SweepTarget for Cuda {
+    fn source_weight(&self, source: &CudaSource, bias: Option<Vec<f32>>) -> Result<CudaWeight> {
         let k = source.in_features;
         let rows: usize = source.parts.iter().map(|part| part.rows).sum();
         let size = self.dtype().size();
@@ -20,12 +22,8 @@ impl Cuda {
         let mut target = self.address(&values);
         for part in &source.parts {
             let count = part.rows * k;
-            let args = [
-                Arg::Address(target),
-                Arg::Address(self.arrived(&part.bytes)?),
-                Arg::Long(count as u64),
-                Arg::Int(part.dtype as i32),
-            ];
+            let args =
+                Args::new([target, self.arrived(&part.bytes)?]).long(count).ints([part.dtype as usize]);
             self.launch("sweep_store", Launch::threads(count), &args)?;
             target += (count * size) as u64;
         }
@@ -33,8 +31,11 @@ impl Cuda {
         Ok(CudaWeight::new(values.into(), (rows, k), false, bias))
     }
 
-    /// `W C + R` in sweep order.
-    pub(super) fn pull(
+    fn sweep_weights(&self, sweep: &CudaSweep) -> Result<CudaMatrix> {
+        Ok(CudaMatrix { values: self.copied(&sweep.weights)?, dims: sweep.dims() })
+    }
+
+    fn sweep_pull(
         &self,
         weights: &CudaMatrix,
         order: &[u32],
@@ -63,8 +64,7 @@ impl Cuda {
         Ok(CudaMatrix { values, dims: weights.dims })
     }
 
-    /// `W += share (P U^T) U`
-    pub(super) fn move_toward(
+    fn sweep_toward(
         &self,
         sweep: &mut CudaSweep,
         pull: &CudaMatrix,
@@ -72,9 +72,7 @@ impl Cuda {
         share: f32,
     ) -> Result<()> {
         let (rows, k) = sweep.dims();
-        if pull.dims != (rows, k) || factor.dims != (k, k) {
-            return Err(Error::shape("sweep_toward", ((rows, k), (k, k)), (pull.dims, factor.dims)));
-        }
+        expect("sweep_toward", ((rows, k), (k, k)), (pull.dims, factor.dims))?;
         let half = self.alloc::<f32>(rows * k)?;
         let (p, w) = (self.address(&pull.values), self.address(&sweep.weights));
         let (u, half) = (self.address(&factor.values), self.address(&half));
