@@ -48,7 +48,8 @@ pub struct Quantized {
 ///
 /// Around the blocks, with H the second moments of the input x, `H + damp` by [`InverseCholesky::damped`]:
 ///
-/// - before them, [`SweepTarget::sweep_pull`] and [`SweepTarget::sweep_toward`] move the weights to the target of another objective;
+/// - before them, [`SweepTarget::sweep_pull`] and [`SweepTarget::sweep_toward`] move the weights to the target of
+///   another objective;
 /// - after them, [`SweepRefine::sweep_refine`] changes codes and scales where that brings the result nearer to a target;
 /// - at any time, [`SweepRefine::sweep_losses`] measures, and [`SweepRefine::sweep_take_rows`] goes back to an earlier
 ///   state.
