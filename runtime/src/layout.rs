@@ -17,6 +17,18 @@ pub struct LayerSpec {
     pub groups: Vec<LinearGroup>,
     /// Norms and what mixtures have beside linears: name inside the layer, and shape.
     pub others: Vec<(String, Vec<usize>)>,
+    pub mlp: MlpKind,
+}
+
+/// What follows the attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MlpKind {
+    Dense,
+    /// A mixture of so many experts, perhaps with an MLP for all tokens beside them.
+    Experts {
+        count: usize,
+        shared: bool,
+    },
 }
 
 /// Linears that share their input. They are stacked along `out`, and solved together.
@@ -80,7 +92,7 @@ pub struct LinearSpec {
 
 /// Layer `index` of a model.
 pub fn layer(config: &ModelConfig, index: usize) -> LayerSpec {
-    let mut layer = LayerSpec { groups: attention(config), others: Vec::new() };
+    let mut layer = LayerSpec { groups: attention(config), others: Vec::new(), mlp: MlpKind::Dense };
     let experts = config.experts.as_ref().filter(|experts| experts.layers.get(index) == Some(&true));
     if let (Some(experts), Some(names)) = (experts, config.family().experts) {
         layer.mixture(config, experts, names);
@@ -173,12 +185,14 @@ fn mlp(
 impl LayerSpec {
     fn mixture(&mut self, config: &ModelConfig, experts: &ExpertsConfig, names: &ExpertNames) {
         let hidden = config.hidden_size;
+        let shared = names.shared.filter(|_| experts.shared_width > 0);
+        self.mlp = MlpKind::Experts { count: experts.count, shared: shared.is_some() };
         for index in 0..experts.count {
             let prefix = format!("{}.{index}", names.experts);
             let shape = (names.linears, experts.width);
             self.groups.extend(mlp(config, Mlp::Expert(index), &prefix, shape, false));
         }
-        if let Some(shared) = names.shared.filter(|_| experts.shared_width > 0) {
+        if let Some(shared) = shared {
             let shape = (GATE_UP_DOWN, experts.shared_width);
             self.groups.extend(mlp(config, Mlp::Shared, shared, shape, false));
         }
@@ -205,9 +219,9 @@ impl LayerSpec {
 
     /// The stages in order.
     pub fn stages(&self) -> &'static [Stage] {
-        match self.first_of(Stage::Mixture) {
-            None => &[Stage::Qkv, Stage::O, Stage::GateUp, Stage::Down],
-            Some(_) => &[Stage::Qkv, Stage::O, Stage::Mixture],
+        match self.mlp {
+            MlpKind::Dense => &[Stage::Qkv, Stage::O, Stage::GateUp, Stage::Down],
+            MlpKind::Experts { .. } => &[Stage::Qkv, Stage::O, Stage::Mixture],
         }
     }
 

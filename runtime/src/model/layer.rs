@@ -16,7 +16,7 @@ use super::attention::AttentionPart;
 use super::mixture::Mixture;
 use super::projection::{HostProjection, Projection};
 use super::{ModelFiles, norm_weight};
-use crate::layout::{self, LayerSpec, Mlp, Role, Stage};
+use crate::layout::{self, LayerSpec, Mlp, MlpKind, Role, Stage};
 use crate::{Error, Result};
 
 /// One decoder layer.
@@ -84,7 +84,10 @@ impl<B: Backend> Layer<B> {
             name.map(|name| norm_weight(backend, files, &name, config.hidden_size)).transpose()
         };
         let own = spec.groups.iter().filter(|group| group.role.stage() != Stage::Mixture).count();
-        let mixture = spec.first_of(Stage::Mixture).map(|_| Mixture::without_linears(backend, files, index));
+        let mixture = match spec.mlp {
+            MlpKind::Dense => None,
+            MlpKind::Experts { .. } => Some(Mixture::without_linears(backend, files, index)?),
+        };
         Ok(Self {
             norms: Norms {
                 before_attention: norm(names.before_attention)?,
@@ -97,7 +100,7 @@ impl<B: Backend> Layer<B> {
             residual_factor: config.residual_factor as f32,
             attention: AttentionPart::new(backend, files, index)?,
             projections: (0..own).map(|_| None).collect(),
-            mixture: mixture.transpose()?,
+            mixture,
             spec,
         })
     }
