@@ -18,7 +18,7 @@ FROM python:3.13-slim-trixie AS cuda
 ARG CUDA=
 RUN mkdir -p /cuda && if [ -n "$CUDA" ]; then \
         pip install --no-cache-dir --target /packages \
-            'nvidia-cuda-nvrtc==13.0.*' 'nvidia-cublas==13.*' 'nvidia-cusolver==12.*' \
+            'nvidia-cuda-nvrtc==13.0.*' 'nvidia-cublas==13.*' \
         && find /packages -name '*.so*' -exec mv -t /cuda {} +; \
     fi
 

@@ -60,7 +60,7 @@ fn through<B: Backend>(
         for (layer, state) in layers.iter().zip(&mut states) {
             outputs.push(backend.to_vec(&layer.product(backend, stage, &state.input)?)?);
             *state = match stage.ends_block() {
-                true => layer.rejoin(backend, stage, &state.input, &state.hidden)?,
+                true => layer.rejoin(backend, stage, &state.input, state.hidden.clone())?,
                 false => State {
                     input: layer.follow(backend, stage, &state.input, batch)?,
                     hidden: state.hidden.clone(),

@@ -19,9 +19,9 @@ pub(crate) struct Operand {
     pub wide: bool,
 }
 
-/// Of products on the tensor cores also for f32, whose values are rounded to 11 bits: several times as fast, for sums that
-/// only have to be compared.
-pub(crate) const ROUGH: cublasComputeType_t = cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32;
+/// Products on the tensor cores also for f32, whose values are rounded to 11 bits: by itself only for sums that have to be
+/// compared, no more.
+pub(crate) const TF32: cublasComputeType_t = cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32;
 
 impl Operand {
     pub fn real(address: u64, stride: usize) -> Self {
@@ -30,6 +30,12 @@ impl Operand {
 
     pub fn wide(address: u64, stride: usize) -> Self {
         Self { address, transposed: false, stride, wide: true }
+    }
+
+    /// The part of a row-major f32 matrix from this row and column on.
+    pub fn part(self, row: usize, column: usize) -> Self {
+        let before = size_of::<f32>() * (row * self.stride + column);
+        Self { address: self.address + before as u64, ..self }
     }
 
     pub fn transposed(self) -> Self {

@@ -71,9 +71,10 @@ const EXPERTS: [(&str, &str); 4] = [
     ("experts/product.cu", ops::experts::product::SOURCE),
 ];
 
-const COMMON: [(&str, &str); 30] = [
+const COMMON: [(&str, &str); 31] = [
     ("prelude.cu", include_str!("prelude.cu")),
     ("tensor_map.cu", include_str!("tensor_map.cu")),
+    ("tf32.cu", super::tf32::SOURCE),
     ("columns.cu", include_str!("columns.cu")),
     ("add.cu", ops::add::cuda::SOURCE),
     ("scale.cu", ops::scale::cuda::SOURCE),

@@ -1,5 +1,5 @@
-//! The CUDA backend: f16, bf16 or f32 with f32 sums, cuBLAS and cuSOLVER for products and factors, our own
-//! kernels for the rest. Libraries are loaded when the program runs; nothing of CUDA is needed to build.
+//! The CUDA backend: f16, bf16 or f32 with f32 sums, cuBLAS for products, our own kernels for the
+//! rest. Libraries are loaded when the program runs; nothing of CUDA is needed to build.
 
 mod answer;
 mod batch_metadata;
@@ -13,6 +13,7 @@ mod offload;
 mod order;
 mod tensor;
 mod tensor_map;
+pub(crate) mod tf32;
 mod transfer;
 
 use std::collections::HashMap;
@@ -21,7 +22,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use cudarc::cublas::CudaBlas;
-use cudarc::cusolver::safe::DnHandle;
 use cudarc::driver::sys::{self, CUevent_flags};
 use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr};
 use half::slice::HalfFloatSliceExt;
@@ -29,7 +29,7 @@ use half::{bf16, f16};
 
 pub(crate) use answer::Answer;
 pub(crate) use batch_metadata::BatchMetadata;
-pub(crate) use blas::{Operand, ROUGH};
+pub(crate) use blas::{Operand, TF32};
 use buffer_pool::BufferPool;
 use compile::Program;
 pub use graph::StepGraph;
@@ -58,8 +58,6 @@ struct Inner {
     transfers: Transfers,
     pool: Pool,
     blas: CudaBlas,
-    /// Made at the first factorization.
-    solver: OnceLock<DnHandle>,
     arch: (i32, i32),
     multiprocessors: usize,
     /// Bytes of shared memory that one block may have.
@@ -99,12 +97,6 @@ impl Cuda {
                     "libcublas is not installed (it comes with the CUDA toolkit)",
                 ));
             }
-            if !cudarc::cusolver::sys::is_culib_present() {
-                return Err(Error::cuda(
-                    "CUDA",
-                    "libcusolver is not installed (it comes with the CUDA toolkit)",
-                ));
-            }
         }
         let context = CudaContext::new(ordinal).map_err(Error::driver("CUDA"))?;
         // SAFETY: everything runs on one stream, so that order needs no events.
@@ -122,7 +114,6 @@ impl Cuda {
             pool: Pool::new(&context, memory)?,
             stream,
             blas,
-            solver: OnceLock::new(),
             arch,
             multiprocessors,
             shared_memory,
@@ -178,16 +169,6 @@ impl Cuda {
             let _ = slot.set(module.map_err(Error::driver("CUDA kernels"))?);
         }
         slot.get().ok_or_else(|| Error::cuda("CUDA kernels", "no module"))
-    }
-
-    pub(crate) fn solver(&self) -> Result<&DnHandle> {
-        if self.inner.solver.get().is_none() {
-            let solver = DnHandle::new(self.inner.stream.clone());
-            let solver = solver.map_err(|error| Error::cuda("cuSOLVER", format!("{error:?}")))?;
-            // Another thread's handle, if it came first, serves as well.
-            let _ = self.inner.solver.set(solver);
-        }
-        self.inner.solver.get().ok_or_else(|| Error::cuda("cuSOLVER", "no handle"))
     }
 
     /// The address of a slice's first element.

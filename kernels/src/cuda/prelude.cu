@@ -55,6 +55,20 @@ __device__ __forceinline__ float f16_round(float x) {
     return f16_to_float(y);
 }
 
+/// 1 / x for `quotient`: without branches, and such that `a / x` stays finite.
+__device__ __forceinline__ float inverse_of(float x) {
+    float y;
+    asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    y = fmaxf(fminf(y, 1e30f), -1e30f);
+    return fmaf(fmaf(-x, y, 1.f), y, y);
+}
+
+/// a / b by the inverse of b: rounded twice, then corrected by what it leaves of a (Markstein 1990).
+__device__ __forceinline__ float quotient(float a, float b, float inverse) {
+    float q = __fmul_rn(a, inverse);
+    return fmaf(fmaf(-q, b, a), inverse, q);
+}
+
 #if F32
 /// Eight neighbouring values, sixteen bytes an access.
 __device__ __forceinline__ void load8(float (&x)[8], const real_t* source) {

@@ -107,6 +107,11 @@ impl CudaTensor {
         Self { order: order.cloned(), ..self }
     }
 
+    /// Whether no other tensor shares its memory.
+    pub(crate) fn is_alone(&mut self) -> bool {
+        Arc::get_mut(&mut self.data).is_some()
+    }
+
     /// Operations that know nothing of orders must not get such a tensor.
     pub(super) fn check_order(&self) -> Result<()> {
         match self.order {

@@ -18,6 +18,8 @@ const HELD_OUT: usize = 8;
 enum Held<B: Backend> {
     Here(B::Tensor),
     Offloaded(B::Offloaded),
+    /// On its way through a pass that writes it anew.
+    Taken,
 }
 
 impl<B: Backend> Held<B> {
@@ -28,10 +30,12 @@ impl<B: Backend> Held<B> {
         })
     }
 
-    fn bring(&self, backend: &B) -> Result<B::Tensor> {
+    /// `None` where a pass that failed has left it.
+    fn bring(&self, backend: &B) -> Result<Option<B::Tensor>> {
         Ok(match self {
-            Self::Here(tensor) => tensor.clone(),
-            Self::Offloaded(offloaded) => backend.fetch(offloaded)?,
+            Self::Here(tensor) => Some(tensor.clone()),
+            Self::Offloaded(offloaded) => Some(backend.fetch(offloaded)?),
+            Self::Taken => None,
         })
     }
 }
@@ -193,10 +197,10 @@ impl<B: Backend> ActivationCache<B> {
     pub(super) fn each(&mut self, backend: &B, pass: Pass, step: &mut Step<B::Tensor>) -> Result<()> {
         let mut chunks: Vec<_> =
             self.chunks.iter_mut().filter(|chunk| chunk.held_out || !pass.held_out_only).collect();
-        let mut coming = chunks.first().map(|chunk| chunk.bring(backend, pass.reads)).transpose()?;
+        let mut coming = chunks.first_mut().map(|chunk| chunk.bring(backend, pass)).transpose()?;
         for i in 0..chunks.len() {
             let Some(parts) = coming else { break };
-            coming = chunks.get(i + 1).map(|chunk| chunk.bring(backend, pass.reads)).transpose()?;
+            coming = chunks.get_mut(i + 1).map(|chunk| chunk.bring(backend, pass)).transpose()?;
             let passing = Passing { batch: &chunks[i].batch, held_out: chunks[i].held_out };
             let written = step(passing, parts)?;
             chunks[i].keep(backend, pass.writes, written)?;
@@ -206,15 +210,18 @@ impl<B: Backend> ActivationCache<B> {
 }
 
 impl<B: Backend> Chunk<B> {
-    fn bring(&self, backend: &B, reads: Touched) -> Result<Vec<Parts<B::Tensor>>> {
-        let wanted = |held: &Held<B>, wanted: bool| wanted.then(|| held.bring(backend)).transpose();
-        let parts = |activations: &Activations<B>| {
-            Ok(Parts {
-                hidden: wanted(&activations.hidden, reads.hidden())?,
-                input: wanted(&activations.input, reads.input())?,
-            })
+    /// What the pass reads. The residual stream is given away where it is written too, so that it can be written in place.
+    fn bring(&mut self, backend: &B, pass: Pass) -> Result<Vec<Parts<B::Tensor>>> {
+        let bring = |held: &Held<B>, wanted: bool| if wanted { held.bring(backend) } else { Ok(None) };
+        let parts = |activations: &mut Activations<B>| {
+            let input = bring(&activations.input, pass.reads.input())?;
+            let hidden = bring(&activations.hidden, pass.reads.hidden())?;
+            if pass.reads.hidden() && pass.writes.hidden() {
+                activations.hidden = Held::Taken;
+            }
+            Ok(Parts { hidden, input })
         };
-        self.streams.iter().map(parts).collect()
+        self.streams.iter_mut().map(parts).collect()
     }
 
     fn keep(&mut self, backend: &B, writes: Touched, parts: Vec<Parts<B::Tensor>>) -> Result<()> {
@@ -293,13 +300,15 @@ fn working_set(config: &ModelConfig, rows: usize, size: usize, layout: Layout) -
     // The product and what follows it, with the chunks before and after, coming and leaving.
     let moving = rows * size * (2 * widest_output + 4 * (config.hidden_size + widest)) * layout.streams;
     let (apart, judged) = ((layout.streams - 1) * 4, layout.holds_out as usize * 4);
-    // A Hessian, its reversal, the factor, and what inverting takes; the damped Hessian and one of the tokens held out, as
+    // A Hessian, its reversal (then the factor), the inverse, and what inverting takes; the damped Hessian and one of the tokens held out, as
     // it was and in the sweep's order; with a second stream the differences of both, and one in the sweep's order.
     let solver = widest * widest * (4 * 4 + 3 * judged + 3 * apart);
-    // f32 weights, codes in two orders, and two stages read ahead; f32 errors of 128 columns. What is judged and refined:
+    // The factors of a product in parts.
+    let solver = solver + 3 * 4 * 1024 * (widest + widest_output.max(widest));
+    // f32 weights, codes in two orders, and two stages read ahead; f32 errors of 512 columns. What is judged and refined:
     // the weights as they were, a copy of the sweep, differences and their product; with a second stream the target, and
     // what pulls towards it for both sets of tokens, with the half of the product.
-    let sweep = largest * (4 + 2) + 2 * 4 * largest + 4 * 128 * widest_output;
+    let sweep = largest * (4 + 2) + 2 * 4 * largest + 4 * 512 * widest_output;
     let sweep = sweep + largest * (judged * 5 + apart * 4);
     // The layer dequantized, and packed layers on their way to the writer.
     let layer = all * size * layout.streams + 3 * all;

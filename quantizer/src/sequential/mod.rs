@@ -273,7 +273,7 @@ fn behind<B: Backend>(
 ) -> Result<Parts<B::Tensor>> {
     Ok(match (parts.hidden, parts.input) {
         (Some(hidden), Some(input)) if stage.ends_block() => {
-            let State { hidden, input } = layer.rejoin(backend, stage, &input, &hidden)?;
+            let State { hidden, input } = layer.rejoin(backend, stage, &input, hidden)?;
             Parts { hidden: Some(hidden), input: Some(input) }
         }
         (hidden, Some(input)) => Parts { hidden, input: Some(layer.follow(backend, stage, &input, batch)?) },

@@ -145,10 +145,9 @@ impl<B: Backend> Layer<B> {
         backend: &B,
         stage: Stage,
         input: &B::Tensor,
-        hidden: &B::Tensor,
+        hidden: B::Tensor,
     ) -> Result<State<B::Tensor>> {
-        let output = self.product(backend, stage, input)?;
-        let hidden = self.add(backend, hidden, output, self.norm_after(stage))?;
+        let hidden = self.add_product(backend, stage, input, hidden)?;
         let input = match stage {
             Stage::O => self.normed(backend, &hidden, self.norms.before_mlp.as_ref())?,
             _ => hidden.clone(),
@@ -204,7 +203,7 @@ impl<B: Backend> Layer<B> {
     fn add_product(&self, backend: &B, stage: Stage, x: &B::Tensor, hidden: B::Tensor) -> Result<B::Tensor> {
         // Of several devices each would add the residual stream.
         if self.adds_products(stage) && backend.devices() == 1 {
-            return self.projection(stage)?.add_to(backend, x, &hidden);
+            return self.projection(stage)?.add_to(backend, x, hidden);
         }
         let product = backend.all_reduce(self.product(backend, stage, x)?)?;
         self.add(backend, &hidden, product, self.norm_after(stage))

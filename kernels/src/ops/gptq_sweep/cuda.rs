@@ -3,6 +3,7 @@
 mod pack;
 mod refine;
 mod search;
+mod strip;
 mod target;
 
 use std::ops::Range;
@@ -17,13 +18,16 @@ use crate::ops::matmul::cuda::CudaWeight;
 use crate::ops::quant_matmul::cuda::StoredWeight;
 use crate::packing::{PackedLinear, Scales, ZeroOffset};
 use crate::{Dtype, Error, HostTensor, Result};
+use strip::Strip;
 
 pub(crate) const SOURCE: &str = include_str!("gptq_sweep.cu");
 pub(crate) const SEARCH_SOURCE: &str = include_str!("loop_search.cu");
 pub(crate) const REFINE_SOURCE: &str = include_str!("refine.cu");
 
-/// Rows that one block of the sweep kernel takes, a warp each.
-const ROWS: usize = 8;
+/// Bytes of shared memory of the kernels whose threads have a row each: a square of 128 columns with the inverse of its
+/// diagonal, and what a warp keeps of its rows.
+const SQUARE: usize = size_of::<f32>() * 128 * (128 + 1);
+const WARP: usize = size_of::<f32>() * 128 * 33;
 
 /// Weights on the GPU as the checkpoint has them.
 pub struct CudaSource {
@@ -58,6 +62,8 @@ pub struct CudaSweep {
     grids_known: bool,
     grouping: Grouping,
     spec: GridSpec,
+    /// Solved in part.
+    strip: Option<Strip>,
 }
 
 impl GptqSweep for Cuda {
@@ -97,6 +103,7 @@ impl GptqSweep for Cuda {
             grids_known: (grouping.groups == 1 && spec.kind != GridKind::Loop) || grouping.static_groups,
             grouping: grouping.clone(),
             spec: *spec,
+            strip: None,
         };
         self.gather(&sweep, source)?;
         // A grid for the whole row is found before dead features are cleared, as the paper's code does.
@@ -116,31 +123,42 @@ impl GptqSweep for Cuda {
         factor: Option<&CudaMatrix>,
         block: Range<usize>,
     ) -> Result<()> {
-        let k = sweep.grouping.order.len();
-        let errors = self.alloc::<f32>(sweep.rows * block.len())?;
-        let whole = [block.clone()];
         let Some(u) = factor else {
-            return self.solve(sweep, 0, &errors, &block, &block, sweep.grids_known);
+            let errors = self.alloc::<f32>(sweep.rows * block.len())?;
+            let errors = Operand::wide(self.address(&errors), block.len());
+            return self.solve(sweep, 0, errors, &block, sweep.grids_known);
         };
+        let (u, columns) = (Operand::wide(self.address(&u.values), sweep.dims().1), sweep.dims().1);
+        let strip = match sweep.strip.take() {
+            Some(strip) if block.end <= strip.columns.end => strip,
+            before => {
+                if let Some(strip) = before {
+                    let Range { start, end } = strip.columns;
+                    let operands = (u, self.errors(&strip, start));
+                    self.spread(sweep, operands, start..block.start, end..columns)?;
+                }
+                self.strip(sweep, &block)?
+            }
+        };
+        let Range { start, end } = strip.columns;
+        let from = |column: usize| (u, self.errors(&strip, column));
         let searched = sweep.spec.kind == GridKind::Loop && !sweep.grids_known;
+        let whole = [block.clone()];
         let runs = if searched { search::runs(&sweep.grouping.group_of, &block) } else { whole.to_vec() };
-        let (u, w) = (self.address(&u.values), self.address(&sweep.weights));
         for run in runs {
             if searched {
-                self.search(sweep, u, run.start)?;
+                self.search(sweep, u.address, run.start)?;
             }
-            self.solve(sweep, u, &errors, &block, &run, searched || sweep.grids_known)?;
-            // W[:, rest of the block] -= E U[run, rest]
-            let e = self.address(&errors) + 4 * (run.start - block.start) as u64;
-            let factor = Operand::wide(u + 4 * (run.start * k + run.end) as u64, k);
-            let (e, rest) = (Operand::wide(e, block.len()), Operand::wide(w + 4 * run.end as u64, k));
-            self.gemm((block.end - run.end, sweep.rows, run.len()), (-1.0, 1.0), factor, e, rest)?;
+            let errors = self.errors(&strip, run.start);
+            self.solve(sweep, u.address, errors, &run, searched || sweep.grids_known)?;
+            self.spread(sweep, from(run.start), run.clone(), run.end..block.end)?;
         }
-        // W[:, after] -= E U[block, after]
-        let factor = Operand::wide(u + 4 * (block.start * k + block.end) as u64, k);
-        let e = Operand::wide(self.address(&errors), block.len());
-        let after = Operand::wide(w + 4 * block.end as u64, k);
-        self.gemm((k - block.end, sweep.rows, block.len()), (-1.0, 1.0), factor, e, after)
+        self.spread(sweep, from(block.start), block.clone(), block.end..end)?;
+        if block.end == end {
+            return self.spread(sweep, from(start), start..end, end..columns);
+        }
+        sweep.strip = Some(strip);
+        Ok(())
     }
 
     fn sweep_pack(
@@ -204,26 +222,34 @@ impl CudaSweep {
 }
 
 impl Cuda {
-    /// Solves the columns of `run`, a part of `block`; their errors become columns of `errors` `[rows, block]`.
+    /// Solves the columns of `run`, whose errors are columns of `errors` from its first on.
     fn solve(
         &self,
         sweep: &CudaSweep,
         u: u64,
-        errors: &CudaSlice<f32>,
-        block: &Range<usize>,
+        errors: Operand,
         run: &Range<usize>,
         grids_known: bool,
     ) -> Result<()> {
-        let args = Args::new([self.address(&sweep.weights), self.address(&sweep.codes)])
-            .addresses([self.address(errors) + 4 * (run.start - block.start) as u64])
+        let args = Args::new([self.address(&sweep.weights), self.address(&sweep.codes), errors.address])
             .addresses([self.address(&sweep.losses), self.address(&sweep.scales), self.address(&sweep.zeros)])
             .addresses([u, self.address(&sweep.group_of), self.address(&sweep.group_end)])
-            .ints([sweep.rows, sweep.dims().1, run.start, run.len(), block.len()])
+            .ints([sweep.rows, sweep.dims().1, run.start, run.len(), errors.stride])
             .ints([usize::from(grids_known)])
             .and(sweep.spec.arg());
-        let shared = 4 * run.len() * (run.len() + ROWS);
-        let launch = Launch::blocks(sweep.rows.div_ceil(ROWS), 32 * ROWS as u32).shared(shared);
-        self.launch("sweep_block", launch, &args)
+        self.launch("sweep_block", self.by_rows(sweep.rows)?, &args)
+    }
+
+    /// A thread a row: as few warps a block as give every multiprocessor one block, at least the four that load a square fast.
+    fn by_rows(&self, rows: usize) -> Result<Launch> {
+        let wanted = rows.div_ceil(32).div_ceil(self.multiprocessors()).clamp(4, 8);
+        let warps = wanted.min(self.shared_memory().saturating_sub(SQUARE) / WARP);
+        if warps == 0 {
+            let problem = format!("a block needs {} KB of shared memory", (SQUARE + WARP) >> 10);
+            return Err(Error::cuda("the sweep", problem));
+        }
+        let launch = Launch::blocks(rows.div_ceil(32 * warps), 32 * warps as u32);
+        Ok(launch.shared(SQUARE + warps * WARP))
     }
 
     fn gather(&self, sweep: &CudaSweep, source: &CudaSource) -> Result<()> {

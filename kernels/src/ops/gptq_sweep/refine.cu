@@ -28,9 +28,82 @@ __device__ __forceinline__ float refitted(float before, double slope, double cur
     return gains && isfinite(after) && (after < 0.f) == (before < 0.f) ? after : before;
 }
 
+/// A thread's part of a tile's gradient, and its codes, four in a word; zeros from `count` on.
+__device__ __forceinline__ void load_gradient(float (&g)[TILE], const float* gradient, int count) {
+    if (count >= TILE && (size_t)gradient % 16 == 0) {
+#pragma unroll
+        for (int s = 0; s < TILE; s += 4) {
+            float4 part = *(const float4*)(gradient + s);
+            g[s] = part.x, g[s + 1] = part.y, g[s + 2] = part.z, g[s + 3] = part.w;
+        }
+        return;
+    }
+#pragma unroll
+    for (int s = 0; s < TILE; s++) g[s] = s < count ? gradient[s] : 0.f;
+}
+
+__device__ __forceinline__ void load_codes(u32 (&packed)[TILE / 4], const u8* codes, int count) {
+    if (count >= TILE && (size_t)codes % 16 == 0) {
+        uint4 words = *(const uint4*)codes;
+        packed[0] = words.x, packed[1] = words.y, packed[2] = words.z, packed[3] = words.w;
+        return;
+    }
+#pragma unroll
+    for (int s = 0; s < TILE; s++) {
+        u32 code = s < count ? codes[s] : 0;
+        packed[s / 4] = (s % 4 ? packed[s / 4] : 0) | code << 8 * (s % 4);
+    }
+}
+
+__device__ __forceinline__ float packed_code(const u32 (&packed)[TILE / 4], int s) {
+    return (float)(packed[s / 4] >> 8 * (s % 4) & 255);
+}
+
+/// The scale of the group at the columns from `begin` to `end`, for this thread's row; changes and values follow it. `gradient`
+/// and `codes` are the row's, from the first column of all on.
+__device__ __forceinline__ void refit_group(
+    const Rows& at, const float* gradient, const u8* codes, float* stored_scale, float zero, int begin, int end, int width,
+    const Spec& spec) {
+    float scale = *stored_scale;
+    double slope = 0., curvature = 0.;
+    for (int tile = begin & -TILE; tile < end; tile += TILE) {
+        float g[TILE], product[TILE] = {};  // of the group's codes, less their zero, with H
+        u32 packed[TILE / 4];
+        for (int other = begin & -TILE; other < end; other += TILE) {
+            load_codes(packed, codes + other, width - other);
+#pragma unroll
+            for (int t = 0; t < TILE; t++) {
+                if (other + t < begin || other + t >= end) continue;
+                float code = packed_code(packed, t) - zero;
+                const float* h_row = at.triangle + (other + t) * WIDTH + tile;
+#pragma unroll
+                for (int s = 0; s < TILE; s++) product[s] += code * h_row[s];
+            }
+        }
+        load_gradient(g, gradient + tile, width - tile);
+        load_codes(packed, codes + tile, width - tile);
+        subtract_products(g, at.mine, at.triangle, tile, 0, width);
+#pragma unroll
+        for (int s = 0; s < TILE; s++) {
+            if (tile + s < begin || tile + s >= end) continue;
+            double code = packed_code(packed, s) - zero;
+            slope += (double)g[s] * code;
+            curvature += (double)product[s] * code;
+        }
+    }
+    float after = refitted(scale, slope, curvature, spec);
+    if (after == scale) return;
+    for (int i = begin; i < end; i++) {
+        float code = (float)codes[i] - zero, value = code * after;
+        at.mine[i * ROW_STRIDE] += value - code * scale;
+        if (at.here) at.weights[(size_t)at.row * at.in + i] = value;
+    }
+    if (at.here) *stored_scale = after;
+}
+
 /// Every code of the columns `first .. first + width` once, the others as they are at that moment; then, if `whole` says that
-/// groups lie inside of these columns, their scales. One warp a row, as in `sweep_block`. G of the columns is kept in
-/// registers; that of others follows from `changes` by one product afterwards.
+/// groups lie inside of these columns, their scales. One thread a row, as in `sweep_block`: changes of values lie in shared
+/// memory, and what they do to G there follows from them. What they do to other columns follows by one product afterwards.
 extern "C" __global__ void sweep_descend(
     float* weights,         // [rows, in]: values of the codes
     u8* codes,              // [rows, in]
@@ -42,105 +115,57 @@ extern "C" __global__ void sweep_descend(
     const float* hessian,   // [in, in]
     const u32* group_of,    // [in]
     int rows, int in, int first, int width, int stride, int whole, Spec spec) {
-    extern __shared__ float descend_memory[];
-    float* block = descend_memory;  // [width, width]
-    for (int i = threadIdx.x; i < width * width; i += blockDim.x)
-        block[i] = hessian[(size_t)(first + i / width) * in + first + i % width];
-    __syncthreads();
-    int lane = threadIdx.x % 32, row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (row >= rows) return;
-    size_t start = (size_t)row * in + first;
-    float g[SLOTS], q[SLOTS], c[SLOTS], d[SLOTS];
-#pragma unroll
-    for (int s = 0; s < SLOTS; s++) {
-        int column = lane + 32 * s;
-        bool inside = column < width;
-        g[s] = inside ? gradient[(size_t)row * stride + column] : 0.f;
-        q[s] = inside ? weights[start + column] : 0.f;
-        c[s] = inside ? (float)codes[start + column] : 0.f;
-        d[s] = 0.f;
-    }
+    extern __shared__ __align__(16) float sweep_memory[];
+    int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    float* block = sweep_memory;  // [WIDTH, WIDTH]: of H
+    float* inverses = block + WIDTH * WIDTH;
+    float* columns = inverses + WIDTH + warp * WIDTH * ROW_STRIDE;  // [WIDTH, ROW_STRIDE]: changes
+    int first_row = (blockIdx.x * warps + warp) * 32, row = min(first_row + lane, rows - 1);
+    load_square(block, inverses, hessian + (size_t)first * in + first, in, width);
+    if (first_row >= rows) return;
+    Rows at = {block, inverses, columns + lane, weights + first, rows, in, first_row, row, first_row + lane < rows};
+    const float* row_gradient = gradient + (size_t)row * stride;
+    const u8* row_codes = codes + (size_t)row * in + first;
     float max_code = (float)((1 << spec.bits) - 1);
-    Grid grid = {1.f, 0.f};
-    int seen = -1;
+    for (int tile = 0; tile < width; tile += TILE) {
+        float g[TILE], values[TILE], scale_inverses[TILE];
+        Grid grids[TILE];
+        u32 packed[TILE / 4];
+        load_gradient(g, row_gradient + tile, width - tile);
+        load_codes(packed, row_codes + tile, width - tile);
+        load_grids(grids, scale_inverses, scales, zeros, group_of + first, rows, row, tile, width);
+        subtract_products(g, at.mine, block, tile, 0, tile);
 #pragma unroll
-    for (int slot = 0; slot < SLOTS; slot++) {
-        for (int l = 0; l < 32; l++) {
-            int i = slot * 32 + l;
+        for (int s = 0; s < TILE; s++) {
+            int i = tile + s;
             if (i >= width) break;
-            int group = group_of[first + i];
-            if (group != seen) {
-                seen = group;
-                grid.scale = scales[(size_t)group * rows + row];
-                grid.zero = (float)zeros[(size_t)group * rows + row];
-            }
-            float value = __shfl_sync(FULL_WARP, q[slot], l);
-            float slope = __shfl_sync(FULL_WARP, g[slot], l);
-            float before = __shfl_sync(FULL_WARP, c[slot], l);
-            float code = code_of(grid, max_code, value + __fdiv_rn(slope, block[i * width + i]));
-            if (code == before) continue;
-            float after = (code - grid.zero) * grid.scale, change = after - value;
+            const float* h_row = block + i * WIDTH + tile;
+            float before = packed_code(packed, s), value = (before - grids[s].zero) * grids[s].scale;
+            float wanted = value + quotient(g[s], h_row[s], inverses[i]);
+            float code = code_by(grids[s], scale_inverses[s], max_code, wanted);
+            values[s] = (code - grids[s].zero) * grids[s].scale;
+            float change = values[s] - value;
+            at.mine[i * ROW_STRIDE] = change;
 #pragma unroll
-            for (int s = 0; s < SLOTS; s++) {
-                int column = lane + 32 * s;
-                if (column < width) g[s] -= change * block[i * width + column];
-            }
-            if (lane == l) {
-                q[slot] = after;
-                c[slot] = code;
-                d[slot] = change;
-            }
+            for (int later = s + 1; later < TILE; later++) g[later] -= change * h_row[later];
+            packed[s / 4] = (packed[s / 4] & ~(255u << 8 * (s % 4))) | (u32)code << 8 * (s % 4);
         }
+        store_tile(at, codes + first, values, packed, tile, 0, width);
     }
     for (int begin = 0, end; whole && begin < width; begin = end) {
         int group = group_of[first + begin];
         for (end = begin + 1; end < width && group_of[first + end] == group;) end++;
-        size_t place = (size_t)group * rows + row;
-        float scale = scales[place], zero = (float)zeros[place];
-        float p[SLOTS] = {};  // k H
-#pragma unroll
-        for (int slot = 0; slot < SLOTS; slot++) {
-            for (int l = 0; l < 32; l++) {
-                int i = slot * 32 + l;
-                if (i < begin) continue;
-                if (i >= end) break;
-                float k = __shfl_sync(FULL_WARP, c[slot], l) - zero;
-#pragma unroll
-                for (int s = 0; s < SLOTS; s++) {
-                    int column = lane + 32 * s;
-                    if (column < width) p[s] += k * block[i * width + column];
-                }
-            }
-        }
-        double slope = 0., curvature = 0.;
-#pragma unroll
-        for (int s = 0; s < SLOTS; s++) {
-            int column = lane + 32 * s;
-            if (column < begin || column >= end) continue;
-            slope += (double)g[s] * (c[s] - zero);
-            curvature += (double)p[s] * (c[s] - zero);
-        }
-        float after = refitted(scale, warp_sum_double(slope), warp_sum_double(curvature), spec);
-        if (after == scale) continue;
-#pragma unroll
-        for (int s = 0; s < SLOTS; s++) {
-            int column = lane + 32 * s;
-            g[s] -= (after - scale) * p[s];
-            if (column < begin || column >= end) continue;
-            float value = (c[s] - zero) * after;
-            d[s] += value - q[s];
-            q[s] = value;
-        }
-        if (lane == 0) scales[place] = after;
+        size_t stored = (size_t)group * rows + row;
+        refit_group(at, row_gradient, row_codes, scales + stored, (float)zeros[stored], begin, end, width, spec);
     }
-#pragma unroll
-    for (int s = 0; s < SLOTS; s++) {
-        int column = lane + 32 * s;
-        if (column >= width) continue;
-        weights[start + column] = q[s];
-        codes[start + column] = (u8)c[s];
-        missing[start + column] -= d[s];
-        changes[(size_t)row * width + column] = d[s];
+    __syncwarp();
+    for (int r = 0; r < min(32, rows - first_row); r++) {
+        float* row_missing = missing + (size_t)(first_row + r) * in + first;
+        for (int c = lane; c < width; c += 32) {
+            float change = columns[c * ROW_STRIDE + r];
+            changes[(size_t)(first_row + r) * width + c] = change;
+            atomicAdd(row_missing + c, -change);  // of one thread each: it need not wait for what was there
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 use super::{MatMul, check, check_parts, check_values};
 use crate::cuda::{Args, Bytes, Cuda, CudaTensor, Launch, Operand};
-use crate::{Device, Dtype, HostTensor, Result};
+use crate::error::expect;
+use crate::{Add, Device, Dtype, HostTensor, Result};
 
 pub(crate) const SMALL_M_SOURCE: &str = include_str!("small_m.cu");
 
@@ -71,12 +72,29 @@ impl MatMul for Cuda {
             return Ok(y);
         }
         let target = Operand::real(self.real(&y)?, weight.dims.0);
-        self.product(x, weight, target)?;
+        self.product(x, weight, 0.0, target)?;
         if let Some(bias) = &weight.bias {
             let args = Args::new([self.real(&y)?, self.real(bias)?]).ints([weight.dims.0]);
             self.launch("add_bias", Launch::blocks(y.shape().0, 256), &args)?;
         }
         Ok(y)
+    }
+
+    fn matmul_add(
+        &self,
+        x: &CudaTensor,
+        weight: &CudaWeight,
+        mut residual: CudaTensor,
+    ) -> Result<CudaTensor> {
+        check(self.shape(x), weight.dims)?;
+        let shape = (self.shape(x).0, weight.dims.0);
+        expect("matmul residual", shape, self.shape(&residual))?;
+        let plain = weight.bias.is_none() && !self.takes_small_m(self.shape(x), weight);
+        if !plain || !residual.is_alone() {
+            return self.add(&residual, &self.matmul(x, weight)?);
+        }
+        self.product(x, weight, 1.0, Operand::real(self.real(&residual)?, shape.1))?;
+        Ok(residual)
     }
 
     fn logits(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
@@ -86,7 +104,7 @@ impl MatMul for Cuda {
             self.small_m_dense(x, weight, self.wide(&y)?, true)?;
             return Ok(y);
         }
-        self.product(x, weight, Operand::wide(self.wide(&y)?, weight.dims.0))?;
+        self.product(x, weight, 0.0, Operand::wide(self.wide(&y)?, weight.dims.0))?;
         Ok(y)
     }
 }
@@ -107,11 +125,12 @@ impl Cuda {
         self.launch(kernel, launch, &args)
     }
 
-    fn product(&self, x: &CudaTensor, weight: &CudaWeight, target: Operand) -> Result<()> {
+    /// `target = x weight^T + beta target`
+    fn product(&self, x: &CudaTensor, weight: &CudaWeight, beta: f32, target: Operand) -> Result<()> {
         let (rows, k) = self.shape(x);
         let (n, address) = (weight.dims.0, self.arrived(&weight.values)?);
         let w =
             if weight.turned { Operand::real(address, n) } else { Operand::real(address, k).transposed() };
-        self.gemm((n, rows, k), (1.0, 0.0), w, Operand::real(self.real(x)?, k), target)
+        self.gemm((n, rows, k), (1.0, beta), w, Operand::real(self.real(x)?, k), target)
     }
 }

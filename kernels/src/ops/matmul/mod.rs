@@ -4,11 +4,11 @@ pub(crate) mod cpu;
 pub(crate) mod cuda;
 
 use crate::error::expect;
-use crate::{Device, Error, HostTensor, Result, RowSampling};
+use crate::{Add, Error, HostTensor, Result, RowSampling};
 
 /// `y[t, n] = sum_k x[t, k] * weight[n, k] + bias[n]`.
 /// x: `[tokens, in]`, weight: `[out, in]` in the checkpoint's type, result: `[tokens, out]`
-pub trait MatMul: Device {
+pub trait MatMul: Add {
     /// A dense weight on this device, with its bias.
     type Weight: Send + Sync;
 
@@ -28,7 +28,17 @@ pub trait MatMul: Device {
 
     fn matmul(&self, x: &Self::Tensor, weight: &Self::Weight) -> Result<Self::Tensor>;
 
-    /// The same with an f32 result even where activations are narrower: the model's scores.
+    /// `residual + matmul(x)`; a device may write it over a residual that nobody else holds.
+    fn matmul_add(
+        &self,
+        x: &Self::Tensor,
+        weight: &Self::Weight,
+        residual: Self::Tensor,
+    ) -> Result<Self::Tensor> {
+        self.add(&residual, &self.matmul(x, weight)?)
+    }
+
+    /// [`Self::matmul`] with an f32 result even where activations are narrower: the model's scores.
     fn logits(&self, x: &Self::Tensor, weight: &Self::Weight) -> Result<Self::Tensor> {
         self.matmul(x, weight)
     }

@@ -4,15 +4,15 @@ use std::ops::Range;
 
 use cudarc::driver::{CudaSlice, DeviceRepr};
 
-use super::{CudaSweep, ROWS};
-use crate::cuda::{Args, Cuda, Launch, Operand, ROUGH};
+use super::CudaSweep;
+use crate::cuda::{Args, Cuda, Launch, Operand, TF32};
 use crate::error::expect;
 use crate::ops::gptq_sweep::SweepRefine;
 use crate::ops::hessian::cuda::CudaMatrix;
 use crate::{Error, Result};
 
 /// Windows whose gradient is one product: one of 128 columns alone would leave multiprocessors idle.
-const TOGETHER: usize = 4;
+const TOGETHER: usize = 8;
 
 /// A refinement under way.
 struct Refining<'a> {
@@ -61,7 +61,7 @@ impl SweepRefine for Cuda {
         let gradient = self.alloc::<f32>(rows * columns)?;
         let wide = |slice: &CudaSlice<f32>| Operand::wide(self.address(slice), columns);
         let (h, e) = (wide(&hessian.values), wide(&difference));
-        self.gemm_as(ROUGH, (columns, rows, columns), (1.0, 0.0), [h, e, wide(&gradient)])?;
+        self.gemm_as(TF32, (columns, rows, columns), (1.0, 0.0), [h, e, wide(&gradient)])?;
         let losses = self.alloc::<f32>(rows)?;
         let args = Args::new([self.address(&losses), self.address(&difference), self.address(&gradient)])
             .addresses([pull.map_or(0, |pull| self.address(&pull.values))])
@@ -84,6 +84,7 @@ impl SweepRefine for Cuda {
             grids_known: sweep.grids_known,
             grouping: sweep.grouping.clone(),
             spec: sweep.spec,
+            strip: None,
         })
     }
 
@@ -130,7 +131,7 @@ impl Cuda {
             Operand::wide(self.address(&gradient) + 4 * (column - span.start) as u64, span.len())
         };
         let e = Operand::wide(self.address(missing), k);
-        self.gemm((span.len(), rows, k), (1.0, 0.0), h(0, span.start), e, g(span.start))?;
+        self.gemm_wide((span.len(), rows, k), (1.0, 0.0), [h(0, span.start), e, g(span.start)])?;
         for window in windows {
             let width = window.len();
             let changes = self.alloc::<f32>(rows * width)?;
@@ -141,12 +142,11 @@ impl Cuda {
                     .addresses([self.address(&sweep.group_of)])
                     .ints([rows, k, window.start, width, span.len(), usize::from(*whole)])
                     .and(sweep.spec.arg());
-            let launch = Launch::blocks(rows.div_ceil(ROWS), 32 * ROWS as u32).shared(4 * width * width);
-            self.launch("sweep_descend", launch, &args)?;
+            self.launch("sweep_descend", self.by_rows(rows)?, &args)?;
             // G -= D H for the windows that are still to come.
             let (d, sizes) =
                 (Operand::wide(self.address(&changes), width), (span.end - window.end, rows, width));
-            self.gemm(sizes, (-1.0, 1.0), h(window.start, window.end), d, g(window.end))?;
+            self.gemm_wide(sizes, (-1.0, 1.0), [h(window.start, window.end), d, g(window.end)])?;
         }
         Ok(())
     }
@@ -167,15 +167,15 @@ impl Cuda {
                 .ints([rows, k, width, number]);
         self.launch("sweep_signed_codes", Launch::blocks(rows, 128), &args)?;
         let wide = |slice: &CudaSlice<f32>| Operand::wide(self.address(slice), width);
-        self.gemm((width, rows, width), (1.0, 0.0), wide(&inside), wide(&codes), wide(&product))?;
+        self.gemm_wide((width, rows, width), (1.0, 0.0), [wide(&inside), wide(&codes), wide(&product)])?;
         let e = Operand::wide(self.address(missing), k);
-        self.gemm((width, rows, k), (1.0, 0.0), wide(&columns), e, wide(&gradient))?;
+        self.gemm_wide((width, rows, k), (1.0, 0.0), [wide(&columns), e, wide(&gradient)])?;
         let args =
             Args::new([self.address(&sweep.weights), self.address(missing), self.address(&sweep.scales)])
                 .addresses([self.address(&codes), self.address(&product), self.address(&gradient), places])
                 .ints([rows, k, width, number])
                 .and(sweep.spec.arg());
-        self.launch("sweep_rescale", Launch::blocks(rows.div_ceil(ROWS), 32 * ROWS as u32), &args)
+        self.launch("sweep_rescale", Launch::blocks(rows.div_ceil(8), 32 * 8), &args)
     }
 
     /// `matrix[rows, columns]`, from addresses of the places to take; 0 for those from the first on.

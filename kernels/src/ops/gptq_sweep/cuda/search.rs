@@ -6,9 +6,9 @@ use super::CudaSweep;
 use crate::cuda::{Args, Cuda, Launch};
 use crate::{Error, LOOP_WINDOW, Result};
 
-/// Bytes of a window's part of U, and of what one warp keeps: errors of 32 candidates, weights of two rows.
-const TRIANGLE: usize = 4 * LOOP_WINDOW * LOOP_WINDOW;
-const WARP: usize = 4 * LOOP_WINDOW * (32 + 2);
+/// Bytes of a window's part of U with the inverse of its diagonal, and of what one warp keeps: errors of 32 candidates, weights of two rows.
+const TRIANGLE: usize = 4 * LOOP_WINDOW * (LOOP_WINDOW + 1);
+const WARP: usize = 4 * LOOP_WINDOW * (33 + 2);
 const MOST_WARPS: usize = 8;
 
 /// The parts of a block that share a group.

@@ -59,7 +59,7 @@ impl SweepTarget for Cuda {
         if let Some(shift) = shift {
             let shift = self.taken(shift, order, order, (k, k))?;
             let wide = |slice| Operand::wide(self.address(slice), k);
-            self.gemm((k, rows, k), (1.0, 1.0), wide(&shift), wide(&weights.values), wide(&values))?;
+            self.gemm_wide((k, rows, k), (1.0, 1.0), [wide(&shift), wide(&weights.values), wide(&values)])?;
         }
         Ok(CudaMatrix { values, dims: weights.dims })
     }
@@ -84,11 +84,11 @@ impl SweepTarget for Cuda {
         for Range { start, end } in panels() {
             let sizes = (end - start, rows, k - start);
             let u = at(u, start, start).transposed();
-            self.gemm(sizes, (1.0, 0.0), u, at(p, 0, start), at(half, 0, start))?;
+            self.gemm_wide(sizes, (1.0, 0.0), [u, at(p, 0, start), at(half, 0, start)])?;
         }
         for Range { start, end } in panels() {
             let sizes = (end - start, rows, end);
-            self.gemm(sizes, (share, 1.0), at(u, 0, start), at(half, 0, 0), at(w, 0, start))?;
+            self.gemm_wide(sizes, (share, 1.0), [at(u, 0, start), at(half, 0, 0), at(w, 0, start)])?;
         }
         Ok(())
     }
