@@ -151,9 +151,6 @@ pub fn produce<B: Backend>(
     let (mut writer, records) = solve_and_write(backend, job, &mut walk, writer, records, on_event)?;
     let agreement = walk.agreement()?;
     drop(walk);
-    for spec in layout::outer_tensors(&files.config) {
-        write_copy(&writer, job, &spec)?;
-    }
     let seconds = started.elapsed().as_secs_f64();
     let peak = backend.memory()?.map(|memory| memory.peak);
     let log = QuantizeLog {
@@ -224,6 +221,7 @@ fn solve_and_write<B: Backend>(
     })
 }
 
+/// Writes what no layer owns, while the first layer is being solved, then each layer as it comes.
 fn write_all<B: Backend>(
     backend: &B,
     job: &Job,
@@ -231,6 +229,9 @@ fn write_all<B: Backend>(
     mut records: Vec<LayerRecord>,
     layers: Receiver<(usize, SolvedLayer<B>)>,
 ) -> Result<(ArtifactWriter, Vec<LayerRecord>)> {
+    for spec in layout::outer_tensors(&job.source.files.config) {
+        write_copy(&writer, job, &spec)?;
+    }
     for (layer, SolvedLayer { groups, experts, mut phases }) in layers {
         let started = Instant::now();
         let spec = layout::layer(&job.source.files.config, layer);

@@ -160,7 +160,7 @@ impl<B: Backend> Projection<B> {
     /// `residual + forward(x)`
     pub fn add_to(&self, backend: &B, x: &B::Tensor, residual: B::Tensor) -> Result<B::Tensor> {
         Ok(match self {
-            Self::Quantized(weight) => backend.quant_matmul_add(x, weight, &residual)?,
+            Self::Quantized(weight) => backend.quant_matmul_add(x, weight, residual)?,
             Self::Dense(weight) => backend.matmul_add(x, weight, residual)?,
             Self::Parts(_) => backend.add(&residual, &self.forward(backend, x)?)?,
         })

@@ -152,6 +152,11 @@ pub fn operations<B: Backend>(
         let seconds = median(device, TIMES, || device.accumulate(&mut hessian, &x))?;
         let flops = seq_len as f64 * (width as f64).powi(2);
         figures.push(operation(&format!("Hessian of {width} (half)"), seconds, flops, ceilings));
+        let order: Vec<u32> = (0..width as u32).collect();
+        let damp = seq_len as f32;
+        let seconds = median(device, TIMES, || device.inverse_cholesky(&hessian, &order, damp).map(drop))?;
+        let flops = 2.0 / 3.0 * (width as f64).powi(3);
+        figures.push(operation(&format!("factor of {width}"), seconds, flops, ceilings));
     }
     Ok(figures)
 }

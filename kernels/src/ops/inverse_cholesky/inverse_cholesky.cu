@@ -43,7 +43,7 @@ extern "C" __global__ void factor_leaf(
     u32* failed,        // [1]: the first pivot that is not positive
     int size, int first, int rows) {
     __shared__ __align__(16) float vectors[2][LEAF];
-    __shared__ float pivots[LEAF];
+    __shared__ float pivots[LEAF], inverses[LEAF];  // and 1 / pivot
     const int SHARE = 16;
     int i = threadIdx.x % LEAF, part = threadIdx.x / LEAF;
     float a[SHARE];
@@ -54,7 +54,7 @@ extern "C" __global__ void factor_leaf(
     }
     if (part == 0) {
         vectors[0][i] = i == 0 ? 1.f : a[0];
-        if (i == 0) pivots[0] = a[0];
+        if (i == 0) pivots[0] = a[0], inverses[0] = inverse_of(a[0]);
     }
     for (int j_part = 0; j_part < LEAF / SHARE; j_part++) {
 #pragma unroll
@@ -64,10 +64,8 @@ extern "C" __global__ void factor_leaf(
             __syncthreads();
             const float* now = vectors[j % 2];
             float* next = vectors[(j + 1) % 2];
-            float pivot = pivots[j];
-            if (threadIdx.x == 0 && !(pivot > 0.f)) atomicMin(failed, (u32)(first + j));
             if (i <= j || SHARE * part > i) continue;
-            float share = quotient(now[i], pivot, inverse_of(pivot));
+            float share = now[i] * inverses[j];
             if (part == j_part) a[m_j] = 0.f;  // the identity's column begins
 #pragma unroll
             for (int m = 0; m < SHARE; m += 4) {
@@ -80,7 +78,7 @@ extern "C" __global__ void factor_leaf(
             if (part == j_part + (m_j + 1) / SHARE) {
                 float value = a[(m_j + 1) % SHARE];
                 next[i] = i == j + 1 ? 1.f : value;
-                if (i == j + 1) pivots[i] = value;
+                if (i == j + 1) pivots[i] = value, inverses[i] = inverse_of(value);
             }
             if (i == j + 1) {
 #pragma unroll
@@ -91,6 +89,7 @@ extern "C" __global__ void factor_leaf(
     }
     __syncthreads();
     if (i >= rows) return;
+    if (part == 0 && !(pivots[i] > 0.f)) atomicMin(failed, (u32)(first + i));
     float scale = 1.f / sqrtf(pivots[i]);
 #pragma unroll
     for (int m = 0; m < SHARE; m++) {

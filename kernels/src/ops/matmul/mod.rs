@@ -111,6 +111,31 @@ mod tests {
         (bytes.concat(), rounded)
     }
 
+    /// To a residual that nobody else holds, and to one that somebody does, which must stay as it was.
+    fn adds<D: MatMul>(
+        device: &D,
+        risk: &str,
+        (x, weight): (&D::Tensor, &D::Weight),
+        product: &[f64],
+        tolerance: f64,
+    ) {
+        let rows = device.shape(x).0;
+        let residual = random(5, product.len());
+        let expected: Vec<f64> = product.iter().zip(&residual).map(|(y, r)| y + *r as f64).collect();
+        let tensor = device.tensor(residual, (rows, product.len() / rows)).unwrap();
+        let before = device.to_vec(&tensor).unwrap();
+        let y = device.matmul_add(x, weight, tensor.clone()).unwrap();
+        assert_close(risk, &device.to_vec(&y).unwrap(), &expected, tolerance);
+        assert!(
+            device.to_vec(&tensor).unwrap() == before,
+            "{risk}: a residual that is held was written over"
+        );
+        let y = device.matmul_add(x, weight, tensor).unwrap();
+        assert_close(risk, &device.to_vec(&y).unwrap(), &expected, tolerance);
+        let narrow = device.tensor(vec![0.0; rows], (rows, 1)).unwrap();
+        assert!(device.matmul_add(x, weight, narrow).is_err(), "{risk}: a residual of the wrong width");
+    }
+
     fn conforms(device: &impl MatMul, tolerance: f64) {
         for (risk, m, n, k, dtype) in [
             ("one row", 1, 33, 70, Dtype::F16),
@@ -139,12 +164,14 @@ mod tests {
             let weight = device.weight(&parts, &[]).unwrap();
             let y = device.matmul(&x, &weight).unwrap();
             assert_close(risk, &device.to_vec(&y).unwrap(), &expected, tolerance);
+            adds(device, risk, (&x, &weight), &expected, tolerance);
             for row in expected.chunks_mut(n + 7) {
                 row.iter_mut().zip(&bias_values).for_each(|(y, b)| *y += *b as f64);
             }
             let weight = device.weight(&parts, &biases).unwrap();
             let y = device.matmul(&x, &weight).unwrap();
             assert_close(risk, &device.to_vec(&y).unwrap(), &expected, tolerance);
+            adds(device, risk, (&x, &weight), &expected, tolerance);
             assert!(device.weight(&parts, &biases[..1]).is_err(), "{risk}: a bias for one part only");
             let narrow = device.tensor(vec![0.0; k + 1], (1, k + 1)).unwrap();
             assert!(device.matmul(&narrow, &weight).is_err(), "{risk}: an input of the wrong width");

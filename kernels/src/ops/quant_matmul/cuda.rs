@@ -98,13 +98,15 @@ impl QuantMatMul for Cuda {
         &self,
         x: &CudaTensor,
         weight: &CudaQuantWeight,
-        residual: &CudaTensor,
+        residual: CudaTensor,
     ) -> Result<CudaTensor> {
         match &weight.form {
-            Form::Fragments(fragments) if !fragments.gated => {
-                fragments.product(self, x, Around { residual: Some(residual), ..Around::default() })
+            Form::Fragments(fragments) if !fragments.gated => fragments.product_added(self, x, residual),
+            Form::Fragments(_) => self.add(&residual, &self.quant_matmul(x, weight)?),
+            Form::Stored(stored) => {
+                check(self.shape(x), stored.dims.1)?;
+                self.matmul_add(x, &self.dequantize(stored)?, residual)
             }
-            _ => self.add(residual, &self.quant_matmul(x, weight)?),
         }
     }
 

@@ -175,6 +175,23 @@ impl Fragments {
         around.residual.map_or(Ok(y.clone()), |residual| gpu.add(residual, &y))
     }
 
+    /// The residual and the product.
+    pub(super) fn product_added(
+        &self,
+        gpu: &Cuda,
+        x: &CudaTensor,
+        residual: CudaTensor,
+    ) -> Result<CudaTensor> {
+        match self.way(gpu.shape(x).0) {
+            Way::Dequantized => {
+                check(gpu.shape(x), self.dims.1)?;
+                let x = gpu.in_order(x, self.order.as_ref())?.said_to_be_in(None);
+                gpu.matmul_add(&x, &self.dequantized(gpu)?, residual)
+            }
+            _ => self.product(gpu, x, Around { residual: Some(&residual), ..Around::default() }),
+        }
+    }
+
     /// `[out, in]`, input features in the order of the groups, outputs in that of the tiles' rows.
     fn dequantized(&self, gpu: &Cuda) -> Result<CudaWeight> {
         let (n, k) = self.dims;

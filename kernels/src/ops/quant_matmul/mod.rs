@@ -49,14 +49,14 @@ pub trait QuantMatMul: MatMul + RmsNorm + Gated + Add {
     /// `next` is what will be read after `weight`: a device may begin with it ahead of time.
     fn read_next(&self, _weight: &Self::QuantWeight, _next: &Self::QuantWeight) {}
 
-    /// `residual + quant_matmul(x)`
+    /// `residual + quant_matmul(x)`; a device may write it over a residual that nobody else holds.
     fn quant_matmul_add(
         &self,
         x: &Self::Tensor,
         weight: &Self::QuantWeight,
-        residual: &Self::Tensor,
+        residual: Self::Tensor,
     ) -> Result<Self::Tensor> {
-        self.add(residual, &self.quant_matmul(x, weight)?)
+        self.add(&residual, &self.quant_matmul(x, weight)?)
     }
 
     /// `quant_matmul(rms_norm(x))`
@@ -225,8 +225,14 @@ mod tests {
 
             let residual = random(11, m * n);
             let sums: Vec<_> = plain(&x).iter().zip(&residual).map(|(y, r)| y + *r as f64).collect();
-            let y = device.quant_matmul_add(&on_device, &weight, &tensor(&residual, n)).unwrap();
+            let y = device.quant_matmul_add(&on_device, &weight, tensor(&residual, n)).unwrap();
             close("residual", &y, &sums);
+            packed.bias = None;
+            let unbiased = device.quant_weight(&packed).unwrap();
+            let sums: Vec<_> = sums.iter().enumerate().map(|(i, y)| y - bias[i % n] as f64).collect();
+            let y = device.quant_matmul_add(&on_device, &unbiased, tensor(&residual, n)).unwrap();
+            close("residual without bias", &y, &sums);
+            packed.bias = Some(bias.clone());
 
             let mut normed = x.clone();
             for row in normed.chunks_mut(k) {
