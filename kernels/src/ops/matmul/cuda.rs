@@ -89,12 +89,13 @@ impl MatMul for Cuda {
         check(self.shape(x), weight.dims)?;
         let shape = (self.shape(x).0, weight.dims.0);
         expect("matmul residual", shape, self.shape(&residual))?;
-        let plain = weight.bias.is_none() && !self.takes_small_m(self.shape(x), weight);
-        if !plain || !residual.is_alone() {
+        if weight.bias.is_some() || self.takes_small_m(self.shape(x), weight) {
             return self.add(&residual, &self.matmul(x, weight)?);
         }
-        self.product(x, weight, 1.0, Operand::real(self.real(&residual)?, shape.1))?;
-        Ok(residual)
+        // Rounded once, also where the residual is somebody else's too: bits must not depend on who holds what.
+        let sum = if residual.is_alone() { residual } else { self.copy(&residual)? };
+        self.product(x, weight, 1.0, Operand::real(self.real(&sum)?, shape.1))?;
+        Ok(sum)
     }
 
     fn logits(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {

@@ -130,8 +130,10 @@ impl Cuda {
         let g = |column: usize| {
             Operand::wide(self.address(&gradient) + 4 * (column - span.start) as u64, span.len())
         };
-        let e = Operand::wide(self.address(missing), k);
-        self.gemm_wide((span.len(), rows, k), (1.0, 0.0), [h(0, span.start), e, g(span.start)])?;
+        // H is symmetric, and the tensor cores read it along its rows. What is chosen by G need not know it to the last bit:
+        // E itself is exact.
+        let (h_rows, e) = (h(span.start, 0).transposed(), Operand::wide(self.address(missing), k));
+        self.gemm_as(TF32, (span.len(), rows, k), (1.0, 0.0), [h_rows, e, g(span.start)])?;
         for window in windows {
             let width = window.len();
             let changes = self.alloc::<f32>(rows * width)?;
