@@ -71,7 +71,7 @@ const EXPERTS: [(&str, &str); 4] = [
     ("experts/product.cu", ops::experts::product::SOURCE),
 ];
 
-const COMMON: [(&str, &str); 31] = [
+const COMMON: [(&str, &str); 33] = [
     ("prelude.cu", include_str!("prelude.cu")),
     ("tensor_map.cu", include_str!("tensor_map.cu")),
     ("tf32.cu", super::tf32::SOURCE),
@@ -90,7 +90,9 @@ const COMMON: [(&str, &str); 31] = [
     ("step.cu", ops::attention::step::SOURCE),
     ("step_int8.cu", ops::attention::step::INT8_SOURCE),
     ("embedding.cu", ops::embedding::cuda::SOURCE),
+    ("grid.cu", ops::gptq_sweep::cuda::GRID_SOURCE),
     ("gptq_sweep.cu", ops::gptq_sweep::cuda::SOURCE),
+    ("pack.cu", ops::gptq_sweep::cuda::PACK_SOURCE),
     ("loop_search.cu", ops::gptq_sweep::cuda::SEARCH_SOURCE),
     ("refine.cu", ops::gptq_sweep::cuda::REFINE_SOURCE),
     ("hessian.cu", ops::hessian::cuda::SOURCE),

@@ -20,7 +20,9 @@ use crate::packing::{PackedLinear, Scales, ZeroOffset};
 use crate::{Dtype, Error, HostTensor, Result};
 use strip::Strip;
 
+pub(crate) const GRID_SOURCE: &str = include_str!("grid.cu");
 pub(crate) const SOURCE: &str = include_str!("gptq_sweep.cu");
+pub(crate) const PACK_SOURCE: &str = include_str!("pack.cu");
 pub(crate) const SEARCH_SOURCE: &str = include_str!("loop_search.cu");
 pub(crate) const REFINE_SOURCE: &str = include_str!("refine.cu");
 

@@ -79,7 +79,7 @@ pub trait GptqSweep: InverseCholesky + MatMul {
 
     /// Solves the columns of `block` and moves their error to those after it; solved columns then hold the values of
     /// their codes. `factor` is U; `None` stands for the identity, which is rounding to nearest. A group that is wider
-    /// than the block must start it.
+    /// than the block must start it. Blocks follow each other, and errors may reach columns late, but before they are solved.
     ///
     /// With [`GridKind::Loop`] and a factor, the grid of a group that the sweep enters is found by sweeping copies of its
     /// columns, one a candidate, which leave all others alone: they add up `((w - q) / U_ii)^2`, and the candidate with
