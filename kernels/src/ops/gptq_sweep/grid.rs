@@ -47,6 +47,15 @@ pub(crate) const CANDIDATES: usize = LOOP_SHARES.len() + LOOP_MIRRORED.len();
 /// it from run to run and from device to device, so quotients within it of a tie count as the tie.
 pub(crate) const TIES_OUTWARD: f32 = 1.0 + 4.0 * f32::EPSILON;
 
+/// The nearest whole number, ties to even, below 2^22: without the call that [`f32::round_ties_even`] is where the processor at
+/// hand is not known when compiling. Beyond, where every code is the last one, 2^22.
+fn rounded(x: f32) -> f32 {
+    const MOST: f32 = 4_194_304.0;
+    // Floats of this size are whole numbers: adding it rounds.
+    const WHOLE: f32 = 3.0 * MOST;
+    (x.clamp(-MOST, MOST) + WHOLE) - WHOLE
+}
+
 /// `value = (code - zero) * scale`
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Grid {
@@ -57,7 +66,7 @@ pub(crate) struct Grid {
 
 impl Grid {
     pub fn code(&self, w: f32) -> f32 {
-        ((w / self.scale * TIES_OUTWARD).round_ties_even() + self.zero).clamp(0.0, self.max_code)
+        (rounded(w / self.scale * TIES_OUTWARD) + self.zero).clamp(0.0, self.max_code)
     }
 
     pub fn value(&self, code: f32) -> f32 {

@@ -16,8 +16,18 @@ impl Rope for Cpu {
         let d = shape.head_dim;
         let (q_width, kv_width) = (shape.heads * d, shape.kv_heads * d);
         let [mut k, mut v] = [(); 2].map(|()| Vec::with_capacity(qkv.rows * kv_width));
-        let tables = frequency_rows(batch, inv_freq.rows);
-        let positions = batch.positions();
+        let (tables, positions) = (frequency_rows(batch, inv_freq.rows), batch.positions());
+        let turn = |table: u32, position: u32, turns: &mut [(f32, f32)]| {
+            let frequencies = &inv_freq[table as usize * (d / 2)..];
+            for (turn, frequency) in turns.iter_mut().zip(frequencies) {
+                let (sin, cos) = (position as f32 * frequency).sin_cos();
+                *turn = (sin * shape.stretch, cos * shape.stretch);
+            }
+        };
+        // Where sequences have most of their positions in common, each is turned once.
+        let (turned, last) = (shape.turned / 2, positions.iter().max().map_or(0, |last| *last as usize));
+        let common = (inv_freq.rows == 1 && 2 * last < qkv.rows)
+            .then(|| new_rows(last + 1, turned, |position, turns| turn(0, position as u32, turns)));
         let kv = [&mut k, &mut v].map(|x: &mut Vec<f32>| {
             let rows = qkv.rows * kv_width;
             Parts::of(&mut x.spare_capacity_mut()[..rows])
@@ -34,14 +44,17 @@ impl Rope for Cpu {
                 q.chunks_exact_mut(q_weight.len()).for_each(|part| normalise(part, q_weight, *eps));
                 k.chunks_exact_mut(k_weight.len()).for_each(|part| normalise(part, k_weight, *eps));
             }
-            let frequencies = &inv_freq[tables[row] as usize * (d / 2)..][..shape.turned / 2];
-            let turn = |frequency: &f32| {
-                let (sin, cos) = (positions[row] as f32 * frequency).sin_cos();
-                (sin * shape.stretch, cos * shape.stretch)
+            let mut own = Vec::new();
+            let turns = match &common {
+                Some(common) => &common[positions[row] as usize * turned..][..turned],
+                None => {
+                    own.resize(turned, (0.0, 0.0));
+                    turn(tables[row], positions[row], &mut own);
+                    &own[..]
+                }
             };
-            let turns: Vec<_> = frequencies.iter().map(turn).collect();
             let heads = q.chunks_exact_mut(d).chain(k.chunks_exact_mut(d));
-            heads.for_each(|head| rotate(&mut head[..shape.turned], &turns, shape.pairing));
+            heads.for_each(|head| rotate(&mut head[..shape.turned], turns, shape.pairing));
             if let Some(growth) = shape.query_growth {
                 let factor = growth.factor(positions[row] as usize);
                 q.iter_mut().for_each(|x| *x *= factor);

@@ -103,8 +103,14 @@ fn check(sweep: &CpuSweep, weights: &Array2<f32>, hessian: &Array2<f32>) -> Resu
 
 /// `E = W - Q` of some rows.
 fn missing(rows: &[Row], target: &[f32]) -> Vec<f32> {
-    let values = rows.iter().flat_map(|row| &row.weights);
-    target.iter().zip(values).map(|(w, q)| w - q).collect()
+    let mut missing = Vec::with_capacity(target.len());
+    let mut rest = target;
+    for row in rows {
+        let (target, after) = rest.split_at(row.weights.len());
+        missing.extend(target.iter().zip(&row.weights).map(|(w, q)| w - q));
+        rest = after;
+    }
+    missing
 }
 
 /// `a h` for some rows a.
@@ -172,7 +178,8 @@ impl Strip<'_> {
         gradient: &mut [f32],
     ) {
         let (rows, width, places) = (self.rows.len(), columns.len(), &columns[own.clone()]);
-        let codes: Vec<f32> = self.rows.iter().flat_map(|row| row.signed_codes(group, places)).collect();
+        let mut codes = Vec::with_capacity(rows * own.len());
+        self.rows.iter().for_each(|row| codes.extend(row.signed_codes(group, places)));
         let h = self.taken(places, columns);
         let k_h = product(&codes, rows, MatRef::from_row_major_slice(&h, own.len(), width));
         let sums = gradient.chunks_exact_mut(width.max(1)).zip(k_h.chunks_exact(width.max(1)));
@@ -195,7 +202,9 @@ impl Strip<'_> {
     /// `H[rows, columns]`
     fn taken(&self, rows: &[usize], columns: &[usize]) -> Vec<f32> {
         let row = |row: &usize| self.hessian.row(*row).to_slice().unwrap_or_default();
-        rows.iter().map(row).flat_map(|row| columns.iter().map(|column| row[*column])).collect()
+        let mut taken = Vec::with_capacity(rows.len() * columns.len());
+        rows.iter().map(row).for_each(|row| taken.extend(columns.iter().map(|column| row[*column])));
+        taken
     }
 }
 
@@ -213,9 +222,9 @@ impl Row {
     }
 
     /// Codes of a group less its zero point.
-    fn signed_codes(&self, group: usize, places: &[usize]) -> Vec<f32> {
+    fn signed_codes(&self, group: usize, places: &[usize]) -> impl Iterator<Item = f32> {
         let zero = self.grids[group].map_or(0.0, |grid| grid.zero);
-        places.iter().map(|place| self.codes[*place] as f32 - zero).collect()
+        places.iter().map(move |place| self.codes[*place] as f32 - zero)
     }
 
     /// Changes the scale of a group by `slope / curvature`, as far as it can be stored, and returns by how much.
