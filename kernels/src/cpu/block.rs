@@ -38,7 +38,7 @@ pub(crate) fn multiply_block<const WIDTH: usize>(
     match isa {
         // SAFETY: `isa` chose instructions that the processor has, and the lengths are as they must be.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe {
+        Isa::Avx512 | Isa::Amx => unsafe {
             match columns / LANES {
                 0 => {}
                 1 => x86::avx512::<1, _>(a, b, y, stride, before),

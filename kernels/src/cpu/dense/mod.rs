@@ -24,7 +24,7 @@ pub(crate) fn dots(row: DenseRow, x: &[f32], sums: &mut [f32], isa: Isa) {
     match isa {
         // SAFETY: `isa` chose instructions that the processor has.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { x86::dots_avx512(row, x, sums) },
+        Isa::Avx512 | Isa::Amx => unsafe { x86::dots_avx512(row, x, sums) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { x86::dots_avx2(row, x, sums) },

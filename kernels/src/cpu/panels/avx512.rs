@@ -161,7 +161,7 @@ fn add_run<const BITS: usize, const T: usize, const N: usize>(
 /// y += a run's sum times its scale and the token's step, for 16 rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn add(y: &mut [f32], sum: __m512i, scale: __m512, step: f32) {
+pub(super) fn add(y: &mut [f32], sum: __m512i, scale: __m512, step: f32) {
     let place = y[..16].as_mut_ptr();
     let scale = _mm512_mul_ps(scale, _mm512_set1_ps(step));
     // SAFETY: 16 values from `place` on.
@@ -217,7 +217,7 @@ fn bytes<const BITS: usize>(word: __m512i, i: usize) -> __m512i {
 /// The zero points of a group, times `factor`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn times(factor: i32, zeros: &Zeros, group: usize) -> Pair<__m512i> {
+pub(super) fn times(factor: i32, zeros: &Zeros, group: usize) -> Pair<__m512i> {
     match zeros {
         Zeros::Same(zero) => [_mm512_set1_epi32(factor * i32::from(*zero)); 2],
         Zeros::Each(zeros) => {
@@ -232,7 +232,7 @@ fn times(factor: i32, zeros: &Zeros, group: usize) -> Pair<__m512i> {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn scales(scales: &Scales, group: usize) -> Pair<__m512> {
+pub(super) fn scales(scales: &Scales, group: usize) -> Pair<__m512> {
     // SAFETY: each holds 32 values.
     unsafe {
         match scales {

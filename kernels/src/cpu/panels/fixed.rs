@@ -3,12 +3,20 @@
 
 use multiversion::multiversion;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::kernels::Kernels;
-use super::{DIRECT, Panels, Parts, RUN, Run, pairs_in_word, team};
+use super::{DIRECT, Isa, Panels, Parts, RUN, Run, pairs_in_word, team};
 use crate::cpu::zeroed;
 
 /// Tokens of a block where there are many.
-pub(super) const BLOCK: usize = 12;
+pub(super) const fn block(isa: Isa) -> usize {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => amx::TOKENS,
+        _ => 12,
+    }
+}
 
 /// All tokens, a block after the other, each as the kernels want it.
 pub(super) struct Blocks {
@@ -38,22 +46,35 @@ pub(super) struct Block<'a> {
     pub steps: &'a [f32],
 }
 
-/// The numbers of tokens that there are kernels for: the least that holds `rows`.
+/// The numbers of tokens that there are kernels for where they are few: the least that holds `rows`.
 pub(super) fn tokens(rows: usize) -> usize {
     match rows {
         0..=2 => rows,
         3..=4 => 4,
-        5..=8 => 8,
-        _ => BLOCK,
+        _ => 8,
+    }
+}
+
+/// Tokens of the last of many blocks, with those that fill it up.
+fn last(isa: Isa, rows: usize) -> usize {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => block(isa) * rows.min(1),
+        _ if rows > DIRECT => block(isa),
+        _ => tokens(rows),
     }
 }
 
 impl Blocks {
-    /// The rows of x, `[rows, in]`, as one block where they are few, else in blocks of [`BLOCK`]; as `kernels` want them.
-    pub fn of(weight: &Panels, x: &[f32], rows: usize, kernels: &Kernels) -> Self {
-        let together = if rows <= DIRECT { tokens(rows) } else { BLOCK };
-        let whole = rows / together.max(1) * together;
-        let tokens = whole + tokens(rows - whole);
+    /// The rows of x, `[rows, in]`, as one block where they are few, else in blocks of [`block`]; as `kernels` want them.
+    pub fn of(weight: &Panels, x: &[f32], rows: usize, (isa, kernels): (Isa, &Kernels)) -> Self {
+        let (together, tokens) = match rows {
+            ..=DIRECT => (tokens(rows), tokens(rows)),
+            _ => {
+                let (block, rest) = (block(isa), rows % block(isa));
+                (block, rows - rest + last(isa, rest))
+            }
+        };
         let (k, runs, pairs) = (weight.dims.1, weight.runs.len(), weight.words * pairs_in_word(weight.bits));
         let mut all = Self {
             tokens,
@@ -123,9 +144,7 @@ fn fill(
         kernels.arrange(row);
     }
     if tokens > 1 {
-        for (i, x) in places.chunks_exact_mut(tokens).enumerate() {
-            x.iter_mut().enumerate().for_each(|(t, x)| *x = rows[t * pairs + i]);
-        }
+        kernels.place(&rows, pairs, places);
     }
 }
 

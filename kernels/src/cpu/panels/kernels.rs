@@ -4,9 +4,10 @@
 use super::neon;
 use super::{Isa, Lanes, PANEL, Task, portable};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use super::{UNPACKED, amx, avx2, avx512};
 
 pub(super) type Arrange = unsafe fn(&mut [i32]);
+type Place = fn(&[i32], usize, &mut [i32]);
 pub(super) type Multiply = unsafe fn(&Task, &mut [[f32; PANEL]]);
 
 /// The inner loops for one width and one number of tokens.
@@ -14,6 +15,7 @@ pub(super) type Multiply = unsafe fn(&Task, &mut [[f32; PANEL]]);
 pub(super) struct Kernels {
     tokens: usize,
     arrange: Arrange,
+    place: Place,
     multiply: Multiply,
     unpack: unsafe fn(&[Lanes], &mut [Lanes]),
 }
@@ -27,6 +29,7 @@ impl Kernels {
                 Self {
                     tokens,
                     arrange: as_they_are,
+                    place: token_by_token,
                     multiply: match tokens {
                         1 => $set::multiply::<$bits, 1>,
                         2 => $set::multiply::<$bits, 2>,
@@ -51,6 +54,20 @@ impl Kernels {
         }
         match isa {
             #[cfg(target_arch = "x86_64")]
+            Isa::Amx if bits == UNPACKED => {
+                Self { tokens, multiply: amx::multiply, place: amx::place, ..set!(avx512) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => {
+                let unpack = match bits {
+                    2 => amx::quads::<2>,
+                    3 => amx::quads::<3>,
+                    4 => amx::quads::<4>,
+                    _ => amx::quads::<8>,
+                };
+                Self { unpack, ..Self::of(Isa::Avx512, bits, tokens) }
+            }
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => match avx512::of_bytes(bits, tokens) {
                 Some((arrange, multiply)) => Self { arrange, multiply, ..set!(avx512) },
                 None => set!(avx512),
@@ -69,6 +86,11 @@ impl Kernels {
         unsafe { (self.arrange)(pairs) }
     }
 
+    /// Puts all tokens of a block, `[tokens, pairs]`, where [`Self::multiply`] wants them.
+    pub fn place(&self, rows: &[i32], pairs: usize, places: &mut [i32]) {
+        (self.place)(rows, pairs, places);
+    }
+
     /// For every token `t` and row of the panel, with the sums over `k` in integers:
     /// `y[t][row] += sum over runs of scale[row] step[t] (sum_k code[row, k] x[t, k] - zero[row] sum_k x[t, k])`.
     pub fn multiply(&self, task: &Task, y: &mut [[f32; PANEL]]) {
@@ -81,6 +103,14 @@ impl Kernels {
     pub fn unpack(&self, words: &[Lanes], pairs: &mut [Lanes]) {
         // SAFETY: as above.
         unsafe { (self.unpack)(words, pairs) }
+    }
+}
+
+/// Most kernels take the same pair of all tokens, then the next one.
+fn token_by_token(rows: &[i32], pairs: usize, places: &mut [i32]) {
+    let tokens = places.len() / pairs.max(1);
+    for (i, x) in places.chunks_exact_mut(tokens.max(1)).enumerate() {
+        x.iter_mut().enumerate().for_each(|(t, x)| *x = rows[t * pairs + i]);
     }
 }
 

@@ -11,6 +11,8 @@
 //! eight bits leave.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -170,6 +172,8 @@ impl Panels {
     pub fn kernel_name(isa: Isa) -> &'static str {
         match isa {
             #[cfg(target_arch = "x86_64")]
+            Isa::Amx => "panels, AMX and AVX-512 VNNI",
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => "panels, AVX-512 VNNI",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => "panels, AVX2",
@@ -207,11 +211,12 @@ impl Panels {
         let n = self.dims.0;
         let mut y = Vec::with_capacity(rows * n);
         let panels = n.div_ceil(PANEL);
+        let isa = self.fitting(isa);
         let kernels = match rows {
             ..=DIRECT => Kernels::of(isa, self.bits, fixed::tokens(rows)),
-            _ => Kernels::of(isa, UNPACKED, fixed::BLOCK),
+            _ => Kernels::of(isa, UNPACKED, fixed::block(isa)),
         };
-        let blocks = Blocks::of(self, x, rows, &kernels);
+        let blocks = Blocks::of(self, x, rows, (isa, &kernels));
         let blocks: Vec<_> = blocks.iter().collect();
         let parts = Parts::of(&mut y.spare_capacity_mut()[..rows * n]);
         let store = |panel: usize, first: usize, tile: &[[f32; PANEL]]| {
@@ -243,7 +248,7 @@ impl Panels {
                 });
             }
             blocks => {
-                let tiles: Vec<_> = blocks.chunks(TILE / fixed::BLOCK).collect();
+                let tiles: Vec<_> = blocks.chunks(TILE / fixed::block(isa)).collect();
                 team::for_each(panels * tiles.len(), |i| {
                     let (panel, blocks) = (i % panels, tiles[i / panels]);
                     let mut tile = [[0.0; PANEL]; TILE];
@@ -255,6 +260,19 @@ impl Panels {
         // SAFETY: every row of every panel has been stored.
         unsafe { y.set_len(rows * n) };
         y
+    }
+
+    /// The instructions whose kernels take this weight's runs: tiles take whole steps.
+    fn fitting(&self, isa: Isa) -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        let whole = |run: &Run| (run.words * pairs_in_word(self.bits)).is_multiple_of(amx::STEP);
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx if !self.runs.iter().all(whole) || !pairs_in_word(self.bits).is_multiple_of(2) => {
+                Isa::Avx512
+            }
+            _ => isa,
+        }
     }
 
     fn task<'a>(&'a self, panel: usize, block: &'a Block) -> Task<'a> {

@@ -27,7 +27,7 @@ const fn case(
     Case { risk, rows, n, k, bits, group, act_order }
 }
 
-const CASES: [Case; 18] = [
+const CASES: [Case; 20] = [
     case("one token", 1, (64, 256), 4, 128, false),
     case("one token, act-order", 1, (96, 256), 4, 64, true),
     case("two tokens", 2, (32, 128), 4, 32, true),
@@ -46,6 +46,8 @@ const CASES: [Case; 18] = [
     case("eight bits, many tokens", 13, (40, 256), 8, 128, false),
     case("one group in several runs", 4, (32, 1000), 8, 1000, false),
     case("a short last group", 1, (32, 200), 4, 96, true),
+    case("a short last group, many tokens", 40, (32, 200), 4, 128, true),
+    case("eight bits, many tokens, some steps a run", 36, (64, 512), 8, 512, true),
 ];
 
 impl Case {
@@ -128,8 +130,10 @@ fn the_largest_sums_stay_within_32_bits() {
         packed.zero_offset = offset;
         let weight = Panels::pack(&packed).unwrap();
         for isa in Isa::all() {
-            let y = weight.product(&vec![-3.0; k], 1, isa);
-            assert_close("largest sums", &y, &vec![-3.0 * value * k as f64; 32], 1e-12);
+            for rows in [1, 20] {
+                let y = weight.product(&vec![-3.0; rows * k], rows, isa);
+                assert_close("largest sums", &y, &vec![-3.0 * value * k as f64; rows * 32], 1e-12);
+            }
         }
     }
 }

@@ -120,7 +120,7 @@ fn dots(query: &[f32], keys: &Part, scores: &mut [f32], isa: Isa) {
     match isa {
         // SAFETY: `isa` chose instructions that the processor has.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { x86::dots(query, keys, scores) },
+        Isa::Avx512 | Isa::Amx => unsafe { x86::dots(query, keys, scores) },
         _ => dots_one_by_one(query, keys, scores),
     }
 }
