@@ -168,18 +168,18 @@ impl Zeros<'_> {
 }
 
 impl Panels {
-    /// Name of the products' inner loops with these instructions.
-    pub fn kernel_name(isa: Isa) -> &'static str {
-        match isa {
+    /// Name of the inner loop that multiplies so many rows with these instructions.
+    pub fn kernel_name(&self, rows: usize, isa: Isa) -> &'static str {
+        match (self.fitting(isa), rows) {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => "panels, AMX and AVX-512 VNNI",
+            (Isa::Amx, ..=DIRECT) | (Isa::Avx512, _) => "panels, AVX-512 VNNI",
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => "panels, AVX-512 VNNI",
+            (Isa::Amx, _) => "panels, AMX",
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => "panels, AVX2",
+            (Isa::Avx2, _) => "panels, AVX2",
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => "panels, NEON",
-            Isa::Portable => "panels, portable",
+            (Isa::Neon, _) => "panels, NEON",
+            (Isa::Portable, _) => "panels, portable",
         }
     }
 

@@ -65,7 +65,7 @@ impl MatMul for Cpu {
         match &weight.0 {
             Kind::Dense(_) if rows <= GEMV_ROWS => "rows widened in registers",
             Kind::Dense(_) => "faer",
-            Kind::Quantized(_) => Panels::kernel_name(Isa::best()),
+            Kind::Quantized(panels) => panels.kernel_name(rows, Isa::best()),
         }
     }
 

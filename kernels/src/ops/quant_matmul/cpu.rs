@@ -23,8 +23,8 @@ impl QuantMatMul for Cpu {
         self.tensor(weight.product(&x, x.rows, Isa::best()), (x.rows, n))
     }
 
-    fn quant_matmul_kernel(&self, _: &CpuQuantWeight, _: usize) -> &'static str {
-        Panels::kernel_name(Isa::best())
+    fn quant_matmul_kernel(&self, CpuQuantWeight(weight): &CpuQuantWeight, rows: usize) -> &'static str {
+        weight.kernel_name(rows, Isa::best())
     }
 
     fn dense_weight(&self, packed: &PackedLinear) -> Result<CpuWeight> {
