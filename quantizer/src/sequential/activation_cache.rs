@@ -30,13 +30,12 @@ impl<B: Backend> Held<B> {
         })
     }
 
-    /// `None` where a pass that failed has left it.
-    fn bring(&self, backend: &B) -> Result<Option<B::Tensor>> {
-        Ok(match self {
-            Self::Here(tensor) => Some(tensor.clone()),
-            Self::Offloaded(offloaded) => Some(backend.fetch(offloaded)?),
-            Self::Taken => None,
-        })
+    fn bring(&self, backend: &B) -> Result<B::Tensor> {
+        match self {
+            Self::Here(tensor) => Ok(tensor.clone()),
+            Self::Offloaded(offloaded) => Ok(backend.fetch(offloaded)?),
+            Self::Taken => Err(Error::invalid("activations", "a pass that failed has not given them back")),
+        }
     }
 }
 
@@ -212,7 +211,7 @@ impl<B: Backend> ActivationCache<B> {
 impl<B: Backend> Chunk<B> {
     /// What the pass reads. The residual stream is given away where it is written too, so that it can be written in place.
     fn bring(&mut self, backend: &B, pass: Pass) -> Result<Vec<Parts<B::Tensor>>> {
-        let bring = |held: &Held<B>, wanted: bool| if wanted { held.bring(backend) } else { Ok(None) };
+        let bring = |held: &Held<B>, wanted: bool| wanted.then(|| held.bring(backend)).transpose();
         let parts = |activations: &mut Activations<B>| {
             let input = bring(&activations.input, pass.reads.input())?;
             let hidden = bring(&activations.hidden, pass.reads.hidden())?;
@@ -300,8 +299,9 @@ fn working_set(config: &ModelConfig, rows: usize, size: usize, layout: Layout) -
     // The product and what follows it, with the chunks before and after, coming and leaving.
     let moving = rows * size * (2 * widest_output + 4 * (config.hidden_size + widest)) * layout.streams;
     let (apart, judged) = ((layout.streams - 1) * 4, layout.holds_out as usize * 4);
-    // A Hessian, its reversal (then the factor), the inverse, and what inverting takes; the damped Hessian and one of the tokens held out, as
-    // it was and in the sweep's order; with a second stream the differences of both, and one in the sweep's order.
+    // A Hessian, its reversal (then the factor), the inverse, and what inverting takes; the damped Hessian and one of the
+    // tokens held out, as it was and in the sweep's order; with a second stream the differences of both, and one in the
+    // sweep's order.
     let solver = widest * widest * (4 * 4 + 3 * judged + 3 * apart);
     // The factors of a product in parts.
     let solver = solver + 3 * 4 * 1024 * (widest + widest_output.max(widest));

@@ -43,7 +43,8 @@ fn configure() {
     row_bytes[..8].fill(64);
     rows[..8].fill(16);
     let shapes = Shapes { palette: 1, reserved: [0; 15], row_bytes, rows };
-    // SAFETY: whoever calls has AMX, and the operand is what the instruction reads.
+    // SAFETY: only kernels of `Isa::Amx` come here, so the processor has AMX; the instruction reads 64 bytes, which
+    // `Shapes` has.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly, preserves_flags)) };
     READY.set(true);
 }

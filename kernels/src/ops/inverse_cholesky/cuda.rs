@@ -11,7 +11,7 @@ pub(crate) const SOURCE: &str = include_str!("inverse_cholesky.cu");
 const LEAF: usize = 128;
 const LEAF_THREADS: u32 = 1024;
 
-/// Columns that are factored before the rest of the matrix learns of them, a multiple of [`LEAF`].
+/// Columns that are factored before their products are subtracted from the rest of the matrix, a multiple of [`LEAF`].
 const PANEL: usize = 512;
 
 /// Columns of one product with a triangle.
@@ -70,8 +70,8 @@ struct Factoring<'a> {
     size: usize,
     /// What is left to factor; the lower triangle counts.
     rest: u64,
-    /// Zeros at first. By [`Self::factor`] it gets the factor, of whose panels on the diagonal the inverses; by [`Self::join`]
-    /// the inverse of the whole.
+    /// Zeros at first. [`Self::factor`] writes the factor below the panels on the diagonal, and in these their inverses;
+    /// [`Self::join`] makes it the inverse of the whole factor.
     inverse: u64,
     /// A quarter of a matrix.
     work: u64,
@@ -92,7 +92,7 @@ impl Factoring<'_> {
                 self.inverse(below.start, panel.start),
             ];
             self.gpu.gemm_wide((below.len(), width, width), (1.0, 0.0), factors)?;
-            // The rest loses L L^T, strip by strip from the diagonal down.
+            // L L^T is subtracted from the rest, strip by strip from the diagonal down.
             for start in below.clone().step_by(STRIP) {
                 let strip = start..(start + STRIP).min(self.size);
                 let left = self.inverse(strip.start, panel.start);

@@ -92,7 +92,8 @@ impl MatMul for Cuda {
         if weight.bias.is_some() || self.takes_small_m(self.shape(x), weight) {
             return self.add(&residual, &self.matmul(x, weight)?);
         }
-        // Rounded once, also where the residual is somebody else's too: bits must not depend on who holds what.
+        // A shared residual is copied and added to in place as well: product and residual are then rounded once in both
+        // cases, so that the bits do not depend on whether the memory is shared.
         let sum = if residual.is_alone() { residual } else { self.copy(&residual)? };
         self.product(x, weight, 1.0, Operand::real(self.real(&sum)?, shape.1))?;
         Ok(sum)

@@ -28,7 +28,7 @@ pub trait MatMul: Add {
 
     fn matmul(&self, x: &Self::Tensor, weight: &Self::Weight) -> Result<Self::Tensor>;
 
-    /// `residual + matmul(x)`; a device may write it over a residual that nobody else holds.
+    /// `residual + matmul(x)`; a device may write it over the residual where no other tensor shares its memory.
     fn matmul_add(
         &self,
         x: &Self::Tensor,
@@ -111,7 +111,7 @@ mod tests {
         (bytes.concat(), rounded)
     }
 
-    /// To a residual that nobody else holds, and to one that somebody does, which must stay as it was.
+    /// To a residual whose memory is shared, which must stay as it was, and to one whose memory is not.
     fn adds<D: MatMul>(
         device: &D,
         risk: &str,

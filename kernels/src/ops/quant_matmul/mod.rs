@@ -49,7 +49,7 @@ pub trait QuantMatMul: MatMul + RmsNorm + Gated + Add {
     /// `next` is what will be read after `weight`: a device may begin with it ahead of time.
     fn read_next(&self, _weight: &Self::QuantWeight, _next: &Self::QuantWeight) {}
 
-    /// `residual + quant_matmul(x)`; a device may write it over a residual that nobody else holds.
+    /// `residual + quant_matmul(x)`; a device may write it over the residual where no other tensor shares its memory.
     fn quant_matmul_add(
         &self,
         x: &Self::Tensor,

@@ -2,12 +2,11 @@
 
 use std::ops::Range;
 
-use super::CudaSweep;
+use super::{CudaSweep, SQUARE};
 use crate::cuda::{Args, Cuda, Launch};
 use crate::{Error, LOOP_WINDOW, Result};
 
-/// Bytes of a window's part of U with the inverse of its diagonal, and of what one warp keeps: errors of 32 candidates, weights of two rows.
-const TRIANGLE: usize = 4 * LOOP_WINDOW * (LOOP_WINDOW + 1);
+/// Bytes of what one warp keeps beside the window's part of U: errors of 32 candidates, weights of two rows.
 const WARP: usize = 4 * LOOP_WINDOW * (33 + 2);
 const MOST_WARPS: usize = 8;
 
@@ -31,9 +30,9 @@ impl Cuda {
             return Ok(());
         }
         let count = group_of[start..].iter().take_while(|other| **other == group).count();
-        let warps = (self.shared_memory().saturating_sub(TRIANGLE) / WARP).min(MOST_WARPS);
+        let warps = (self.shared_memory().saturating_sub(SQUARE) / WARP).min(MOST_WARPS);
         if warps == 0 {
-            let problem = format!("a block needs {} KB of shared memory", (TRIANGLE + WARP) >> 10);
+            let problem = format!("a block needs {} KB of shared memory", (SQUARE + WARP) >> 10);
             return Err(Error::cuda("the loop search of grids", problem));
         }
         let args = Args::new([self.address(&sweep.scales), self.address(&sweep.zeros)])
@@ -41,7 +40,7 @@ impl Cuda {
             .ints([rows, columns, start, count, group as usize])
             .and(sweep.spec.arg());
         let launch = Launch::blocks(rows.div_ceil(2 * warps), 32 * warps as u32);
-        self.launch("sweep_search", launch.shared(TRIANGLE + warps * WARP), &args)
+        self.launch("sweep_search", launch.shared(SQUARE + warps * WARP), &args)
     }
 }
 
