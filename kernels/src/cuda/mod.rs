@@ -100,7 +100,7 @@ impl Cuda {
             }
         }
         let context = CudaContext::new(ordinal).map_err(Error::driver("CUDA"))?;
-        // SAFETY: everything runs on one stream, so that order needs no events.
+        // SAFETY: everything computes on one stream, and copies on others are ordered by events of their own (`Copying`).
         unsafe { context.disable_event_tracking() };
         let name = context.name().map_err(Error::driver("CUDA"))?;
         let arch = context.compute_capability().map_err(Error::driver("CUDA"))?;

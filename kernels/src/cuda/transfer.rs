@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::answer::Pieces;
 use super::buffer_pool::BufferPool;
+use super::offload::Pinned;
 use super::{Cuda, CudaTensor};
 use crate::error::expect;
 use crate::{Error, HostTensor, Result};
@@ -27,7 +28,7 @@ const LARGE: usize = 64 << 10;
 /// Bytes on the GPU that may still be under way.
 pub(crate) struct Bytes {
     // Before the memory, so that it is dropped first.
-    arrival: Arrival,
+    arrival: Copying,
     slice: Memory,
 }
 
@@ -46,12 +47,13 @@ impl Drop for Memory {
     }
 }
 
-/// The end of a copy that the computing stream has not waited for yet.
-struct Arrival(Mutex<Option<CudaEvent>>);
+/// The end of a copy to or from some memory, as long as nobody has waited for it.
+#[derive(Default)]
+pub(super) struct Copying(pub(super) Mutex<Option<CudaEvent>>);
 
-impl Drop for Arrival {
+impl Drop for Copying {
     fn drop(&mut self) {
-        // Memory must not be freed while a copy writes to it.
+        // Memory must not be freed while a copy uses it.
         if let Some(event) = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = event.synchronize();
         }
@@ -61,13 +63,13 @@ impl Drop for Arrival {
 impl Bytes {
     pub(super) fn arriving(slice: CudaSlice<u8>, arrival: Option<CudaEvent>) -> Self {
         let slice = Memory { slice: Some(slice), buffers: None };
-        Self { arrival: Arrival(Mutex::new(arrival)), slice }
+        Self { arrival: Copying(Mutex::new(arrival)), slice }
     }
 
     /// Memory that goes to `pool` when it is dropped.
     pub(super) fn pooled(slice: CudaSlice<u8>, buffers: Arc<BufferPool>) -> Self {
         let slice = Memory { slice: Some(slice), buffers: Some(buffers) };
-        Self { arrival: Arrival(Mutex::new(None)), slice }
+        Self { arrival: Copying::default(), slice }
     }
 
     pub(super) fn slice(&self) -> Result<&CudaSlice<u8>> {
@@ -88,7 +90,7 @@ pub(super) struct Transfers {
     ring: Mutex<Ring>,
     pub(super) answers: Pieces,
     /// Pinned memory that no offloaded tensor uses any more.
-    pub(super) pinned: Arc<Mutex<Vec<PinnedHostSlice<u8>>>>,
+    pub(super) pinned: Arc<Mutex<Vec<Pinned>>>,
     /// Tensors whose memory a copy to the host still reads.
     pub(super) leaving: Mutex<Vec<(CudaEvent, CudaTensor)>>,
 }
