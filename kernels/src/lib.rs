@@ -39,7 +39,7 @@ pub use ops::embedding::Embedding;
 pub use ops::experts::{Experts, HostExpert, Route, RouterScores, Routing};
 pub use ops::gated::{Activation, Gated};
 pub use ops::gptq_sweep::{
-    GptqSweep, GridKind, GridSpec, Grouping, LOOP_WINDOW, Quantized, SweepRefine, SweepTarget,
+    GptqSweep, GridKind, GridSpec, Grouping, LOOP_WINDOW, Quantized, SweepRefine, SweepTarget, Wanted,
 };
 pub use ops::hessian::Hessian;
 pub use ops::inverse_cholesky::InverseCholesky;

@@ -267,9 +267,10 @@ impl<B: Backend> StageWeights<B> {
         Ok(backend.source_weight(&self.source, self.bias.clone())?)
     }
 
-    /// The same without its bias: what a difference of inputs makes.
-    pub fn without_bias(&self, backend: &B) -> Result<B::Weight> {
-        Ok(backend.source_weight(&self.source, None)?)
+    /// The biases of all outputs as a table of one row, if there are any.
+    pub fn bias(&self, backend: &B) -> Result<Option<B::Weight>> {
+        let table = |bias: &Vec<f32>| backend.weight_from_f32(bias.clone(), (1, bias.len()), None);
+        Ok(self.bias.as_ref().map(table).transpose()?)
     }
 }
 

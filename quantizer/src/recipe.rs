@@ -23,7 +23,7 @@ pub enum Target {
     /// `W x_f`: what the unquantized model has, whose input is x_f.
     Asymmetric,
     /// The same; where the output is added to the residual stream, the sum. Such stages have as many inputs as outputs or
-    /// more, and need no more products than with [`Self::Asymmetric`] where they have twice as many.
+    /// more, so that sums by outputs are no larger than by inputs.
     Residual,
 }
 

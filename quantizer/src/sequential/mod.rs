@@ -55,6 +55,8 @@ struct Solving<'w, 'a, B: Backend> {
     reader: &'w Reader<B>,
     /// Weights of the next group, where they were needed before it is solved.
     coming: Option<Read<B>>,
+    /// The stage that the unquantized stream is behind already, while the quantized one stands before it.
+    ahead: Option<Stage>,
     /// Groups of another solution, which the quantized stream goes through.
     through: Option<&'w [PackedLinear<'static>]>,
     on_group: &'w mut dyn FnMut(Role),
@@ -88,9 +90,9 @@ impl<'a, B: Backend> Walk<'a, B> {
         let spec = layout::layer(&self.files.config, index);
         let layers = self.layers(index)?;
         let solved = spec.groups.iter().map(|_| None).collect();
-        let (walk, clock, coming) = (self, Clock::new(), None);
+        let (walk, clock, coming, ahead) = (self, Clock::new(), None, None);
         let mut solving =
-            Solving { walk, index, spec, layers, reader, coming, through, on_group, clock, solved };
+            Solving { walk, index, spec, layers, reader, coming, ahead, through, on_group, clock, solved };
         let experts = solving.stages()?;
         let Solving { solved, clock, .. } = solving;
         Ok(SolvedLayer { groups: solved.into_iter().flatten().collect(), experts, phases: clock.phases })
@@ -161,23 +163,27 @@ impl<B: Backend> Solving<'_, '_, B> {
             // Where only one stream is there, the activations behind the last stage are not needed.
             let last = next.is_none() && self.index + 1 == self.walk.files.config.num_hidden_layers;
             if !last || self.layers.len() > 1 {
-                let weights = self.weights_of(next)?;
-                evidence = self.advance(*stage, next, (last, weights.as_ref()))?;
+                evidence = self.advance(*stage, next, last)?;
             }
         }
         Ok(experts)
     }
 
-    /// The weights of the next stage, where what tokens bring to it is summed up by what its weights make of it.
-    fn weights_of(&mut self, next: Option<Stage>) -> Result<Option<B::Weight>> {
+    /// Whether the unquantized stream shall go through `next` too: what its outputs should be is then known before it is
+    /// solved. Reads the stage's weights.
+    fn goes_ahead(&mut self, next: Option<Stage>) -> Result<bool> {
         let residual = self.walk.params.recipe.target == Target::Residual;
-        if !residual || !next.is_some_and(|next| self.layers[0].adds_products(next)) {
-            return Ok(None);
-        }
+        let Some(next) = next.filter(|next| residual && self.layers[0].adds_products(*next)) else {
+            return Ok(false);
+        };
+        let (Some(place), Some(layer)) = (self.spec.first_of(next), self.layers.get_mut(1)) else {
+            return Ok(false);
+        };
         let coming = self.coming.insert(self.reader.next()?);
-        let weights = coming.0.without_bias(self.walk.backend)?;
+        let weight = coming.0.original(self.walk.backend)?;
+        layer.replace(self.spec.groups[place].role, Projection::Dense(weight));
         self.clock.lap(|phases| &mut phases.wait);
-        Ok(Some(weights))
+        Ok(true)
     }
 
     /// Solves the group at a place of the spec and puts it into the layers.
@@ -191,10 +197,12 @@ impl<B: Backend> Solving<'_, '_, B> {
         self.clock.skip();
         self.clock.phases += solved.phases;
         self.clock.phases.read += read;
+        let passed = self.ahead == Some(role.stage());
         for (stream, layer) in self.layers.iter_mut().enumerate() {
             let weight = match (stream, self.through) {
                 (0, Some(groups)) => backend.dense_weight(&groups[place])?,
                 (0, None) => backend.packed_weight(&solved.packed)?,
+                _ if passed => continue,
                 _ => weights.original(backend)?,
             };
             layer.replace(role, Projection::Dense(weight));
@@ -232,33 +240,50 @@ impl<B: Backend> Solving<'_, '_, B> {
         Ok(evidence)
     }
 
-    /// Moves all activations behind `stage`, or those held out alone, while what is known of the next stage's inputs grows;
-    /// `weights` are the next stage's where that needs them.
+    /// Moves all activations behind `stage`, or those held out alone, while what is known of the next stage grows.
     fn advance(
         &mut self,
         stage: Stage,
         next: Option<Stage>,
-        (held_out_only, weights): (bool, Option<&B::Weight>),
+        held_out_only: bool,
     ) -> Result<Option<Evidence<B>>> {
         let mut evidence = next.map_or(Ok(None), |next| self.evidence(next))?;
+        let goes_ahead = self.goes_ahead(next)?;
         let pass = Pass {
-            reads: if stage.ends_block() || weights.is_some() { Touched::Both } else { Touched::Input },
-            writes: match (stage.ends_block(), next) {
+            reads: if stage.ends_block() || goes_ahead { Touched::Both } else { Touched::Input },
+            writes: match (stage.ends_block() || goes_ahead, next) {
                 (false, _) => Touched::Input,
                 (true, Some(_)) => Touched::Both,
                 (true, None) => Touched::Hidden,
             },
             held_out_only,
         };
+        let bias =
+            self.coming.as_ref().map(|(weights, _)| weights.bias(self.walk.backend)).transpose()?.flatten();
+        let passed = self.ahead.take();
         let (backend, layers, clock) = (self.walk.backend, &self.layers, &mut self.clock);
         clock.begin(backend)?;
         self.walk.activations.each(backend, pass, &mut |chunk, streams| {
-            let moved = |(layer, parts)| behind(backend, layer, stage, parts, chunk.batch);
-            let moved = layers.iter().zip(streams).map(moved).collect::<Result<Vec<_>>>()?;
-            add(backend, &mut evidence, (chunk.held_out, weights), &moved, clock)?;
+            let moved = |(stream, parts): (usize, Parts<B::Tensor>)| {
+                let layer = &layers[stream];
+                let unquantized = stream > 0;
+                let parts = match unquantized && passed == Some(stage) {
+                    true => parts,
+                    false => behind(backend, layer, stage, parts, chunk.batch)?,
+                };
+                match next {
+                    Some(next) if unquantized && goes_ahead => {
+                        behind(backend, layer, next, parts, chunk.batch)
+                    }
+                    _ => Ok(parts),
+                }
+            };
+            let moved = streams.into_iter().enumerate().map(moved).collect::<Result<Vec<_>>>()?;
+            add(backend, &mut evidence, (chunk.held_out, bias.as_ref()), &moved, clock)?;
             Ok(moved)
         })?;
         clock.settle(backend)?;
+        self.ahead = next.filter(|_| goes_ahead);
         Ok(evidence)
     }
 }
@@ -274,7 +299,8 @@ fn behind<B: Backend>(
     Ok(match (parts.hidden, parts.input) {
         (Some(hidden), Some(input)) if stage.ends_block() => {
             let State { hidden, input } = layer.rejoin(backend, stage, &input, hidden)?;
-            Parts { hidden: Some(hidden), input: Some(input) }
+            // Behind a layer the hidden state is the input too.
+            Parts { hidden: Some(hidden), input: (stage == Stage::O).then_some(input) }
         }
         (hidden, Some(input)) => Parts { hidden, input: Some(layer.follow(backend, stage, &input, batch)?) },
         (hidden, None) => Parts { hidden, input: None },
@@ -285,20 +311,21 @@ fn behind<B: Backend>(
 fn add<B: Backend>(
     backend: &B,
     evidence: &mut Option<Evidence<B>>,
-    (held_out, weights): (bool, Option<&B::Weight>),
+    (held_out, bias): (bool, Option<&B::Weight>),
     streams: &[Parts<B::Tensor>],
     clock: &mut Clock<B::Mark>,
 ) -> Result<()> {
     clock.mark(backend, |phases| &mut phases.forward)?;
     fn reaching<T>(parts: &Parts<T>) -> Option<Reaching<'_, T>> {
-        Some(Reaching { input: parts.input.as_ref()?, hidden: parts.hidden.as_ref() })
+        let input = parts.input.as_ref().or(parts.hidden.as_ref())?;
+        Some(Reaching { input, hidden: parts.hidden.as_ref() })
     }
     let moments = evidence.as_mut().and_then(|evidence| match held_out {
         true => evidence.held_out.as_mut(),
         false => Some(&mut evidence.solving),
     });
     if let (Some(moments), Some(quantized)) = (moments, streams.first().and_then(reaching)) {
-        moments.add(backend, &quantized, streams.get(1).and_then(reaching).as_ref(), weights)?;
+        moments.add(backend, &quantized, streams.get(1).and_then(reaching).as_ref(), bias)?;
         clock.mark(backend, |phases| &mut phases.hessian)?;
     }
     Ok(())

@@ -153,8 +153,7 @@ fn phases(
 /// Arithmetic and bytes of one branch.
 struct Work {
     forward: f64,
-    /// Of Hessians lower triangles alone; products with the differences of a second stream are whole, and so is what weights
-    /// make of these.
+    /// Of Hessians lower triangles alone; products with what a second stream has are whole.
     hessian: f64,
     /// A Cholesky factor and its inverse.
     factor: f64,
@@ -182,7 +181,7 @@ impl Work {
             let (out, k) = (group.dims().0 as f64, group.dims().1 as f64);
             match target {
                 Target::None => 0.0,
-                Target::Residual if matches!(group.role, Role::O | Role::Down(Mlp::Whole)) => 4.0 * out * k,
+                Target::Residual if matches!(group.role, Role::O | Role::Down(Mlp::Whole)) => 2.0 * out * k,
                 Target::Residual | Target::Asymmetric => 2.0 * k * k,
             }
         };

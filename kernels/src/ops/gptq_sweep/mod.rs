@@ -11,6 +11,7 @@ use std::ops::Range;
 pub(crate) use grid::TIES_OUTWARD;
 pub use grid::{GridKind, GridSpec};
 
+use crate::error::expect;
 use crate::packing::{PackedLinear, ZeroOffset};
 use crate::{Error, HostTensor, InverseCholesky, MatMul, Result};
 
@@ -108,6 +109,16 @@ pub trait GptqSweep: InverseCholesky + MatMul {
     fn collect(&self, packed: Self::Packed) -> Result<PackedLinear<'static>>;
 }
 
+/// Sums over tokens that tell what outputs of W should be where its inputs are x, see
+/// [`crate::Hessian::accumulate_products`].
+#[derive(Clone, Copy, Debug)]
+pub enum Wanted<M> {
+    /// C `[in, in]`, `sum (x_f - x) x^T`: what W makes of the inputs x_f, so that `P = W C`.
+    OfInputs(M),
+    /// S `[out, in]`, `sum y x^T`, and H of the same tokens: outputs y, so that `P = S - W H`.
+    Outputs(M, M),
+}
+
 /// What a sweep starts from, and where it is to go.
 pub trait SweepTarget: GptqSweep {
     /// The values of a source as a dense weight, with a bias for all rows or none: the model as it was.
@@ -116,15 +127,13 @@ pub trait SweepTarget: GptqSweep {
     /// The weights as they are: those to come, and of solved columns the values of their codes.
     fn sweep_weights(&self, sweep: &Self::Sweep) -> Result<Self::Matrix>;
 
-    /// `P = W C + R`, how outputs of W would have to change, by the inputs x that call for it: C `[in, in]` is a sum over
-    /// tokens by feature, `sum (x_f - x) x^T`, and R `[out, in]` one that needs no W any more, see
-    /// [`crate::Hessian::accumulate_products`].
+    /// P `[out, in]`: how outputs of W would have to change, by the inputs x that call for it. `weights` are in sweep order,
+    /// and so is P; sums have features in the checkpoint's order.
     fn sweep_pull(
         &self,
         weights: &Self::Matrix,
         order: &[u32],
-        shift: Option<&Self::Matrix>,
-        residual: Option<&Self::Matrix>,
+        wanted: Wanted<&Self::Matrix>,
     ) -> Result<Self::Matrix>;
 
     /// `W += share P (H + damp)^-1 = share (P U^T) U`; all of it is the least
@@ -219,6 +228,22 @@ impl Quantized {
             zeros: (0..groups).flat_map(|g| &self.zeros[per_group(g)]).copied().collect(),
             g_idx: self.g_idx.clone(),
             losses: self.losses[rows.clone()].to_vec(),
+        }
+    }
+}
+
+/// The sums must be those of a stage of these weights.
+pub(crate) fn check_wanted<M>(
+    ((rows, columns), order): ((usize, usize), &[u32]),
+    wanted: Wanted<M>,
+    dims: impl Fn(M) -> (usize, usize),
+) -> Result<()> {
+    let square = (columns, columns);
+    expect("sweep_pull order", columns, order.len())?;
+    match wanted {
+        Wanted::OfInputs(shift) => expect("sweep_pull", square, dims(shift)),
+        Wanted::Outputs(outputs, hessian) => {
+            expect("sweep_pull", ((rows, columns), square), (dims(outputs), dims(hessian)))
         }
     }
 }

@@ -162,26 +162,37 @@ fn the_target_solves_its_equation<B: Backend>(backend: &B, rough: f64) {
     let mut shift = backend.products(case.columns, case.columns).unwrap();
     let moved = backend.difference(&tensor(&shifted, case.columns), &x).unwrap();
     backend.accumulate_products(&mut shift, &moved, &x).unwrap();
-    let mut residual = backend.products(case.rows, case.columns).unwrap();
-    backend.accumulate_products(&mut residual, &tensor(&hidden, case.rows), &x).unwrap();
-    let pull = backend.sweep_pull(&weights, &grouping.order, Some(&shift), Some(&residual)).unwrap();
-    // W C + R from the tokens themselves: sum (W (x_f - x) + h) x^T.
-    let mut expected = vec![0.0; case.rows * case.columns];
-    for t in 0..TOKENS {
-        let d: Vec<f64> = (0..case.columns)
-            .map(|i| (shifted[t * case.columns + i] - case.x[t * case.columns + i]) as f64)
-            .collect();
-        for n in 0..case.rows {
-            let w = &case.weights[n * case.columns..][..case.columns];
-            let moved: f64 = w.iter().zip(&d).map(|(w, d)| *w as f64 * d).sum::<f64>();
+    // What the stage makes of the other inputs.
+    let weight = |n: usize, i: usize| case.weights[n * case.columns + i] as f64;
+    let made = |t: usize, n: usize| -> f64 {
+        (0..case.columns).map(|i| weight(n, i) * shifted[t * case.columns + i] as f64).sum()
+    };
+    let y: Vec<f32> = (0..TOKENS * case.rows)
+        .map(|i| (made(i / case.rows, i % case.rows) + hidden[i] as f64) as f32)
+        .collect();
+    let mut outputs = backend.products(case.rows, case.columns).unwrap();
+    backend.accumulate_products(&mut outputs, &tensor(&y, case.rows), &x).unwrap();
+    // From the tokens themselves: sum (W (x_f - x) + h) x^T.
+    let expected_with = |hidden: &[f32]| {
+        let mut expected = vec![0.0; case.rows * case.columns];
+        for (t, n) in (0..TOKENS).flat_map(|t| (0..case.rows).map(move |n| (t, n))) {
+            let x = &case.x[t * case.columns..][..case.columns];
+            let difference = |i: usize| (shifted[t * case.columns + i] - x[i]) as f64;
+            let moved: f64 = (0..case.columns).map(|i| weight(n, i) * difference(i)).sum();
             let moved = moved + hidden[t * case.rows + n] as f64;
             for (place, feature) in grouping.order.iter().enumerate() {
-                expected[n * case.columns + place] +=
-                    moved * case.x[t * case.columns + *feature as usize] as f64;
+                expected[n * case.columns + place] += moved * x[*feature as usize] as f64;
             }
         }
-    }
-    assert_close("pull", &backend.matrix_to_vec(&pull).unwrap(), &expected, 1e-9);
+        expected
+    };
+    let pull = backend.sweep_pull(&weights, &grouping.order, Wanted::OfInputs(&shift)).unwrap();
+    let expected = expected_with(&vec![0.0; hidden.len()]);
+    assert_close("pull of inputs", &backend.matrix_to_vec(&pull).unwrap(), &expected, 1e-9);
+    let pull = backend.sweep_pull(&weights, &grouping.order, Wanted::Outputs(&outputs, &h)).unwrap();
+    let expected = expected_with(&hidden);
+    assert_close("pull of outputs", &backend.matrix_to_vec(&pull).unwrap(), &expected, 1e-9);
+    assert!(backend.sweep_pull(&weights, &grouping.order, Wanted::OfInputs(&outputs)).is_err());
     let moved = |share: f32| {
         let mut moved = backend.sweep_copy(&sweep).unwrap();
         backend.sweep_toward(&mut moved, &pull, &u, share).unwrap();

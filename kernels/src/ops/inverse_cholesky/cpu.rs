@@ -36,18 +36,23 @@ impl InverseCholesky for Cpu {
     }
 
     fn damped(&self, hessian: &Array2<f32>, order: &[u32], damp: f32) -> Result<Array2<f32>> {
-        let size = hessian.nrows();
-        check(size, order)?;
-        let mut damped = Array2::zeros((size, size));
-        values(&mut damped).par_chunks_exact_mut(size.max(1)).enumerate().for_each(|(i, row)| {
-            let a = order[i] as usize;
-            for (out, b) in row.iter_mut().zip(order) {
-                *out = hessian[[a.max(*b as usize), a.min(*b as usize)]];
-            }
-            row[i] = damped_pivot(row[i], damp);
-        });
+        check(hessian.nrows(), order)?;
+        let mut damped = ordered(hessian, order);
+        damped.diag_mut().mapv_inplace(|diagonal| damped_pivot(diagonal, damp));
         Ok(damped)
     }
+}
+
+/// The permuted Hessian, both triangles.
+pub(crate) fn ordered(hessian: &Array2<f32>, order: &[u32]) -> Array2<f32> {
+    let size = order.len();
+    let mut ordered = Array2::zeros((size, size));
+    values(&mut ordered).par_chunks_exact_mut(size.max(1)).zip(order).for_each(|(row, a)| {
+        for (out, b) in row.iter_mut().zip(order) {
+            *out = hessian[[*a.max(b) as usize, *a.min(b) as usize]];
+        }
+    });
+    ordered
 }
 
 /// A feature's damped diagonal element.

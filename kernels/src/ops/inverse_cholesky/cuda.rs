@@ -51,6 +51,18 @@ impl InverseCholesky for Cuda {
     }
 
     fn damped(&self, hessian: &CudaMatrix, order: &[u32], damp: f32) -> Result<CudaMatrix> {
+        self.damped_by(hessian, order, (damp, 1.0 + damp))
+    }
+}
+
+impl Cuda {
+    /// The permuted Hessian, both triangles, with `damp` added to its diagonal, or `dead` where that is zero.
+    pub(crate) fn damped_by(
+        &self,
+        hessian: &CudaMatrix,
+        order: &[u32],
+        (damp, dead): (f32, f32),
+    ) -> Result<CudaMatrix> {
         let size = hessian.dims.1;
         check(size, order)?;
         let out = CudaMatrix { values: self.alloc(size * size)?, dims: (size, size) };
@@ -58,7 +70,7 @@ impl InverseCholesky for Cuda {
         let args =
             Args::new([self.address(&out.values), self.address(&hessian.values), self.address(&order)])
                 .ints([size])
-                .floats([damp]);
+                .floats([damp, dead]);
         self.launch("damped", Launch::grid(size.div_ceil(256), size, 1, 256), &args)?;
         Ok(out)
     }

@@ -18,17 +18,17 @@ extern "C" __global__ void reversed_lower(
     reversed[(size_t)j * size + i] = value;
 }
 
-/// The permuted and damped Hessian, both triangles.
+/// The permuted Hessian, both triangles, with `damp` on its diagonal, or `dead` where that is zero.
 extern "C" __global__ void damped(
     float* out,            // [size, size], row-major
     const float* hessian,  // [size, size], row-major, lower triangle meaningful
     const u32* order,      // [size]
-    int size, float damp) {
+    int size, float damp, float dead) {
     int j = blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y;
     if (j >= size) return;
     u32 a = order[i], b = order[j];
     float value = hessian[(size_t)max(a, b) * size + min(a, b)];
-    if (i == j) value += value == 0.f ? 1.f + damp : damp;
+    if (i == j) value += value == 0.f ? dead : damp;
     out[(size_t)i * size + j] = value;
 }
 

@@ -9,8 +9,9 @@ use rayon::prelude::*;
 use super::{CpuSource, CpuSweep};
 use crate::cpu::{all_cores, axpy};
 use crate::error::expect;
-use crate::ops::gptq_sweep::SweepTarget;
+use crate::ops::gptq_sweep::{SweepTarget, Wanted, check_wanted};
 use crate::ops::hessian::cpu::values;
+use crate::ops::inverse_cholesky::cpu::ordered;
 use crate::{Cpu, Error, MatMul, Result};
 
 /// The row-major values of a matrix as faer sees them.
@@ -35,24 +36,19 @@ impl SweepTarget for Cpu {
         &self,
         weights: &Array2<f32>,
         order: &[u32],
-        shift: Option<&Array2<f32>>,
-        residual: Option<&Array2<f32>>,
+        wanted: Wanted<&Array2<f32>>,
     ) -> Result<Array2<f32>> {
         let dims = weights.dim();
-        let fits = order.len() == dims.1
-            && shift.is_none_or(|shift| shift.dim() == (dims.1, dims.1))
-            && residual.is_none_or(|residual| residual.dim() == dims);
-        if !fits {
-            let got = (order.len(), shift.map(Array2::dim), residual.map(Array2::dim));
-            return Err(Error::shape("sweep_pull", (dims.1, (dims.1, dims.1), dims), got));
-        }
-        let rows: Vec<u32> = (0..dims.0 as u32).collect();
-        let mut pull = residual.map_or(Array2::zeros(dims), |residual| gathered(residual, &rows, order));
-        if let Some(shift) = shift {
-            let shift = gathered(shift, order, order);
-            let target = MatMut::from_row_major_slice_mut(values(&mut pull), dims.0, dims.1);
-            matmul(target, Accum::Add, view(weights), view(&shift), 1.0, all_cores());
-        }
+        check_wanted((dims, order), wanted, Array2::dim)?;
+        let (mut pull, sign, by) = match wanted {
+            Wanted::OfInputs(shift) => (Array2::zeros(dims), 1.0, gathered(shift, order, order)),
+            Wanted::Outputs(outputs, hessian) => {
+                let rows: Vec<u32> = (0..dims.0 as u32).collect();
+                (gathered(outputs, &rows, order), -1.0, ordered(hessian, order))
+            }
+        };
+        let target = MatMut::from_row_major_slice_mut(values(&mut pull), dims.0, dims.1);
+        matmul(target, Accum::Add, view(weights), view(&by), sign, all_cores());
         Ok(pull)
     }
 

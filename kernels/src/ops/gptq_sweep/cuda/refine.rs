@@ -60,8 +60,9 @@ impl SweepRefine for Cuda {
         let difference = self.missing(sweep, weights)?;
         let gradient = self.alloc::<f32>(rows * columns)?;
         let wide = |slice: &CudaSlice<f32>| Operand::wide(self.address(slice), columns);
-        let (h, e) = (wide(&hessian.values), wide(&difference));
-        self.gemm_as(TF32, (columns, rows, columns), (1.0, 0.0), [h, e, wide(&gradient)])?;
+        // H is symmetric, and the tensor cores read it along its rows.
+        let (h_rows, e) = (wide(&hessian.values).transposed(), wide(&difference));
+        self.gemm_as(TF32, (columns, rows, columns), (1.0, 0.0), [h_rows, e, wide(&gradient)])?;
         let losses = self.alloc::<f32>(rows)?;
         let args = Args::new([self.address(&losses), self.address(&difference), self.address(&gradient)])
             .addresses([pull.map_or(0, |pull| self.address(&pull.values))])
@@ -148,7 +149,8 @@ impl Cuda {
             // G -= D H for the windows that are still to come.
             let (d, sizes) =
                 (Operand::wide(self.address(&changes), width), (span.end - window.end, rows, width));
-            self.gemm_wide(sizes, (-1.0, 1.0), [h(window.start, window.end), d, g(window.end)])?;
+            let h_rows = h(window.end, window.start).transposed();
+            self.gemm_as(TF32, sizes, (-1.0, 1.0), [h_rows, d, g(window.end)])?;
         }
         Ok(())
     }

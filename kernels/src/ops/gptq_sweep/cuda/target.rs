@@ -5,10 +5,10 @@ use std::ops::Range;
 use super::{CudaSource, CudaSweep};
 use crate::cuda::{Args, Cuda, Launch, Operand};
 use crate::error::expect;
-use crate::ops::gptq_sweep::SweepTarget;
+use crate::ops::gptq_sweep::{SweepTarget, Wanted, check_wanted};
 use crate::ops::hessian::cuda::CudaMatrix;
 use crate::ops::matmul::cuda::CudaWeight;
-use crate::{Device, Error, Result};
+use crate::{Device, Result};
 
 /// Columns of one panel of a product with a triangle.
 const PANEL: usize = 1024;
@@ -39,28 +39,23 @@ impl SweepTarget for Cuda {
         &self,
         weights: &CudaMatrix,
         order: &[u32],
-        shift: Option<&CudaMatrix>,
-        residual: Option<&CudaMatrix>,
+        wanted: Wanted<&CudaMatrix>,
     ) -> Result<CudaMatrix> {
         let (rows, k) = weights.dims;
-        let fits = order.len() == k
-            && shift.is_none_or(|shift| shift.dims == (k, k))
-            && residual.is_none_or(|residual| residual.dims == weights.dims);
-        if !fits {
-            let got = (order.len(), shift.map(|shift| shift.dims), residual.map(|residual| residual.dims));
-            return Err(Error::shape("sweep_pull", (k, (k, k), weights.dims), got));
-        }
-        let order = self.upload(order)?;
-        let order = self.address(&order);
-        let values = match residual {
-            Some(residual) => self.taken(residual, 0, order, weights.dims)?,
-            None => self.zeros(rows * k)?,
+        check_wanted((weights.dims, order), wanted, |matrix| matrix.dims)?;
+        let places = self.upload(order)?;
+        let places = self.address(&places);
+        let (values, factors, by) = match wanted {
+            Wanted::OfInputs(shift) => {
+                (self.alloc(rows * k)?, (1.0, 0.0), self.taken(shift, places, places, (k, k))?)
+            }
+            Wanted::Outputs(outputs, hessian) => {
+                let values = self.taken(outputs, 0, places, weights.dims)?;
+                (values, (-1.0, 1.0), self.damped_by(hessian, order, (0.0, 0.0))?.values)
+            }
         };
-        if let Some(shift) = shift {
-            let shift = self.taken(shift, order, order, (k, k))?;
-            let wide = |slice| Operand::wide(self.address(slice), k);
-            self.gemm_wide((k, rows, k), (1.0, 1.0), [wide(&shift), wide(&weights.values), wide(&values)])?;
-        }
+        let wide = |slice| Operand::wide(self.address(slice), k);
+        self.gemm_wide((k, rows, k), factors, [wide(&by), wide(&weights.values), wide(&values)])?;
         Ok(CudaMatrix { values, dims: weights.dims })
     }
 
