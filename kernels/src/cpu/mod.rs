@@ -7,6 +7,7 @@ mod isa;
 mod linear;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod pages;
 mod panels;
 mod parts;
 mod product;
@@ -25,12 +26,13 @@ pub(crate) use dense::DenseRow;
 pub(crate) use gram::add_gram;
 pub(crate) use isa::Isa;
 pub(crate) use linear::{GEMV_ROWS, RowSource, linear};
+pub(crate) use pages::LongLived;
 pub(crate) use panels::Panels;
 pub(crate) use parts::{Parts, each_row, map, new_rows, zeroed};
 pub(crate) use product::multiply;
 pub(crate) use sketch::Sketch;
 pub(crate) use vector::{
-    axpy, dot, exp_columns, exp_in_place, maximum, scale_columns, soft_cap, widen_codes,
+    axpy, dot, exp_columns, exp_in_place, maximum, read_ahead, scale_columns, soft_cap, widen_codes,
 };
 
 use crate::{Batch, Device, Error, Result};

@@ -4,6 +4,23 @@ use multiversion::multiversion;
 
 use super::block::{COLUMNS, LANES};
 
+/// Bytes from what a loop reads to what it asks memory for, so that it arrives in time. Processors do so by themselves, but
+/// begin anew with every page of 4096 bytes.
+const AHEAD: usize = 2048;
+
+/// Asks memory for the line some way ahead of `place`, which a loop reads now; beyond the end of what it reads is no harm.
+#[inline(always)]
+pub(crate) fn read_ahead<T>(place: *const T) {
+    let ahead = place.wrapping_byte_add(AHEAD);
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: nothing is read: an address that no memory belongs to is ignored.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(ahead.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = ahead;
+}
+
 /// `sum_i a[i] * b[i]` in f32, over 4 x 16 independent sums.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {

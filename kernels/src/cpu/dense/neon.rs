@@ -5,6 +5,7 @@ use std::arch::aarch64::*;
 use super::DenseRow;
 use super::registers::{BF16, F16, F32, TOGETHER, dots};
 use crate::cpu::neon::widen_f16;
+use crate::cpu::read_ahead;
 
 type Eight = [float32x4_t; 2];
 

@@ -66,6 +66,7 @@ macro_rules! dots {
             for i in (0..k / (2 * $lanes)).map(|i| i * 2 * $lanes) {
                 // SAFETY: both registers end before `k`.
                 unsafe {
+                    read_ahead(w.wrapping_add(i * if KIND == F32 { 4 } else { 2 }));
                     let weights = [$widen::<KIND>(w, i), $widen::<KIND>(w, i + $lanes)];
                     for t in 0..T {
                         let x = x.as_ptr().add(t * k + i);

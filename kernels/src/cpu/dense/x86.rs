@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::DenseRow;
 use super::registers::{BF16, F16, F32, TOGETHER, dots};
+use crate::cpu::read_ahead;
 
 dots!(
     dots_avx512,

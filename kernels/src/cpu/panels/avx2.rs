@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Lanes, PANEL, Run, Scales, Task, Zeros, mask, pairs_in_word};
+use crate::cpu::read_ahead;
 
 /// Rows at a time.
 const HALF: usize = PANEL / 2;
@@ -97,6 +98,7 @@ pub(super) unsafe fn unpack<const BITS: usize>(words: &[Lanes], pairs: &mut [Lan
 #[target_feature(enable = "avx2,fma,f16c")]
 fn load(words: &[u32]) -> Pair<__m256i> {
     let place = words[..HALF].as_ptr();
+    read_ahead(place);
     // SAFETY: 16 words from `place` on.
     unsafe { [_mm256_loadu_si256(place.cast()), _mm256_loadu_si256(place.add(8).cast())] }
 }

@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 
 use super::kernels::{Arrange, Multiply};
 use super::{Lanes, PANEL, Run, Scales, Task, Zeros, mask, pairs_in_word};
+use crate::cpu::read_ahead;
 
 type Pair<T> = [T; 2];
 
@@ -194,6 +195,8 @@ pub(super) unsafe fn unpack<const BITS: usize>(words: &[Lanes], pairs: &mut [Lan
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn load(words: &Lanes) -> Pair<__m512i> {
     let place = words.0.as_ptr();
+    read_ahead(place);
+    read_ahead(place.wrapping_add(16));
     // SAFETY: 32 words from `place` on.
     unsafe { [_mm512_loadu_si512(place.cast()), _mm512_loadu_si512(place.add(16).cast())] }
 }

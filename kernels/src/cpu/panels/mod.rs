@@ -28,10 +28,11 @@ mod tests;
 
 use std::ops::Range;
 
+use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::team;
 use super::{Isa, Parts};
+use super::{LongLived, team};
 use fixed::{Block, Blocks};
 use kernels::Kernels;
 pub(super) use rounded::Rounded;
@@ -52,7 +53,7 @@ const UNPACKED: usize = 16;
 const TILE: usize = 192;
 
 /// A word of every row of a panel. Its low half holds the first code of each of its pairs, its high half the second.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Lanes([u32; PANEL]);
 
@@ -75,7 +76,7 @@ pub(crate) struct Panels {
     /// Words of a row.
     words: usize,
     /// `[panels, words]`
-    codes: Vec<Lanes>,
+    codes: LongLived<Lanes>,
     scales: OwnedScales,
     zeros: OwnedZeros,
     /// Input feature of each column; `None` where the order is the file's own.

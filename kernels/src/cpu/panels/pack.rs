@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::{Lanes, OwnedScales, OwnedZeros, PANEL, Panels, RUN, Run, pairs_in_word};
 use crate::Result;
+use crate::cpu::LongLived;
 use crate::packing::{PackedLinear, Scales};
 
 impl Panels {
@@ -17,7 +18,7 @@ impl Panels {
         order.sort_by_key(|i| packed.g_idx[*i as usize]);
         let runs = runs(&packed.g_idx, groups, 2 * pairs_in_word(bits));
         let words = runs.last().map_or(0, |run| run.at + run.words);
-        let mut codes = vec![Lanes([0; PANEL]); n.div_ceil(PANEL) * words];
+        let mut codes = LongLived::<Lanes>::zeros(n.div_ceil(PANEL) * words);
         let unpacked = packed.codes();
         let panels = codes.par_chunks_exact_mut(words.max(1)).zip(unpacked.par_chunks((PANEL * k).max(1)));
         panels.for_each(|(panel, rows)| {

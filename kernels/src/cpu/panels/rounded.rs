@@ -3,6 +3,8 @@
 use multiversion::multiversion;
 
 use super::pack::runs;
+use crate::cpu::LongLived;
+
 use super::{Lanes, OwnedScales, OwnedZeros, PANEL, Panels, Parts, RUN, pairs_in_word, team};
 
 /// The code of zero.
@@ -34,7 +36,7 @@ impl Panels {
         let g_idx: Vec<u32> = (0..k).map(|i| (i / RUN) as u32).collect();
         let runs = runs(&g_idx, groups, 2 * pairs_in_word(8));
         let words = runs.last().map_or(0, |run| run.at + run.words);
-        let mut codes = vec![Lanes([0; PANEL]); panels * words];
+        let mut codes = LongLived::<Lanes>::zeros(panels * words);
         let mut scales = vec![[0.0; PANEL]; panels * groups];
         let mut rows = vec![Rounded::default(); n];
         let parts = (Parts::of(&mut codes), Parts::of(&mut scales), Parts::of(&mut rows));
