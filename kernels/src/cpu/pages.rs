@@ -13,7 +13,9 @@ const LARGE: usize = 2 << 20;
 /// Values that are written once and then read again and again, zeros at first. Many of them lie in large pages where the system
 /// has such (transparent huge pages on Linux), so that the processor looks up fewer addresses.
 pub(crate) enum LongLived<T> {
+    /// Less than a large page.
     Few(Vec<T>),
+    /// Memory of their own.
     Many {
         pages: MmapMut,
         /// Bytes before the first large page.
@@ -25,12 +27,12 @@ pub(crate) enum LongLived<T> {
 }
 
 impl<T: Pod> LongLived<T> {
+    /// `count` zeros; ends the program where there is no memory, as a vector does.
     pub fn zeros(count: usize) -> Self {
         let length = count * size_of::<T>();
         if length < LARGE || align_of::<T>() > LARGE {
             return Self::Few(vec![T::zeroed(); count]);
         }
-        // As when a vector finds no memory.
         let failed = |_| handle_alloc_error(Layout::array::<T>(count).unwrap_or(Layout::new::<T>()));
         // New memory, since pages that exist stay as they are; room to begin with a large one.
         let pages = MmapMut::map_anon(length + LARGE).unwrap_or_else(failed);
