@@ -30,7 +30,7 @@ impl<T: Pod> LongLived<T> {
     /// `count` zeros; ends the program where there is no memory, as a vector does.
     pub fn zeros(count: usize) -> Self {
         let length = count * size_of::<T>();
-        if length < LARGE || align_of::<T>() > LARGE {
+        if length < LARGE {
             return Self::Few(vec![T::zeroed(); count]);
         }
         let failed = |_| handle_alloc_error(Layout::array::<T>(count).unwrap_or(Layout::new::<T>()));

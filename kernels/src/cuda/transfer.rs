@@ -47,7 +47,8 @@ impl Drop for Memory {
     }
 }
 
-/// The end of a copy to or from some memory, as long as nobody has waited for it.
+/// An event behind the last copy to or from some memory; `None` where there was none, or where the computing stream waits
+/// for it already. The memory's owner drops it first, which waits until the copy is done.
 #[derive(Default)]
 pub(super) struct Copying(pub(super) Mutex<Option<CudaEvent>>);
 

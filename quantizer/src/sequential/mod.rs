@@ -260,30 +260,24 @@ impl<B: Backend> Solving<'_, '_, B> {
         };
         let bias =
             self.coming.as_ref().map(|(weights, _)| weights.bias(self.walk.backend)).transpose()?.flatten();
-        let passed = self.ahead.take();
+        // Of the quantized stream and of the unquantized one.
+        let ahead = next.filter(|_| goes_ahead);
+        let passed = self.ahead == Some(stage);
+        let stages = [[Some(stage), None], [(!passed).then_some(stage), ahead]];
         let (backend, layers, clock) = (self.walk.backend, &self.layers, &mut self.clock);
         clock.begin(backend)?;
         self.walk.activations.each(backend, pass, &mut |chunk, streams| {
             let moved = |(stream, parts): (usize, Parts<B::Tensor>)| {
-                let layer = &layers[stream];
-                let unquantized = stream > 0;
-                let parts = match unquantized && passed == Some(stage) {
-                    true => parts,
-                    false => behind(backend, layer, stage, parts, chunk.batch)?,
-                };
-                match next {
-                    Some(next) if unquantized && goes_ahead => {
-                        behind(backend, layer, next, parts, chunk.batch)
-                    }
-                    _ => Ok(parts),
-                }
+                stages[stream].iter().flatten().try_fold(parts, |parts, stage| {
+                    behind(backend, &layers[stream], *stage, parts, chunk.batch)
+                })
             };
             let moved = streams.into_iter().enumerate().map(moved).collect::<Result<Vec<_>>>()?;
             add(backend, &mut evidence, (chunk.held_out, bias.as_ref()), &moved, clock)?;
             Ok(moved)
         })?;
         clock.settle(backend)?;
-        self.ahead = next.filter(|_| goes_ahead);
+        self.ahead = ahead;
         Ok(evidence)
     }
 }

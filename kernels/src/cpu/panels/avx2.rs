@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Lanes, PANEL, Run, Scales, Task, Zeros, mask, pairs_in_word};
+use super::{Lanes, PANEL, Run, Scales, Task, UNPACKED, Zeros, mask, pairs_in_word};
 use crate::cpu::read_ahead;
 
 /// Rows at a time.
@@ -48,6 +48,9 @@ fn add_run<const BITS: usize, const T: usize>(
     let stride = pairs_in_word(BITS) * T;
     let x = task.x[run.at * stride..][..run.words * stride].chunks_exact(stride);
     for (words, x) in task.codes[run.at..][..run.words].iter().zip(x) {
+        if BITS != UNPACKED {
+            read_ahead(words.0[half..].as_ptr());
+        }
         let words = load(&words.0[half..][..HALF]);
         for i in 0..pairs_in_word(BITS) {
             let pairs = words.map(|word| field::<BITS>(word, i));
@@ -98,7 +101,6 @@ pub(super) unsafe fn unpack<const BITS: usize>(words: &[Lanes], pairs: &mut [Lan
 #[target_feature(enable = "avx2,fma,f16c")]
 fn load(words: &[u32]) -> Pair<__m256i> {
     let place = words[..HALF].as_ptr();
-    read_ahead(place);
     // SAFETY: 16 words from `place` on.
     unsafe { [_mm256_loadu_si256(place.cast()), _mm256_loadu_si256(place.add(8).cast())] }
 }

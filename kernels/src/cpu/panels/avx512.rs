@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::kernels::{Arrange, Multiply};
-use super::{Lanes, PANEL, Run, Scales, Task, Zeros, mask, pairs_in_word};
+use super::{Lanes, PANEL, Run, Scales, Task, UNPACKED, Zeros, mask, pairs_in_word};
 use crate::cpu::read_ahead;
 
 type Pair<T> = [T; 2];
@@ -29,7 +29,7 @@ pub(super) unsafe fn multiply<const BITS: usize, const T: usize>(task: &Task, y:
         let stride = pairs_in_word(BITS) * T;
         let x = task.x[run.at * stride..][..run.words * stride].chunks_exact(stride);
         for (words, x) in task.codes[run.at..][..run.words].iter().zip(x) {
-            let words = load(words);
+            let words = if BITS == UNPACKED { load(words) } else { load_far(words) };
             for i in 0..pairs_in_word(BITS) {
                 let pairs = words.map(|word| field::<BITS>(word, i));
                 for t in 0..T {
@@ -129,7 +129,7 @@ fn add_run<const BITS: usize, const T: usize, const N: usize>(
     }
     let x = task.x[run.at * stride..][..run.words * stride].chunks_exact(stride);
     for (words, x) in task.codes[run.at..][..run.words].iter().zip(x) {
-        let words = load(words);
+        let words = load_far(words);
         for i in 0..fields {
             let codes = words.map(|word| bytes::<BITS>(word, i));
             for t in 0..N {
@@ -179,7 +179,7 @@ pub(super) fn add(y: &mut [f32], sum: __m512i, scale: __m512, step: f32) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) unsafe fn unpack<const BITS: usize>(words: &[Lanes], pairs: &mut [Lanes]) {
     for (words, pairs) in words.iter().zip(pairs.chunks_exact_mut(pairs_in_word(BITS))) {
-        let words = load(words);
+        let words = load_far(words);
         for (i, pairs) in pairs.iter_mut().enumerate() {
             let place = pairs.0.as_mut_ptr();
             // SAFETY: 32 words from `place` on.
@@ -195,10 +195,17 @@ pub(super) unsafe fn unpack<const BITS: usize>(words: &[Lanes], pairs: &mut [Lan
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn load(words: &Lanes) -> Pair<__m512i> {
     let place = words.0.as_ptr();
-    read_ahead(place);
-    read_ahead(place.wrapping_add(16));
     // SAFETY: 32 words from `place` on.
     unsafe { [_mm512_loadu_si512(place.cast()), _mm512_loadu_si512(place.add(16).cast())] }
+}
+
+/// The same of codes that no cache holds.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn load_far(words: &Lanes) -> Pair<__m512i> {
+    read_ahead(words.0.as_ptr());
+    read_ahead(words.0[16..].as_ptr());
+    load(words)
 }
 
 /// Pair `i` of every word.

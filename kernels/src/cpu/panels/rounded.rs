@@ -3,9 +3,8 @@
 use multiversion::multiversion;
 
 use super::pack::runs;
-use crate::cpu::LongLived;
-
 use super::{Lanes, OwnedScales, OwnedZeros, PANEL, Panels, Parts, RUN, pairs_in_word, team};
+use crate::cpu::LongLived;
 
 /// The code of zero.
 const ZERO: u8 = 128;
