@@ -3,6 +3,10 @@
 //! With AVX-512 the sums take 24 of 32 registers, and what a step reads is 3 registers and 8 numbers for 24
 //! multiplications.
 
+use std::ops::{Deref, DerefMut};
+
+use bytemuck::{Pod, Zeroable};
+
 use super::Isa;
 
 /// Rows of a block.
@@ -13,6 +17,25 @@ pub(crate) const COLUMNS: usize = 48;
 
 /// Columns of a register; a block has a multiple of them.
 pub(crate) const LANES: usize = 16;
+
+/// A number for every column. It begins where a cache line does: a register that is read from two lines takes twice as long.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub(crate) struct Columns(pub [f32; COLUMNS]);
+
+impl Deref for Columns {
+    type Target = [f32; COLUMNS];
+
+    fn deref(&self) -> &[f32; COLUMNS] {
+        &self.0
+    }
+}
+
+impl DerefMut for Columns {
+    fn deref_mut(&mut self) -> &mut [f32; COLUMNS] {
+        &mut self.0
+    }
+}
 
 /// What becomes of what a block's place holds.
 #[derive(Clone, Copy, PartialEq)]
@@ -25,7 +48,7 @@ pub(crate) enum Before {
 /// apart. `isa` must be one of those that the processor has.
 pub(crate) fn multiply_block<const WIDTH: usize>(
     (a, first): (&[[f32; WIDTH]], usize),
-    b: &[[f32; COLUMNS]],
+    b: &[Columns],
     columns: usize,
     (y, stride): (&mut [f32], usize),
     before: Before,
@@ -60,7 +83,7 @@ pub(crate) fn multiply_block<const WIDTH: usize>(
 #[inline(always)]
 fn parts<const FUSED: bool, const WIDTH: usize>(
     (a, first_row): (&[[f32; WIDTH]], usize),
-    b: &[[f32; COLUMNS]],
+    b: &[Columns],
     columns: usize,
     y: &mut [f32],
     stride: usize,
@@ -94,7 +117,11 @@ fn parts<const FUSED: bool, const WIDTH: usize>(
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Before, COLUMNS, LANES, ROWS, parts};
+    use super::{Before, Columns, LANES, ROWS, parts};
+    use crate::cpu::prefetch;
+
+    /// Steps from the one that is multiplied to the one that is asked for: data of the second-level cache takes about as long.
+    const AHEAD: usize = 12;
 
     /// `V` registers of columns.
     ///
@@ -105,15 +132,17 @@ mod x86 {
     #[target_feature(enable = "avx512f")]
     pub unsafe fn avx512<const V: usize, const WIDTH: usize>(
         (a, first): (&[[f32; WIDTH]], usize),
-        b: &[[f32; COLUMNS]],
+        b: &[Columns],
         y: &mut [f32],
         stride: usize,
         before: Before,
     ) {
         let mut sums = [[_mm512_setzero_ps(); V]; ROWS];
         for (a, b) in a.iter().zip(b) {
+            prefetch(a.as_ptr().wrapping_add(AHEAD * WIDTH + first));
             let mut columns = [_mm512_setzero_ps(); V];
             for v in 0..V {
+                prefetch((&raw const *b).wrapping_add(AHEAD).cast::<f32>().wrapping_add(v * LANES));
                 // SAFETY: a row of b holds three registers.
                 columns[v] = unsafe { _mm512_loadu_ps(b.as_ptr().add(v * LANES)) };
             }
@@ -145,7 +174,7 @@ mod x86 {
     #[target_feature(enable = "avx2,fma")]
     pub unsafe fn avx2<const WIDTH: usize>(
         a: (&[[f32; WIDTH]], usize),
-        b: &[[f32; COLUMNS]],
+        b: &[Columns],
         columns: usize,
         y: &mut [f32],
         stride: usize,
@@ -166,7 +195,8 @@ mod tests {
         for k in [0, 1, 7, 300] {
             const WIDTH: usize = ROWS + 3;
             let (a, b) = (random(1, k * WIDTH), random(2, k * COLUMNS));
-            let (rows, columns) = (a.as_chunks::<WIDTH>().0, b.as_chunks().0);
+            let rows = a.as_chunks::<WIDTH>().0;
+            let columns: Vec<_> = b.as_chunks().0.iter().map(|row| Columns(*row)).collect();
             for width in [0, 16, 32, 48] {
                 for (before, factor) in [(Before::Dropped, 0.0), (Before::Added, 1.0)] {
                     let start = random(3, ROWS * stride);
@@ -181,7 +211,7 @@ mod tests {
                     let expected: Vec<f64> = (0..start.len()).map(expected).collect();
                     for isa in Isa::all() {
                         let mut y = start.clone();
-                        multiply_block((rows, 2), columns, width, (&mut y, stride), before, isa);
+                        multiply_block((rows, 2), &columns, width, (&mut y, stride), before, isa);
                         assert_close(&format!("{k} deep, {width} wide, {isa:?}"), &y, &expected, NMSE_F32);
                     }
                 }

@@ -3,7 +3,7 @@
 //! Features are cut into panels of [`COLUMNS`], packed once for all threads; a panel's strips of [`ROWS`] are multiplied
 //! with all panels up to the diagonal. The sums of [`DEPTH`] tokens are made in registers and then added to H.
 
-use super::block::{Before, COLUMNS, LANES, ROWS, multiply_block};
+use super::block::{Before, COLUMNS, Columns, LANES, ROWS, multiply_block};
 use super::{Isa, Parts, team};
 
 /// Tokens whose products are summed up, one after the other, before they are added: as in faer's products on x86, whose bits
@@ -35,7 +35,7 @@ pub(crate) fn add_gram(h: &mut [f32], x: &[f32], size: usize, isa: Isa) {
 }
 
 /// `[size / COLUMNS, tokens]`, what is missing from the last being zeros.
-fn panels(x: &[f32], size: usize) -> Vec<[f32; COLUMNS]> {
+fn panels(x: &[f32], size: usize) -> Vec<Columns> {
     let (count, tokens) = (size.div_ceil(COLUMNS), x.len() / size);
     let mut panels = Vec::with_capacity(count * tokens);
     let parts = Parts::of(&mut panels.spare_capacity_mut()[..count * tokens]);
@@ -47,10 +47,10 @@ fn panels(x: &[f32], size: usize) -> Vec<[f32; COLUMNS]> {
             // SAFETY: every token is packed by one thread.
             let rows = unsafe { parts.part(panel * tokens + piece.start, piece.len()) };
             for (row, x) in rows.iter_mut().zip(x[piece.start * size..].chunks_exact(size)) {
-                row.write(match x[first..].first_chunk() {
+                row.write(Columns(match x[first..].first_chunk() {
                     Some(features) => *features,
                     None => std::array::from_fn(|i| x.get(first + i).copied().unwrap_or(0.0)),
-                });
+                }));
             }
         }
     });
@@ -60,12 +60,13 @@ fn panels(x: &[f32], size: usize) -> Vec<[f32; COLUMNS]> {
 }
 
 /// Some rows, up to the diagonal.
-fn add_group(h: &Parts<f32>, size: usize, group: usize, panels: &[&[[f32; COLUMNS]]], isa: Isa) {
+fn add_group(h: &Parts<f32>, size: usize, group: usize, panels: &[&[Columns]], isa: Isa) {
     let rows = group * GROUP..((group + 1) * GROUP).min(size);
     for (panel, column) in panels.iter().zip((0..rows.end).step_by(COLUMNS)) {
         for row in rows.clone().step_by(ROWS) {
-            let (strip, last) = ((panels[row / COLUMNS], row % COLUMNS), (row + ROWS).min(size));
+            let (strip, last) = (panels[row / COLUMNS], (row + ROWS).min(size));
             let columns = last.saturating_sub(column).next_multiple_of(LANES).min(COLUMNS);
+            let strip = (bytemuck::cast_slice::<_, [f32; COLUMNS]>(strip), row % COLUMNS);
             let (rows, inside) = (last - row, columns.min(size - column));
             if rows == ROWS && inside == columns {
                 // SAFETY: a row belongs to one thread; the part ends with the last of them.

@@ -32,7 +32,7 @@ pub(crate) use parts::{Parts, each_row, map, new_rows, zeroed};
 pub(crate) use product::multiply;
 pub(crate) use sketch::Sketch;
 pub(crate) use vector::{
-    axpy, dot, exp_columns, exp_in_place, maximum, read_ahead, scale_columns, soft_cap, widen_codes,
+    axpy, dot, exp_columns, exp_in_place, maximum, prefetch, read_ahead, scale_columns, soft_cap, widen_codes,
 };
 
 use crate::{Batch, Device, Error, Result};

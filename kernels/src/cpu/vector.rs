@@ -2,7 +2,7 @@
 
 use multiversion::multiversion;
 
-use super::block::{COLUMNS, LANES};
+use super::block::{Columns, LANES};
 
 /// Bytes from what a loop reads to what it asks memory for, so that it arrives in time. Processors do so by themselves, but
 /// begin anew with every page of 4096 bytes.
@@ -11,14 +11,19 @@ const AHEAD: usize = 2048;
 /// Asks memory for the line some way ahead of `place`, which a loop reads now; beyond the end of what it reads is no harm.
 #[inline(always)]
 pub(crate) fn read_ahead<T>(place: *const T) {
-    let ahead = place.wrapping_byte_add(AHEAD);
+    prefetch(place.wrapping_byte_add(AHEAD));
+}
+
+/// Asks memory for the line at `place`, which may lie outside of the program's memory.
+#[inline(always)]
+pub(crate) fn prefetch<T>(place: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: nothing is read: an address that no memory belongs to is ignored.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(ahead.cast());
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(place.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = ahead;
+    let _ = place;
 }
 
 /// `sum_i a[i] * b[i]` in f32, over 4 x 16 independent sums.
@@ -83,11 +88,7 @@ pub(crate) fn exp_in_place(x: &mut [f32], shift: f32) -> f32 {
 /// In 16 columns from `first` on, scores become the exponentials of what they are below a column's largest; returns the
 /// columns' sums. As in [`exp_in_place`] rows are summed up modulo 16, and those from `whole` on, of a column's own, apart.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
-pub(crate) fn exp_columns(
-    scores: &mut [[f32; COLUMNS]],
-    first: usize,
-    whole: [usize; LANES],
-) -> [f32; LANES] {
+pub(crate) fn exp_columns(scores: &mut [Columns], first: usize, whole: [usize; LANES]) -> [f32; LANES] {
     let mut largest = [f32::NEG_INFINITY; LANES];
     for row in scores.iter() {
         let row = &row[first..][..LANES];
@@ -122,7 +123,7 @@ pub(crate) fn exp_columns(
 
 /// `rows[i][c] *= factors[c]`, for as many columns as there are factors.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+fma", "x86_64+avx2+fma", "aarch64+neon"))]
-pub(crate) fn scale_columns(rows: &mut [[f32; COLUMNS]], factors: &[f32]) {
+pub(crate) fn scale_columns(rows: &mut [Columns], factors: &[f32]) {
     for row in rows {
         row.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
     }
@@ -216,8 +217,8 @@ mod tests {
     #[test]
     fn columns_that_end_anywhere_are_summed_up_to_the_bits_of_each_alone() {
         for rows in [1, 15, 16, 40, 100] {
-            let mut all: Vec<[f32; COLUMNS]> =
-                (0..rows).map(|i| std::array::from_fn(|c| ((i * 31 + c * 17) % 97) as f32 / 8.0)).collect();
+            let row = |i: usize| Columns(std::array::from_fn(|c| ((i * 31 + c * 17) % 97) as f32 / 8.0));
+            let mut all: Vec<_> = (0..rows).map(row).collect();
             // What a column does not have is minus infinity.
             let length = |lane: usize| rows.saturating_sub(lane).max(1);
             for (i, row) in all.iter_mut().enumerate() {

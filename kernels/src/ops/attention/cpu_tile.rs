@@ -4,9 +4,11 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
+use bytemuck::Zeroable;
+
 use super::AttentionShape;
 use super::cpu_strips::Strips;
-use crate::cpu::block::{Before, COLUMNS, LANES, ROWS, multiply_block};
+use crate::cpu::block::{Before, COLUMNS, Columns, LANES, ROWS, multiply_block};
 use crate::cpu::{Isa, Parts, exp_columns, scale_columns, soft_cap};
 
 /// Queries of a tile.
@@ -25,7 +27,7 @@ pub(super) struct Tile<'a> {
 
 thread_local! {
     /// Memory that a thread uses again and again.
-    static SCRATCH: RefCell<[Vec<[f32; COLUMNS]>; 3]> = const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
+    static SCRATCH: RefCell<[Vec<Columns>; 3]> = const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
 }
 
 impl Tile<'_> {
@@ -41,27 +43,27 @@ impl Tile<'_> {
         let keys = strips.start * ROWS..self.position + self.rows - start;
         SCRATCH.with_borrow_mut(|[queries, scores, outputs]| {
             queries.clear();
-            queries.resize(d, [0.0; COLUMNS]);
+            queries.resize(d, Columns::zeroed());
             for r in 0..self.rows {
                 let q = &q[(self.first + r) * width + head * d..][..d];
                 queries.iter_mut().zip(q).for_each(|(queries, q)| queries[r] = q * shape.scale);
             }
             // All of them are written.
-            scores.resize((strips.len() * ROWS).max(scores.len()), [0.0; COLUMNS]);
+            scores.resize((strips.len() * ROWS).max(scores.len()), Columns::zeroed());
             let places = scores.chunks_exact_mut(ROWS);
             for (keys, scores) in self.strips.keys(kv_head).skip(strips.start).zip(places).take(strips.len())
             {
-                let scores = (scores.as_flattened_mut(), COLUMNS);
+                let scores = (bytemuck::cast_slice_mut(scores), COLUMNS);
                 multiply_block((keys, 0), queries, columns, scores, Before::Dropped, isa);
             }
             let scores = &mut scores[..keys.len()];
             self.softmax(scores, keys.start + start, columns, shape);
             outputs.clear();
-            outputs.resize(d.next_multiple_of(ROWS), [0.0; COLUMNS]);
+            outputs.resize(d.next_multiple_of(ROWS), Columns::zeroed());
             for (scores, first) in scores.chunks(DEPTH).zip(keys.step_by(DEPTH)) {
                 for (values, outputs) in self.strips.values(kv_head).zip(outputs.chunks_exact_mut(ROWS)) {
                     let values = (&values[first..][..scores.len()], 0);
-                    let outputs = (outputs.as_flattened_mut(), COLUMNS);
+                    let outputs = (bytemuck::cast_slice_mut(outputs), COLUMNS);
                     multiply_block(values, scores, columns, outputs, Before::Added, isa);
                 }
             }
@@ -76,9 +78,9 @@ impl Tile<'_> {
     }
 
     /// Scores of the tokens from `first` on become weights; what a query does not see weighs nothing.
-    fn softmax(&self, scores: &mut [[f32; COLUMNS]], first: usize, columns: usize, shape: &AttentionShape) {
+    fn softmax(&self, scores: &mut [Columns], first: usize, columns: usize, shape: &AttentionShape) {
         if let Some(cap) = shape.soft_cap {
-            soft_cap(scores.as_flattened_mut(), cap);
+            soft_cap(bytemuck::cast_slice_mut(scores), cap);
         }
         let seen_by_all = self.first_seen(columns, shape)..self.position + 1;
         for (token, scores) in (first..).zip(&mut *scores).filter(|(token, _)| !seen_by_all.contains(token)) {
