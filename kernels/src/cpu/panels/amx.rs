@@ -5,10 +5,12 @@
 //! Four features are a word, the firsts of two pairs before the seconds.
 
 use std::arch::asm;
+use std::arch::x86_64::{__m512, _mm512_add_epi32, _mm512_load_si512, _mm512_slli_epi32};
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 
 use super::avx512::{add, scales, times};
+use super::fixed::Block;
 use super::{Lanes, PANEL, Task, pairs_in_word};
 
 /// Tokens of a block.
@@ -49,80 +51,167 @@ fn configure() {
     READY.set(true);
 }
 
-/// See [`super::Kernels::multiply`]. `codes` are those that [`quads`] makes, `x` what [`place`] makes.
+/// See [`super::Kernels::multiply`]; of one run, whose `codes` are those that [`quads`] makes, `x` what [`place`] makes.
+///
+/// Tiles multiply by themselves. Meanwhile the sums of the block before are scaled; and sums are stored after other
+/// products have been asked for, because right after the last of their own the processor would wait.
 ///
 /// # Safety
 /// The processor must have the instructions, runs must be whole steps, and tokens as many as a block has.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(super) unsafe fn multiply(task: &Task, y: &mut [[f32; PANEL]]) {
+pub(super) unsafe fn multiply(
+    task: &Task,
+    (at, r): (usize, usize),
+    blocks: &[Block],
+    y: &mut [[f32; PANEL]],
+) {
     configure();
-    for (r, run) in task.runs.iter().enumerate() {
-        let codes = task.codes[run.at / 2..][..run.words / 2].chunks_exact(STEP / 2);
-        let x = task.x[run.at * TOKENS..][..run.words * TOKENS].chunks_exact(2 * TILE);
-        let mut sums = MaybeUninit::<Sums>::uninit();
-        // SAFETY: a step's tiles lie in `codes` and `x`, and results fill `sums`; nothing else uses tiles.
-        let sums = unsafe {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                options(nostack, nomem, preserves_flags)
-            );
-            for (codes, x) in codes.zip(x) {
-                asm!(
-                    "tileloadd tmm4, [{x} + {line} + 1024]",
-                    "tileloadd tmm6, [{codes} + 2*{line}]",
-                    "tdpbuud tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{codes} + 2*{line} + 64]",
-                    "tdpbuud tmm1, tmm4, tmm7",
-                    "tileloadd tmm5, [{x} + {line}]",
-                    "tdpbsud tmm2, tmm5, tmm6",
-                    "tdpbsud tmm3, tmm5, tmm7",
-                    x = in(reg) x.as_ptr(),
-                    codes = in(reg) codes.as_ptr(),
-                    line = in(reg) 64usize,
-                    options(nostack, readonly, preserves_flags)
-                );
+    let run = &task.runs[0];
+    let codes = &task.codes[..run.words / 2];
+    let scales = scales(&task.scales, run.group);
+    let mut sums = [const { MaybeUninit::<Sums>::uninit() }; 2];
+    let places = sums.each_mut().map(MaybeUninit::as_mut_ptr);
+    // SAFETY: nothing else uses tiles; a step's tiles lie in `codes` and `x`, and results fill `sums`, a half of the rows in
+    // each call of `store`. What is added was stored.
+    unsafe {
+        clear::<0>();
+        clear::<1>();
+        for i in 0..=blocks.len() {
+            let (now, before) = (places[i % 2], places[(i + 1) % 2]);
+            if let Some(block) = blocks.get(i) {
+                let x = &block.x[at * TOKENS..][..run.words * TOKENS];
+                for (step, (codes, x)) in
+                    codes.chunks_exact(STEP / 2).zip(x.chunks_exact(2 * TILE)).enumerate()
+                {
+                    load_tokens(x);
+                    multiply_half::<0>(codes);
+                    if step == 0 {
+                        store::<1>(before);
+                        clear::<1>();
+                    }
+                    multiply_half::<1>(codes);
+                }
+            } else {
+                store::<1>(before);
             }
-            asm!(
-                "tilestored [{sums} + {line}], tmm0",
-                "tilestored [{sums} + {line} + 1024], tmm1",
-                "tilestored [{sums} + {line} + 2048], tmm2",
-                "tilestored [{sums} + {line} + 3072], tmm3",
-                sums = in(reg) sums.as_mut_ptr(),
-                line = in(reg) 64usize,
-                options(nostack, preserves_flags)
-            );
-            sums.assume_init_ref()
-        };
-        add_sums(task, r, sums, y);
+            if let Some(i) = i.checked_sub(1) {
+                add_sums((task, scales), (&blocks[i], r), &*before, &mut y[i * TOKENS..][..TOKENS]);
+            }
+            store::<0>(now);
+            clear::<0>();
+        }
     }
 }
 
-/// y += the sums of run `r`, less those of its zero points, times scale and step.
+/// Sums of the low and the high bytes for a half of the rows become zeros.
+#[inline(always)]
+unsafe fn clear<const HALF: usize>() {
+    // SAFETY: the caller's tiles.
+    unsafe {
+        match HALF {
+            0 => asm!("tilezero tmm0", "tilezero tmm2", options(nostack, nomem, preserves_flags)),
+            _ => asm!("tilezero tmm1", "tilezero tmm3", options(nostack, nomem, preserves_flags)),
+        }
+    }
+}
+
+/// A step of a block's tokens: low and high bytes.
+#[inline(always)]
+unsafe fn load_tokens(x: &[i32]) {
+    debug_assert_eq!(x.len(), 2 * TILE);
+    // SAFETY: the caller's tiles; two of them lie in `x`.
+    unsafe {
+        asm!(
+            "tileloadd tmm4, [{x} + {line} + 1024]",
+            "tileloadd tmm5, [{x} + {line}]",
+            x = in(reg) x.as_ptr(),
+            line = in(reg) 64usize,
+            options(nostack, readonly, preserves_flags)
+        );
+    }
+}
+
+/// Adds the products of the tokens that are loaded with the codes of a half of the rows.
+#[inline(always)]
+unsafe fn multiply_half<const HALF: usize>(codes: &[Lanes]) {
+    debug_assert_eq!(codes.len(), STEP / 2);
+    // SAFETY: the caller's tiles; the half of a row of `codes` is a row of a tile.
+    unsafe {
+        match HALF {
+            0 => asm!(
+                "tileloadd tmm6, [{codes} + 2*{line}]",
+                "tdpbuud tmm0, tmm4, tmm6",
+                "tdpbsud tmm2, tmm5, tmm6",
+                codes = in(reg) codes.as_ptr(),
+                line = in(reg) 64usize,
+                options(nostack, readonly, preserves_flags)
+            ),
+            _ => asm!(
+                "tileloadd tmm7, [{codes} + 2*{line} + 64]",
+                "tdpbuud tmm1, tmm4, tmm7",
+                "tdpbsud tmm3, tmm5, tmm7",
+                codes = in(reg) codes.as_ptr(),
+                line = in(reg) 64usize,
+                options(nostack, readonly, preserves_flags)
+            ),
+        }
+    }
+}
+
+/// Stores the sums for a half of the rows.
+#[inline(always)]
+unsafe fn store<const HALF: usize>(sums: *mut Sums) {
+    // SAFETY: the caller's tiles; `sums` has room for four.
+    unsafe {
+        match HALF {
+            0 => asm!(
+                "tilestored [{sums} + {line}], tmm0",
+                "tilestored [{sums} + {line} + 2048], tmm2",
+                sums = in(reg) sums,
+                line = in(reg) 64usize,
+                options(nostack, preserves_flags)
+            ),
+            _ => asm!(
+                "tilestored [{sums} + {line} + 1024], tmm1",
+                "tilestored [{sums} + {line} + 3072], tmm3",
+                sums = in(reg) sums,
+                line = in(reg) 64usize,
+                options(nostack, preserves_flags)
+            ),
+        }
+    }
+}
+
+/// y += the sums of a block and its run `r`, less those of its zero points, times scale and step.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn add_sums(task: &Task, r: usize, sums: &Sums, y: &mut [[f32; PANEL]]) {
-    use std::arch::x86_64::{_mm512_add_epi32, _mm512_loadu_si512, _mm512_slli_epi32};
-    let (totals, steps) = (&task.totals[r * TOKENS..][..TOKENS], &task.steps[r * TOKENS..][..TOKENS]);
-    let group = task.runs[r].group;
-    let scales = scales(&task.scales, group);
-    for (t, y) in y.iter_mut().enumerate() {
-        let zeros = times(-totals[t], &task.zeros, group);
+fn add_sums(
+    (task, scales): (&Task, [__m512; 2]),
+    (block, r): (&Block, usize),
+    sums: &Sums,
+    y: &mut [[f32; PANEL]],
+) {
+    let tokens = r * TOKENS..(r + 1) * TOKENS;
+    let of_tokens = block.totals[tokens.clone()].iter().zip(&block.steps[tokens]);
+    for ((t, y), (total, step)) in y.iter_mut().enumerate().zip(of_tokens) {
+        let zeros = times(-total, &task.zeros, task.runs[0].group);
         for half in 0..2 {
-            let [low, high] = [half, 2 + half].map(|part| {
-                // SAFETY: 16 sums from there on.
-                unsafe { _mm512_loadu_si512(sums.0[part][t].as_ptr().cast()) }
+            // SAFETY: a block has so many tokens, and a token's sums fill a register.
+            let [low, high] = [half, 2 + half].map(|part| unsafe {
+                _mm512_load_si512(sums.0.get_unchecked(part).get_unchecked(t).as_ptr().cast())
             });
             let sum = _mm512_add_epi32(_mm512_add_epi32(zeros[half], low), _mm512_slli_epi32::<8>(high));
-            add(&mut y[16 * half..][..16], sum, scales[half], steps[t]);
+            add(&mut y[16 * half..][..16], sum, scales[half], *step);
         }
     }
 }
 
 /// Words of packed codes to words of four codes each, half as many as pairs.
-pub(super) fn quads<const BITS: usize>(words: &[Lanes], quads: &mut [Lanes]) {
+///
+/// # Safety
+/// The processor must have the instructions.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) unsafe fn quads<const BITS: usize>(words: &[Lanes], quads: &mut [Lanes]) {
     let (fields, mask) = (pairs_in_word(BITS) / 2, super::mask(BITS));
     for (words, quads) in words.iter().zip(quads.chunks_exact_mut(fields)) {
         for (i, quads) in quads.iter_mut().enumerate() {

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+pub(super) use super::portable::gather;
 use super::{Lanes, PANEL, Run, Scales, Task, UNPACKED, Zeros, mask, pairs_in_word};
 use crate::cpu::read_ahead;
 

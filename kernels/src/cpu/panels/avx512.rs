@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::kernels::{Arrange, Multiply};
-use super::{Lanes, PANEL, Run, Scales, Task, UNPACKED, Zeros, mask, pairs_in_word};
+use super::{Lanes, PANEL, Run, Scales, Task, UNPACKED, Zeros, mask, pairs_in_word, portable};
 use crate::cpu::read_ahead;
 
 type Pair<T> = [T; 2];
@@ -170,6 +170,27 @@ pub(super) fn add(y: &mut [f32], sum: __m512i, scale: __m512, step: f32) {
         let y = _mm512_loadu_ps(place);
         _mm512_storeu_ps(place, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, y));
     }
+}
+
+/// See [`super::Kernels::gather`].
+///
+/// # Safety
+/// The processor must have the instructions.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn gather(x: &[f32], order: &[u32], values: &mut [f32]) {
+    let (values, rest) = values.as_chunks_mut::<16>();
+    let (orders, last) = order.as_chunks::<16>();
+    let count = _mm512_set1_epi32(x.len() as i32);
+    for (values, order) in values.iter_mut().zip(orders) {
+        // SAFETY: 16 places and 16 values, all of them within `x`.
+        unsafe {
+            let order = _mm512_loadu_si512(order.as_ptr().cast());
+            let inside = _mm512_cmplt_epu32_mask(order, count);
+            assert_eq!(inside, u16::MAX, "a feature beyond the end");
+            _mm512_storeu_ps(values.as_mut_ptr(), _mm512_i32gather_ps::<4>(order, x.as_ptr()));
+        }
+    }
+    portable::gather(x, last, rest);
 }
 
 /// See [`super::Kernels::unpack`].

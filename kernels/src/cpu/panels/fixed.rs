@@ -9,6 +9,9 @@ use super::kernels::Kernels;
 use super::{DIRECT, Isa, Panels, Parts, RUN, Run, pairs_in_word, team};
 use crate::cpu::zeroed;
 
+/// Bytes of a cache line, which is what a row of a tile has.
+const LINE: usize = 64;
+
 /// Tokens of a block where there are many.
 pub(super) const fn block(isa: Isa) -> usize {
     match isa {
@@ -24,8 +27,9 @@ pub(super) struct Blocks {
     tokens: usize,
     /// Of a block, but for the last.
     together: usize,
-    /// `[blocks, words, pairs in a word, tokens]`
+    /// `[blocks, words, pairs in a word, tokens]`, from where the first cache line begins.
     x: Vec<i32>,
+    begins: usize,
     /// `[blocks, runs, tokens]`
     totals: Vec<i32>,
     /// `[blocks, runs, tokens]`
@@ -79,10 +83,13 @@ impl Blocks {
         let mut all = Self {
             tokens,
             together,
-            x: Vec::with_capacity(pairs * tokens),
+            x: Vec::with_capacity(pairs * tokens + LINE / size_of::<i32>()),
+            begins: 0,
             totals: Vec::with_capacity(runs * tokens),
             steps: Vec::with_capacity(runs * tokens),
         };
+        all.begins = all.x.as_ptr().align_offset(LINE);
+        all.x.resize(all.begins, 0);
         let parts = (
             Parts::of(&mut all.x.spare_capacity_mut()[..pairs * tokens]),
             Parts::of(&mut all.totals.spare_capacity_mut()[..runs * tokens]),
@@ -104,7 +111,7 @@ impl Blocks {
         });
         // SAFETY: every block has been filled.
         unsafe {
-            all.x.set_len(pairs * tokens);
+            all.x.set_len(all.begins + pairs * tokens);
             all.totals.set_len(runs * tokens);
             all.steps.set_len(runs * tokens);
         }
@@ -113,13 +120,14 @@ impl Blocks {
 
     pub fn iter(&self) -> impl Iterator<Item = Block<'_>> {
         let per = |length: usize| length / self.tokens.max(1);
-        let (pairs, runs) = (per(self.x.len()), per(self.totals.len()));
+        let x = &self.x[self.begins..];
+        let (pairs, runs) = (per(x.len()), per(self.totals.len()));
         (0..self.tokens).step_by(self.together.max(1)).map(move |first| {
             let tokens = self.together.min(self.tokens - first);
             Block {
                 first,
                 tokens,
-                x: &self.x[first * pairs..][..tokens * pairs],
+                x: &x[first * pairs..][..tokens * pairs],
                 totals: &self.totals[first * runs..][..tokens * runs],
                 steps: &self.steps[first * runs..][..tokens * runs],
             }
@@ -138,7 +146,7 @@ fn fill(
     let mut rows = vec![0; if tokens == 1 { 0 } else { tokens * pairs }];
     for (t, x) in x.chunks_exact(k.max(1)).enumerate() {
         let row = if tokens == 1 { &mut *places } else { &mut rows[t * pairs..][..pairs] };
-        integers(weight, x, row, |r, (step, total)| {
+        integers(weight, x, kernels, row, |r, (step, total)| {
             (steps[r * tokens + t], totals[r * tokens + t]) = (step, total);
         });
         kernels.arrange(row);
@@ -150,16 +158,19 @@ fn fill(
 
 /// One token's integers, two to a pair; `note` gets the step and the sum of each of its runs. Pairs beyond a run's columns
 /// stay as they are.
-fn integers(weight: &Panels, x: &[f32], pairs: &mut [i32], mut note: impl FnMut(usize, (f32, i32))) {
+fn integers(
+    weight: &Panels,
+    x: &[f32],
+    kernels: &Kernels,
+    pairs: &mut [i32],
+    mut note: impl FnMut(usize, (f32, i32)),
+) {
     let mut values = [0.0; RUN];
     for (r, run) in weight.runs.iter().enumerate() {
         let Run { columns, at, .. } = run;
         let values = &mut values[..columns.len()];
         match &weight.order {
-            Some(order) => {
-                let order = &order[columns.clone()];
-                values.iter_mut().zip(order).for_each(|(value, i)| *value = x[*i as usize]);
-            }
+            Some(order) => kernels.gather(x, &order[columns.clone()], values),
             None => values.copy_from_slice(&x[columns.clone()]),
         }
         let halves = bytemuck::cast_slice_mut(&mut pairs[at * pairs_in_word(weight.bits)..]);

@@ -1,5 +1,6 @@
 //! Which version of a product fits the processor, the width of the codes and the number of tokens.
 
+use super::fixed::Block;
 #[cfg(target_arch = "aarch64")]
 use super::neon;
 use super::{Isa, Lanes, PANEL, Task, portable};
@@ -9,14 +10,23 @@ use super::{UNPACKED, amx, avx2, avx512};
 pub(super) type Arrange = unsafe fn(&mut [i32]);
 type Place = fn(&[i32], usize, &mut [i32]);
 pub(super) type Multiply = unsafe fn(&Task, &mut [[f32; PANEL]]);
+type MultiplyRun = unsafe fn(&Task, (usize, usize), &[Block], &mut [[f32; PANEL]]);
+
+/// Who multiplies: one block of tokens after the other, or one run of all blocks.
+#[derive(Clone, Copy)]
+enum Multiplied {
+    Block(Multiply),
+    Blocks(MultiplyRun),
+}
 
 /// The inner loops for one width and one number of tokens.
 #[derive(Clone, Copy)]
 pub(super) struct Kernels {
     tokens: usize,
+    gather: unsafe fn(&[f32], &[u32], &mut [f32]),
     arrange: Arrange,
     place: Place,
-    multiply: Multiply,
+    multiply: Multiplied,
     unpack: unsafe fn(&[Lanes], &mut [Lanes]),
 }
 
@@ -28,15 +38,16 @@ impl Kernels {
             ($set:ident, $bits:literal) => {
                 Self {
                     tokens,
+                    gather: $set::gather,
                     arrange: as_they_are,
                     place: token_by_token,
-                    multiply: match tokens {
+                    multiply: Multiplied::Block(match tokens {
                         1 => $set::multiply::<$bits, 1>,
                         2 => $set::multiply::<$bits, 2>,
                         4 => $set::multiply::<$bits, 4>,
                         8 => $set::multiply::<$bits, 8>,
                         _ => $set::multiply::<$bits, 12>,
-                    },
+                    }),
                     unpack: $set::unpack::<$bits>,
                 }
             };
@@ -55,7 +66,7 @@ impl Kernels {
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Amx if bits == UNPACKED => {
-                Self { tokens, multiply: amx::multiply, place: amx::place, ..set!(avx512) }
+                Self { multiply: Multiplied::Blocks(amx::multiply), place: amx::place, ..set!(avx512) }
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Amx => {
@@ -69,7 +80,9 @@ impl Kernels {
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => match avx512::of_bytes(bits, tokens) {
-                Some((arrange, multiply)) => Self { arrange, multiply, ..set!(avx512) },
+                Some((arrange, multiply)) => {
+                    Self { arrange, multiply: Multiplied::Block(multiply), ..set!(avx512) }
+                }
                 None => set!(avx512),
             },
             #[cfg(target_arch = "x86_64")]
@@ -78,6 +91,13 @@ impl Kernels {
             Isa::Neon => set!(neon),
             Isa::Portable => set!(portable),
         }
+    }
+
+    /// `values[i] = x[order[i]]`
+    pub fn gather(&self, x: &[f32], order: &[u32], values: &mut [f32]) {
+        assert_eq!(order.len(), values.len());
+        // SAFETY: `isa` chose instructions that the processor has.
+        unsafe { (self.gather)(x, order, values) }
     }
 
     /// Puts one token's pairs of features in the order in which [`Self::multiply`] wants them.
@@ -91,12 +111,25 @@ impl Kernels {
         (self.place)(rows, pairs, places);
     }
 
-    /// For every token `t` and row of the panel, with the sums over `k` in integers:
+    /// For every token `t` of the blocks and row of the panel, with the sums over `k` in integers:
     /// `y[t][row] += sum over runs of scale[row] step[t] (sum_k code[row, k] x[t, k] - zero[row] sum_k x[t, k])`.
-    pub fn multiply(&self, task: &Task, y: &mut [[f32; PANEL]]) {
-        assert_eq!(y.len(), self.tokens);
+    /// The first of `task`'s runs is run `r` of the blocks, which have `at` pairs before it.
+    pub fn multiply(&self, task: &Task, (at, r): (usize, usize), blocks: &[Block], y: &mut [[f32; PANEL]]) {
+        assert_eq!(y.len(), blocks.len() * self.tokens);
         // SAFETY: `isa` chose instructions that the processor has.
-        unsafe { (self.multiply)(task, y) }
+        unsafe {
+            match self.multiply {
+                Multiplied::Block(multiply) => {
+                    for (block, y) in blocks.iter().zip(y.chunks_exact_mut(self.tokens)) {
+                        let x = &block.x[at * self.tokens..];
+                        let (totals, steps) =
+                            (&block.totals[r * self.tokens..], &block.steps[r * self.tokens..]);
+                        multiply(&Task { x, totals, steps, ..*task }, y);
+                    }
+                }
+                Multiplied::Blocks(multiply) => multiply(task, (at, r), blocks, y),
+            }
+        }
     }
 
     /// Words of packed codes to one pair of codes a word.

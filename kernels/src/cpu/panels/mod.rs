@@ -57,6 +57,10 @@ const TILE: usize = 192;
 #[repr(C, align(64))]
 struct Lanes([u32; PANEL]);
 
+/// Begins where a cache line does.
+#[repr(align(64))]
+struct Aligned<T>(T);
+
 /// Input features with the same scale and zero point in every row.
 struct Run {
     group: usize,
@@ -97,17 +101,20 @@ enum OwnedZeros {
 }
 
 /// One panel's `[groups]`.
+#[derive(Clone, Copy)]
 enum Scales<'a> {
     F16(&'a [[f16; PANEL]]),
     F32(&'a [[f32; PANEL]]),
 }
 
+#[derive(Clone, Copy)]
 enum Zeros<'a> {
     Same(u16),
     Each(&'a [[u16; PANEL]]),
 }
 
 /// What a kernel multiplies: runs of one panel, and a block of tokens.
+#[derive(Clone, Copy)]
 struct Task<'a> {
     runs: &'a [Run],
     codes: &'a [Lanes],
@@ -244,7 +251,8 @@ impl Panels {
             [block] if rows <= DIRECT => {
                 team::for_each(panels, |panel| {
                     let mut tile = [[0.0; PANEL]; DIRECT];
-                    kernels.multiply(&self.task(panel, block), &mut tile[..block.tokens]);
+                    let task = self.task(panel, block);
+                    kernels.multiply(&task, (0, 0), std::slice::from_ref(block), &mut tile[..block.tokens]);
                     store(panel, 0, &tile);
                 });
             }
@@ -252,9 +260,9 @@ impl Panels {
                 let tiles: Vec<_> = blocks.chunks(TILE / fixed::block(isa)).collect();
                 team::for_each(panels * tiles.len(), |i| {
                     let (panel, blocks) = (i % panels, tiles[i / panels]);
-                    let mut tile = [[0.0; PANEL]; TILE];
-                    self.add_tile(panel, blocks, isa, &mut tile);
-                    store(panel, blocks[0].first, &tile);
+                    let mut tile = Aligned([[0.0; PANEL]; TILE]);
+                    self.add_tile(panel, blocks, isa, &mut tile.0);
+                    store(panel, blocks[0].first, &tile.0);
                 });
             }
         }
@@ -292,25 +300,20 @@ impl Panels {
     fn add_tile(&self, panel: usize, blocks: &[Block], isa: Isa, y: &mut [[f32; PANEL]]) {
         let mut unpacked = [Lanes([0; PANEL]); RUN / 2 + 8];
         let narrow = Kernels::of(isa, self.bits, 1);
-        let wide = blocks.iter().map(|block| Kernels::of(isa, UNPACKED, block.tokens)).collect::<Vec<_>>();
         for (r, run) in self.runs.iter().enumerate() {
             let whole = self.task(panel, &blocks[0]);
             let pairs = run.words * pairs_in_word(self.bits);
             narrow.unpack(&whole.codes[run.at..][..run.words], &mut unpacked[..pairs]);
             let unpacked_run = [Run { at: 0, words: pairs, columns: run.columns.clone(), group: run.group }];
             let mut rest = &mut y[..];
-            for (block, kernels) in blocks.iter().zip(&wide) {
-                let (y, after) = rest.split_at_mut(block.tokens);
+            for blocks in blocks.chunk_by(|one, next| one.tokens == next.tokens) {
+                let tokens = blocks[0].tokens;
+                let (y, after) = rest.split_at_mut(blocks.len() * tokens);
                 rest = after;
-                let task = Task {
-                    runs: &unpacked_run,
-                    codes: &unpacked[..pairs],
-                    x: &block.x[run.at * pairs_in_word(self.bits) * block.tokens..],
-                    totals: &block.totals[r * block.tokens..],
-                    steps: &block.steps[r * block.tokens..],
-                    ..self.task(panel, block)
-                };
-                kernels.multiply(&task, y);
+                let task =
+                    Task { runs: &unpacked_run, codes: &unpacked[..pairs], ..self.task(panel, &blocks[0]) };
+                let at = run.at * pairs_in_word(self.bits);
+                Kernels::of(isa, UNPACKED, tokens).multiply(&task, (at, r), blocks, y);
             }
         }
     }

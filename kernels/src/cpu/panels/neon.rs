@@ -3,7 +3,7 @@
 
 use std::arch::aarch64::*;
 
-pub(super) use super::portable::unpack;
+pub(super) use super::portable::{gather, unpack};
 use super::{Lanes, PANEL, Run, Scales, Task, Zeros, mask, pairs_in_word};
 use crate::cpu::neon::widen_f16;
 

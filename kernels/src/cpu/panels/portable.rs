@@ -37,6 +37,11 @@ fn add_word<const BITS: usize, const T: usize>(words: &Lanes, x: &[i32], sums: &
     }
 }
 
+/// See [`super::Kernels::gather`].
+pub(super) fn gather(x: &[f32], order: &[u32], values: &mut [f32]) {
+    values.iter_mut().zip(order).for_each(|(value, i)| *value = x[*i as usize]);
+}
+
 /// See [`super::Kernels::unpack`].
 pub(super) fn unpack<const BITS: usize>(words: &[Lanes], pairs: &mut [Lanes]) {
     for (words, pairs) in words.iter().zip(pairs.chunks_exact_mut(pairs_in_word(BITS))) {
