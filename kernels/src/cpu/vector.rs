@@ -6,19 +6,31 @@ use super::block::{Columns, LANES};
 
 /// Bytes from what a loop reads to what it asks memory for, so that it arrives in time. Processors do so by themselves, but
 /// begin anew with every page of 4096 bytes.
-const AHEAD: usize = 2048;
+#[cfg(target_arch = "x86_64")]
+const FAR: usize = 4096;
 
-/// Asks memory for the line some way ahead of `place`, which a loop reads now; beyond the end of what it reads is no harm.
+/// Bytes to what it asks the second-level cache for, which has it by then.
+const NEAR: usize = 1024;
+
+/// Asks for the lines some way ahead of `place`, which a loop reads now; beyond the end of what it reads is no harm.
 #[inline(always)]
 pub(crate) fn read_ahead<T>(place: *const T) {
-    prefetch(place.wrapping_byte_add(AHEAD));
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: nothing is read: an address that no memory belongs to is ignored.
+    unsafe {
+        // The first-level cache can wait for few lines at a time, the second-level one for many.
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(
+            place.wrapping_byte_add(FAR).cast(),
+        );
+    }
+    prefetch(place.wrapping_byte_add(NEAR));
 }
 
-/// Asks memory for the line at `place`, which may lie outside of the program's memory.
+/// Asks for the line at `place`, which may lie outside of the program's memory.
 #[inline(always)]
 pub(crate) fn prefetch<T>(place: *const T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: nothing is read: an address that no memory belongs to is ignored.
+    // SAFETY: as above.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(place.cast());
     }
