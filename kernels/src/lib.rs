@@ -28,7 +28,7 @@ mod testing;
 
 pub use backend::Backend;
 pub use batch::{Batch, KV_BLOCK_ROWS, SequenceRows};
-pub use cpu::Cpu;
+pub use cpu::{Cpu, ReadMemory};
 pub use cuda::Cuda;
 pub use device::{Device, Memory};
 pub use error::{Error, Result};

@@ -11,6 +11,7 @@ mod pages;
 mod panels;
 mod parts;
 mod product;
+mod reading;
 mod sketch;
 pub(crate) mod team;
 mod vector;
@@ -30,6 +31,7 @@ pub(crate) use pages::LongLived;
 pub(crate) use panels::Panels;
 pub(crate) use parts::{Parts, each_row, map, new_rows, zeroed};
 pub(crate) use product::multiply;
+pub use reading::ReadMemory;
 pub(crate) use sketch::Sketch;
 pub(crate) use vector::{
     axpy, dot, exp_columns, exp_in_place, maximum, prefetch, read_ahead, scale_columns, soft_cap, widen_codes,

@@ -1,12 +1,11 @@
 //! What this machine can do at best, in the kinds of work that count here.
 
-use std::hint::black_box;
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use gptq_kernels::{AttentionShape, Backend, Batch};
+use gptq_kernels::{AttentionShape, Backend, Batch, ReadMemory};
 use gptq_runtime::config::ModelConfig;
 
 use super::{Figure, median, middle};
@@ -109,34 +108,12 @@ fn copies<B: Backend>(device: &B, rows: usize) -> Result<(f64, [f64; 2])> {
     Ok((copy, [bytes / up, bytes / down.max(f64::MIN_POSITIVE)]))
 }
 
-/// Reads four places in turn: a lone stretch waits for memory anew with every page.
-fn read_all(words: &[u64]) -> u64 {
-    let quarter = words.len() / 4;
-    let [a, b, c, d] = [0, 1, 2, 3].map(|i| words[i * quarter..][..quarter].as_chunks::<8>().0);
-    let mut sums = [0; 8];
-    for (((a, b), c), d) in a.iter().zip(b).zip(c).zip(d) {
-        for (i, sum) in sums.iter_mut().enumerate() {
-            *sum ^= a[i] ^ b[i] ^ c[i] ^ d[i];
-        }
-    }
-    sums.iter().fold(0, |sum, word| sum ^ word)
-}
-
 /// Bytes a second that all threads together read of memory that has been written before.
 fn read() -> f64 {
-    let threads = rayon::current_num_threads();
-    let words: Vec<u64> = (0..READ as u64 / 8).collect();
+    let memory = ReadMemory::new(READ);
     let pass = || {
         let start = Instant::now();
-        std::thread::scope(|scope| {
-            for part in words.chunks(words.len().div_ceil(threads)) {
-                scope.spawn(move || {
-                    for _ in 0..PASSES {
-                        black_box(read_all(black_box(part)));
-                    }
-                });
-            }
-        });
+        (0..PASSES).for_each(|_| memory.read());
         (READ * PASSES) as f64 / start.elapsed().as_secs_f64()
     };
     middle((0..TIMES).map(|_| pass()).collect())
